@@ -1,1 +1,61 @@
-//! Work in progress.
+//! The device's side of Headway: runs the head of a language model here and its tail on a tail server.
+//!
+//! On the inference path this crate is everything before the wire and the text after it:
+//! prompt → token ids ([`vocabulary`]) → head layers ([`head_layers`]) → codec and replay buffer (`rows`)
+//! → WebSocket (`connection`) → … → token id → text and stop strings (`answer`) → [`Event`].
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), edge_lite::Error> {
+//! use edge_lite::{Client, ClientConfig, GenerateRequest, Prompt};
+//!
+//! let client = Client::connect("ws://127.0.0.1:8080", ClientConfig::default()).await?;
+//! let request = GenerateRequest::new(Prompt::Raw("The sea is".to_owned()));
+//! let report = client.generate(request).await?.finish().await?;
+//! println!("{} ({} layers here)", report.text, report.split_layer);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Invariants
+//! - The tail's KV cache is only a cache: what this side holds (token ids, its own KV cache, the encoded
+//!   activations) rebuilds a session on any tail, and the stream goes on exactly as it would have.
+//! - No forward pass runs on a thread of the async runtime.
+//! - Nothing is loaded whose digest was not checked in this process.
+//!
+//! Deliberately absent: Kubernetes, and any choice of the split layer by measurement.
+
+mod answer;
+mod artifact_cache;
+pub mod client;
+mod connection;
+pub mod error;
+pub mod eval;
+pub mod event;
+pub mod generation;
+pub mod head_layers;
+pub mod local;
+mod recovery;
+mod replay;
+pub mod report;
+pub mod request;
+mod rows;
+mod session;
+mod stop;
+mod tail_api;
+mod tail_url;
+mod tls;
+pub mod vocabulary;
+
+pub use client::{Client, ClientConfig, ReconnectPolicy};
+pub use error::{DeviceError, Error, Refused, RequestError, TailError};
+pub use event::{Event, TokenEvent};
+pub use generation::Generation;
+pub use local::{LocalConfig, LocalModel};
+pub use report::{FinishReason, Report, Route, Timings};
+pub use request::{GenerateRequest, Prompt, TraceContext};
+
+pub use headway_model::chat_template::ChatMessage;
+pub use headway_model::quantization::Quantization;
+pub use headway_model::sampler::SamplingParams;
+pub use headway_model::weights::WeightDtype;
+pub use headway_wire::Codec;

@@ -1,1 +1,139 @@
-//! Work in progress.
+//! The tail of a split model: serves the layers `[k, L)`, final norm, lm_head and sampler to devices that
+//! run the layers `[0, k)`.
+//!
+//! Place on the path:
+//!
+//! ```text
+//! WebSocket ─ session ─ admission, capacity ─► engine: batcher ─ tail layers ─ lm_head ─ sampler ─► session
+//! ```
+//!
+//! [`run`] is the whole server. `main.rs` calls it with the process's signals; a test calls it with a
+//! listener on port 0 and a future of its own.
+//!
+//! Invariants:
+//! - Everything a peer can make grow has a named limit, and a peer's fault ends that peer's session only.
+//! - Device work happens on the engine's thread alone, and all of its time is attributed to sessions.
+//! - The KV cache is only a cache: nothing here must outlive the process.
+
+mod accounting;
+mod admission;
+mod api;
+mod batcher;
+mod capacity;
+pub mod config;
+mod drain;
+mod engine;
+mod error;
+mod head_artifacts;
+mod loaded_model;
+mod metrics;
+mod serve;
+mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+pub use self::config::{Args, Config, ConfigError, Timeouts};
+pub use self::loaded_model::{LoadModelError, LoadedModel};
+
+use self::admission::Admission;
+use self::api::Api;
+use self::capacity::Capacity;
+use self::drain::Drain;
+use self::engine::EngineHandle;
+use self::head_artifacts::HeadArtifacts;
+use self::metrics::Metrics;
+use self::session::SessionService;
+
+/// Session sockets that have not opened their session yet, or that linger after it.
+const EXTRA_SOCKETS: usize = 64;
+
+/// How long the engine may take to end its last step once all sessions are gone.
+const ENGINE_GRACE: Duration = Duration::from_secs(5);
+
+/// Why a server does not start, or does not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A metric was registered twice or has a wrong name.
+    #[error("the metrics cannot be set up")]
+    Metrics(#[from] prometheus::Error),
+    /// The manifest has no JSON form.
+    #[error("the manifest cannot be written as JSON")]
+    Manifest(#[from] serde_json::Error),
+    /// The engine's thread could not be started.
+    #[error("the engine thread cannot be started")]
+    Engine(#[source] std::io::Error),
+    /// The accept loop panicked.
+    #[error("the HTTP server has failed")]
+    Server(#[source] tokio::task::JoinError),
+}
+
+/// Serves `model` on `listener` until `shutdown` is done and the sessions have left or `config.drain` has
+/// passed.
+///
+/// The listener is ready for connections before this is called; the tail is ready when it is.
+///
+/// # Errors
+/// [`RunError`] where the server cannot start, or its accept loop fails.
+pub async fn run(
+    listener: TcpListener,
+    config: Config,
+    model: LoadedModel,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
+    let metrics = Arc::new(Metrics::new()?);
+    let max_sockets = config.max_sessions + EXTRA_SOCKETS;
+    let drain = Arc::new(Drain::new(max_sockets, Arc::clone(&metrics)));
+
+    let LoadedModel { weights, decoder, manifest, tokenizer_json } = model;
+    let (engine, engine_thread) =
+        EngineHandle::start(decoder, config.step_tokens, config.max_sessions, Arc::clone(&metrics))
+            .map_err(RunError::Engine)?;
+    let artifacts = HeadArtifacts::new(weights, &manifest, &config.cache_dir);
+    let manifest_json = serde_json::to_vec(&manifest)?.into();
+    let tokenizer_digest = manifest.identity.tokenizer.digest.clone();
+    let sessions = SessionService::new(
+        Admission::new(manifest, config.codecs),
+        Capacity::new(config.max_sessions, config.max_kv_bytes, Arc::clone(&metrics)),
+        engine,
+        Arc::clone(&drain),
+        Arc::clone(&metrics),
+        config.timeouts,
+    );
+    let api = Api {
+        manifest_json,
+        tokenizer_json,
+        tokenizer_digest,
+        artifacts,
+        sessions,
+        drain: Arc::clone(&drain),
+        metrics,
+        max_sockets,
+    };
+
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = tokio::spawn(serve::serve(listener, api::router(Arc::new(api)), async {
+        // An error means that `run` was dropped: stop as well.
+        let _ = stopped.await;
+    }));
+    shutdown.await;
+    drain.run(config.drain).await;
+    // The receiver is gone only where the server has failed, which is returned below.
+    let _ = stop.send(());
+    server.await.map_err(RunError::Server)?;
+    join_engine(engine_thread).await;
+    Ok(())
+}
+
+/// The engine's thread ends once the last session and the router have dropped their way to it.
+async fn join_engine(thread: std::thread::JoinHandle<()>) {
+    let joined = tokio::task::spawn_blocking(move || thread.join());
+    match tokio::time::timeout(ENGINE_GRACE, joined).await {
+        Ok(Ok(Ok(()))) => tracing::info!("stopped"),
+        Ok(_) => tracing::error!("the engine thread has failed"),
+        Err(_) => tracing::warn!("the engine was still busy when the server stopped"),
+    }
+}

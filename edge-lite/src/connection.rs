@@ -1,0 +1,240 @@
+//! One WebSocket to a tail: one session from Open to Close.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{SinkExt as _, StreamExt as _};
+use headway_wire::message::{ClientFrame, Close, GoAway, Open, Opened, ServerFrame, Step, StepResult, server_frame};
+use headway_wire::{Limits, frame};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
+
+use crate::error::{Refused, TailError};
+use crate::rows::wire_u32;
+use crate::tail_url::TailUrl;
+
+/// How long a polite goodbye may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// What one read from the socket takes at most; results are small.
+const READ_BUFFER_BYTES: usize = 16 << 10;
+
+/// How to reach a tail.
+#[derive(Clone)]
+pub(crate) struct Dialer {
+    pub(crate) url: TailUrl,
+    pub(crate) tls: Arc<rustls::ClientConfig>,
+    pub(crate) limits: Limits,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) result_timeout: Duration,
+}
+
+/// Bytes on a WebSocket: payloads and frame headers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    pub(crate) up_bytes: u64,
+    pub(crate) down_bytes: u64,
+}
+
+/// A step that was sent and not yet answered.
+struct Unanswered {
+    end: usize,
+    sample: bool,
+}
+
+/// An open session.
+pub(crate) struct Connection {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    dialer: Dialer,
+    pub(crate) opened: Opened,
+    pub(crate) go_away: Option<GoAway>,
+    unanswered: VecDeque<Unanswered>,
+    /// Positions sent on this connection.
+    sent: usize,
+    pub(crate) traffic: Traffic,
+}
+
+/// A result and what it answers.
+pub(crate) struct Answered {
+    pub(crate) result: StepResult,
+    pub(crate) sample: bool,
+}
+
+impl Connection {
+    /// Connects and opens a session.
+    pub(crate) async fn open(dialer: &Dialer, open: Open) -> Result<Self, TailError> {
+        let after = dialer.connect_timeout;
+        timeout(after, Self::open_now(dialer, open))
+            .await
+            .unwrap_or(Err(TailError::Timeout { what: "opened session", after }))
+    }
+
+    async fn open_now(dialer: &Dialer, open: Open) -> Result<Self, TailError> {
+        let config = WebSocketConfig::default()
+            .read_buffer_size(READ_BUFFER_BYTES)
+            .max_message_size(Some(dialer.limits.max_frame_bytes))
+            .max_frame_size(Some(dialer.limits.max_frame_bytes));
+        let connector = dialer.url.is_tls().then(|| Connector::Rustls(Arc::clone(&dialer.tls)));
+        let url = dialer.url.session();
+        // A decode step is one small frame: waiting to fill a packet would cost more than the step.
+        let no_delay = true;
+        let connected =
+            tokio_tungstenite::connect_async_tls_with_config(url.as_str(), Some(config), no_delay, connector).await;
+        let (socket, _) =
+            connected.map_err(|source| TailError::Socket { url: url.to_string(), source: Box::new(source) })?;
+        let mut connection = Self {
+            socket,
+            dialer: dialer.clone(),
+            opened: Opened::default(),
+            go_away: None,
+            unanswered: VecDeque::new(),
+            sent: 0,
+            traffic: Traffic::default(),
+        };
+        connection.send(open.into()).await?;
+        loop {
+            match connection.next_message().await? {
+                server_frame::Message::Opened(opened) => {
+                    connection.opened = opened;
+                    return Ok(connection);
+                }
+                server_frame::Message::GoAway(go_away) => connection.go_away = Some(go_away),
+                server_frame::Message::Refusal(refusal) => return Err(Refused::from(refusal).into()),
+                server_frame::Message::StepResult(_) => {
+                    return Err(protocol("a result came before Opened"));
+                }
+            }
+        }
+    }
+
+    /// Positions sent.
+    pub(crate) fn sent(&self) -> usize {
+        self.sent
+    }
+
+    /// Steps sent and not yet answered.
+    pub(crate) fn unanswered(&self) -> usize {
+        self.unanswered.len()
+    }
+
+    /// Sends a step whose last position is `end - 1`.
+    pub(crate) async fn send_step(&mut self, step: Step, end: usize) -> Result<(), TailError> {
+        self.unanswered.push_back(Unanswered { end, sample: step.sample });
+        self.sent = end;
+        let after = self.dialer.result_timeout;
+        timeout(after, self.send(step.into())).await.unwrap_or(Err(TailError::Timeout { what: "sent step", after }))
+    }
+
+    /// The next result. Cancel safe. Waits without a limit while no step is unanswered, so that a refusal
+    /// or the end of the connection is seen then, too.
+    pub(crate) async fn next_result(&mut self) -> Result<Answered, TailError> {
+        let after = self.dialer.result_timeout;
+        loop {
+            let message = if self.unanswered.is_empty() {
+                self.next_message().await?
+            } else {
+                let late = Err(TailError::Timeout { what: "step result", after });
+                timeout(after, self.next_message()).await.unwrap_or(late)?
+            };
+            match message {
+                server_frame::Message::StepResult(result) => return self.answered(result),
+                server_frame::Message::Refusal(refusal) => return Err(Refused::from(refusal).into()),
+                server_frame::Message::Opened(_) => return Err(protocol("Opened came twice")),
+                // The steps that were sent are still answered; the session moves before its next one.
+                server_frame::Message::GoAway(go_away) => {
+                    let GoAway { deadline_ms, reason } = &go_away;
+                    tracing::info!(deadline_ms, reason, "the tail goes away");
+                    self.go_away = Some(go_away);
+                }
+            }
+        }
+    }
+
+    /// Says goodbye, so that the tail frees the session at once. Errors change nothing any more.
+    pub(crate) async fn close(mut self) -> Traffic {
+        let goodbye = async {
+            self.send(Close {}.into()).await?;
+            self.socket.close(None).await.map_err(|source| self.socket_error(source))
+        };
+        if let Ok(Err(error)) = timeout(CLOSE_TIMEOUT, goodbye).await {
+            tracing::debug!(%error, "the connection was gone before its end");
+        }
+        self.traffic
+    }
+
+    fn answered(&mut self, result: StepResult) -> Result<Answered, TailError> {
+        let Some(Unanswered { end, sample }) = self.unanswered.pop_front() else {
+            return Err(protocol("a result came without a step"));
+        };
+        if result.positions != wire_u32(end) {
+            let reason = format!("a result is for {} positions; expected {end}", result.positions);
+            return Err(TailError::Protocol { reason });
+        }
+        if sample && result.token_id.is_none() {
+            return Err(protocol("a step asked for a token and got none"));
+        }
+        Ok(Answered { result, sample })
+    }
+
+    async fn send(&mut self, frame: ClientFrame) -> Result<(), TailError> {
+        let payload = frame::encode_client_frame(&frame);
+        self.traffic.up_bytes += (payload.len() + frame_header_bytes(payload.len(), true)) as u64;
+        let sent = self.socket.send(Message::Binary(payload)).await;
+        sent.map_err(|source| self.socket_error(source))
+    }
+
+    async fn next_message(&mut self) -> Result<server_frame::Message, TailError> {
+        loop {
+            let message = match self.socket.next().await {
+                None => return Err(TailError::Closed),
+                Some(message) => message.map_err(|source| self.socket_error(source))?,
+            };
+            self.traffic.down_bytes += (message.len() + frame_header_bytes(message.len(), false)) as u64;
+            match message {
+                Message::Binary(payload) => return self.decode(payload),
+                Message::Close(_) => return Err(TailError::Closed),
+                Message::Text(_) => return Err(protocol("a text message came")),
+                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            }
+        }
+    }
+
+    fn decode(&self, payload: Bytes) -> Result<server_frame::Message, TailError> {
+        let ServerFrame { message } = frame::decode_server_frame(payload, &self.dialer.limits)?;
+        message.ok_or_else(|| protocol("an empty frame came"))
+    }
+
+    fn socket_error(&self, source: tungstenite::Error) -> TailError {
+        TailError::Socket { url: self.dialer.url.session().to_string(), source: Box::new(source) }
+    }
+}
+
+fn protocol(reason: &str) -> TailError {
+    TailError::Protocol { reason: reason.to_owned() }
+}
+
+/// RFC 6455, section 5.2: 2 bytes, 0, 2 or 8 for the length, and 4 for the mask of a client's frame.
+fn frame_header_bytes(payload_bytes: usize, masked: bool) -> usize {
+    let length_bytes = match payload_bytes {
+        0..=125 => 0,
+        126..=65_535 => 2,
+        _ => 8,
+    };
+    2 + length_bytes + if masked { 4 } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frame_headers_grow_with_the_payload_and_the_mask() {
+        assert_eq!(frame_header_bytes(125, false), 2);
+        assert_eq!(frame_header_bytes(126, true), 8);
+        assert_eq!(frame_header_bytes(70_000, true), 14);
+    }
+}

@@ -1,0 +1,188 @@
+//! The whole model on this device, with the same events and the same report as a split one.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use headway_model::layer_range::LayerRange;
+use headway_model::sampler::{Sampled, Sampler};
+use headway_model::weights::{WeightDtype, Weights};
+use headway_model::{Decoder, KvCache};
+
+use crate::answer::{Account, Answer, Plan};
+use crate::error::{DeviceError, Error, RequestError};
+use crate::event::Event;
+use crate::generation::{Generation, Progress};
+use crate::report::{FinishReason, Route, Totals};
+use crate::request::GenerateRequest;
+use crate::vocabulary::Vocabulary;
+
+/// How to load and run a model on this device.
+#[derive(Clone, Debug)]
+pub struct LocalConfig {
+    /// The type in which weights are held.
+    pub dtype: WeightDtype,
+    /// The most positions of a generation; `None`: as many as the model was made for.
+    pub max_positions: Option<usize>,
+    /// Positions of the prompt that are computed at a time; bounds the memory for hidden states.
+    pub prompt_chunk_positions: usize,
+}
+
+impl Default for LocalConfig {
+    fn default() -> Self {
+        Self { dtype: WeightDtype::Native, max_positions: None, prompt_chunk_positions: 256 }
+    }
+}
+
+/// A model that runs here from its first layer to its last.
+#[derive(Clone)]
+pub struct LocalModel {
+    decoder: Arc<Decoder>,
+    vocabulary: Arc<Vocabulary>,
+    max_positions: usize,
+    prompt_chunk_positions: usize,
+}
+
+impl LocalModel {
+    /// Loads the model at `path`: a GGUF file or a folder. Blocks.
+    ///
+    /// # Errors
+    /// [`DeviceError::Load`], [`RequestError::ChatTemplate`].
+    pub fn load(path: &Path, config: &LocalConfig) -> Result<Self, Error> {
+        let weights = Weights::open(path)?;
+        let layers = LayerRange::new(0, weights.config().num_layers);
+        let decoder = Arc::new(Decoder::load(&weights, layers, config.dtype)?);
+        let vocabulary = Arc::new(Vocabulary::of_weights(&weights)?);
+        Ok(Self::new(decoder, vocabulary, config))
+    }
+
+    /// `decoder` holds all layers.
+    pub(crate) fn new(decoder: Arc<Decoder>, vocabulary: Arc<Vocabulary>, config: &LocalConfig) -> Self {
+        let known = decoder.config().max_positions;
+        let max_positions = config.max_positions.map_or(known, |most| most.min(known));
+        let prompt_chunk_positions = config.prompt_chunk_positions.max(1);
+        Self { decoder, vocabulary, max_positions, prompt_chunk_positions }
+    }
+
+    /// The model's text side.
+    #[must_use]
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.vocabulary
+    }
+
+    /// The layers.
+    #[must_use]
+    pub fn decoder(&self) -> &Arc<Decoder> {
+        &self.decoder
+    }
+
+    /// Starts a generation.
+    ///
+    /// # Errors
+    /// [`RequestError`] where the request does not fit the model. What goes wrong later comes as an event.
+    pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, Error> {
+        let model = self.clone();
+        let plan = tokio::task::spawn_blocking(move || {
+            Plan::new(request, &model.vocabulary, model.max_positions)
+        });
+        let plan = plan.await.map_err(DeviceError::Worker)??;
+        let (generation, progress) = Generation::channel();
+        let model = self.clone();
+        tokio::task::spawn_blocking(move || model.run(&plan, &progress));
+        Ok(generation)
+    }
+
+    /// Runs one generation to its end and reports it. Blocks.
+    fn run(&self, plan: &Plan, progress: &Progress) {
+        let mut answer = Answer::new(&self.vocabulary, plan);
+        answer.opened(plan.started);
+        let mut pass = Pass { model: self, cache: self.decoder.new_cache(plan.positions()), compute: Duration::ZERO };
+        let finish = pass.drive(plan, &mut answer, progress).and_then(|finish| Ok(answer.rest(finish)?));
+        let num_layers = self.decoder.config().num_layers;
+        let account = Account {
+            prompt_tokens: plan.prompt.len(),
+            split_layer: num_layers,
+            route: Route::Device,
+            totals: Totals { head_compute_ms: pass.compute.as_secs_f64() * 1e3, ..Totals::default() },
+        };
+        // Where nobody listens any more, there is nobody to tell.
+        match finish {
+            Ok((text, finish)) => {
+                if !text.is_empty() {
+                    let _ = progress.events.blocking_send(Ok(Event::Rest { text }));
+                }
+                let report = Box::new(answer.report(finish, account));
+                let _ = progress.events.blocking_send(Ok(Event::Report(report)));
+            }
+            Err(error) => drop(progress.events.blocking_send(Err(error))),
+        }
+    }
+}
+
+/// One generation's forward passes.
+struct Pass<'a> {
+    model: &'a LocalModel,
+    cache: KvCache,
+    compute: Duration,
+}
+
+impl Pass<'_> {
+    fn drive(
+        &mut self,
+        plan: &Plan,
+        answer: &mut Answer<'_>,
+        progress: &Progress,
+    ) -> Result<FinishReason, Error> {
+        let mut sampler =
+            Sampler::new(plan.sampling.clone(), plan.prompt.len()).map_err(RequestError::Sampling)?;
+        for (position, token_id) in plan.prompt.iter().enumerate() {
+            sampler.observe(position, *token_id);
+        }
+        let (before, last) = plan.prompt.split_at(plan.prompt.len().saturating_sub(1));
+        debug_assert_eq!(last.len(), 1, "a prompt has one token or more");
+        for chunk in before.chunks(self.model.prompt_chunk_positions) {
+            if progress.cancelled.is_set() {
+                return Ok(FinishReason::Cancelled);
+            }
+            self.forward(chunk)?;
+        }
+        let mut next_input = last.to_vec();
+        loop {
+            if progress.cancelled.is_set() {
+                return Ok(FinishReason::Cancelled);
+            }
+            let sampled = self.sample(&next_input, &sampler)?;
+            let token_id = sampled.token_id;
+            let taken = answer.take(sampled)?;
+            if let Some(event) = taken.event
+                && progress.events.blocking_send(Ok(Event::Token(event))).is_err()
+            {
+                return Ok(FinishReason::Cancelled);
+            }
+            if let Some(finish) = taken.finish {
+                return Ok(finish);
+            }
+            sampler.observe(self.cache.len(), token_id);
+            next_input = vec![token_id];
+        }
+    }
+
+    fn sample(&mut self, token_ids: &[u32], sampler: &Sampler) -> Result<Sampled, DeviceError> {
+        let hidden_states = self.forward(token_ids)?;
+        let started = Instant::now();
+        let mut logits = self.model.decoder.logits(&hidden_states)?;
+        let sampled = sampler.sample(&mut logits, self.cache.len());
+        self.compute += started.elapsed();
+        Ok(sampled)
+    }
+
+    /// Returns the hidden states behind the last layer, `[token_ids.len(), hidden_size]`.
+    fn forward(&mut self, token_ids: &[u32]) -> Result<Vec<f32>, DeviceError> {
+        let started = Instant::now();
+        let decoder = &self.model.decoder;
+        let mut hidden_states = decoder.embed(token_ids)?;
+        decoder.forward(decoder.layers(), &mut hidden_states, &mut self.cache)?;
+        self.compute += started.elapsed();
+        Ok(hidden_states)
+    }
+}

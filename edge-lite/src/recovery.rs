@@ -1,0 +1,126 @@
+//! When to try again after a lost session. Pure: time comes in as an argument.
+
+use std::time::{Duration, Instant};
+
+use crate::client::ReconnectPolicy;
+use crate::error::TailError;
+
+/// The failures since the last sign of life.
+#[derive(Debug)]
+pub(crate) struct Recovery {
+    policy: ReconnectPolicy,
+    lost_at: Option<Instant>,
+    attempts: u32,
+}
+
+impl Recovery {
+    pub(crate) fn new(policy: ReconnectPolicy) -> Self {
+        Self { policy, lost_at: None, attempts: 0 }
+    }
+
+    /// A token came: the next failure is a new one.
+    pub(crate) fn alive(&mut self) {
+        self.lost_at = None;
+        self.attempts = 0;
+    }
+
+    /// How long to wait before the next attempt, or the error that ends the generation.
+    ///
+    /// The first attempt comes at once, because behind a Service another pod is most likely ready; then the
+    /// wait doubles. `jitter` in `[0, 1)` spreads devices that lost the same tail. A tail's own retry-after
+    /// is waited out in any case.
+    pub(crate) fn wait_after(
+        &mut self,
+        error: TailError,
+        now: Instant,
+        jitter: f64,
+    ) -> Result<Duration, TailError> {
+        if !error.is_recoverable() {
+            return Err(error);
+        }
+        let elapsed = now.saturating_duration_since(*self.lost_at.get_or_insert(now));
+        let backoff = match self.attempts {
+            0 => Duration::ZERO,
+            doublings => {
+                let factor = 2_u32.saturating_pow((doublings - 1).min(16));
+                let full = self.policy.min_backoff.saturating_mul(factor).min(self.policy.max_backoff);
+                full.mul_f64(0.5 + jitter / 2.0)
+            }
+        };
+        let wait = backoff.max(error.retry_after().unwrap_or_default());
+        if self.attempts >= self.policy.max_attempts || elapsed + wait > self.policy.deadline {
+            if self.policy.max_attempts == 0 {
+                return Err(error);
+            }
+            return Err(TailError::GaveUp { attempts: self.attempts, elapsed, last: Box::new(error) });
+        }
+        self.attempts += 1;
+        tracing::warn!(%error, attempt = self.attempts, wait_ms = wait.as_millis(), "the session is lost");
+        Ok(wait)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use headway_wire::message::RefusalCode;
+
+    use super::*;
+    use crate::error::Refused;
+
+    fn policy() -> ReconnectPolicy {
+        ReconnectPolicy {
+            max_attempts: 4,
+            min_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_millis(300),
+            deadline: Duration::from_secs(10),
+        }
+    }
+
+    fn refused(code: RefusalCode, retry_after_ms: Option<u64>) -> TailError {
+        let retry_after = retry_after_ms.map(Duration::from_millis);
+        TailError::Refused(Refused { code, message: String::new(), retry_after })
+    }
+
+    #[test]
+    fn waits_double_up_to_a_bound_and_attempts_end() {
+        let (mut recovery, now) = (Recovery::new(policy()), Instant::now());
+        // The largest jitter is just below 1; 1 gives round numbers.
+        let waits: Vec<u128> =
+            (0..4).map(|_| recovery.wait_after(TailError::Closed, now, 1.0).unwrap().as_millis()).collect();
+        assert_eq!(waits, [0, 100, 200, 300]);
+        let error = recovery.wait_after(TailError::Closed, now, 1.0).unwrap_err();
+        assert!(matches!(error, TailError::GaveUp { attempts: 4, .. }), "{error}");
+    }
+
+    #[test]
+    fn the_tails_retry_after_is_waited_out() {
+        let mut recovery = Recovery::new(policy());
+        let error = refused(RefusalCode::NoCapacity, Some(2500));
+        assert_eq!(recovery.wait_after(error, Instant::now(), 0.0).unwrap().as_millis(), 2500);
+    }
+
+    #[test]
+    fn a_wait_beyond_the_deadline_is_not_begun() {
+        let mut recovery = Recovery::new(policy());
+        let error = refused(RefusalCode::NoCapacity, Some(11_000));
+        let error = recovery.wait_after(error, Instant::now(), 0.0).unwrap_err();
+        assert!(matches!(error, TailError::GaveUp { attempts: 0, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_digest_mismatch_is_not_tried_again() {
+        let mut recovery = Recovery::new(policy());
+        let error = refused(RefusalCode::DigestMismatch, Some(1));
+        let error = recovery.wait_after(error, Instant::now(), 0.0).unwrap_err();
+        assert!(matches!(error, TailError::Refused(_)), "{error}");
+    }
+
+    #[test]
+    fn a_token_in_between_resets_the_count() {
+        let (mut recovery, now) = (Recovery::new(policy()), Instant::now());
+        for _ in 0..10 {
+            assert_eq!(recovery.wait_after(TailError::Closed, now, 0.0).unwrap(), Duration::ZERO);
+            recovery.alive();
+        }
+    }
+}

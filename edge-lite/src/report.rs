@@ -1,0 +1,104 @@
+//! What ran where, and how long it took.
+
+use serde::{Deserialize, Serialize};
+
+/// Where the layers ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Route {
+    /// Head layers here, the rest on the tail.
+    Split,
+    /// All layers here.
+    Device,
+    /// All layers on the tail.
+    Cloud,
+}
+
+impl Route {
+    /// The route of a model of `num_layers` layers whose first `split_layer` run here.
+    #[must_use]
+    pub const fn of(split_layer: usize, num_layers: usize) -> Self {
+        match split_layer {
+            0 => Self::Cloud,
+            k if k >= num_layers => Self::Device,
+            _ => Self::Split,
+        }
+    }
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// A stop string came.
+    Stop,
+    /// The most tokens, or the last position, was reached.
+    Length,
+    /// The model ended its turn.
+    EndOfTurn,
+    /// The caller cancelled.
+    Cancelled,
+}
+
+/// Wall-clock times of one generation, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timings {
+    /// Opening the first session on the tail; 0 without a tail.
+    pub connect: f64,
+    /// From the opened session to the first token.
+    pub prefill: f64,
+    /// From the request to the first token.
+    pub first_token: f64,
+    /// From the first token to the last.
+    pub decode: f64,
+    /// From the request to the end.
+    pub total: f64,
+}
+
+/// The account of one generation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The answer, without a stop string.
+    pub text: String,
+    /// The sampled tokens, those of a stop string too, but not the one that ended the turn.
+    pub token_ids: Vec<u32>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Layers that ran here.
+    pub split_layer: usize,
+    /// Where the layers ran.
+    pub route: Route,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// How long it took.
+    pub timings_ms: Timings,
+    /// Time in which layers ran here.
+    pub head_compute_ms: f64,
+    /// Sent on the WebSocket: payloads and frame headers.
+    pub bytes_up: u64,
+    /// Received on the WebSocket: payloads and frame headers.
+    pub bytes_down: u64,
+    /// Sessions opened after the first.
+    pub reconnects: u32,
+    /// Positions that were sent again to rebuild a session.
+    pub replayed_positions: u64,
+    /// Device time that the tail attributed to this generation, in microseconds.
+    pub tail_compute_us: u64,
+    /// Device time that the head layers here saved the tail, by the tail's account, in microseconds.
+    pub tail_saved_us: u64,
+    /// Time that steps waited for the tail's engine, in microseconds.
+    pub tail_queue_us: u64,
+}
+
+/// Counters that a report is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Totals {
+    pub(crate) head_compute_ms: f64,
+    pub(crate) bytes_up: u64,
+    pub(crate) bytes_down: u64,
+    pub(crate) reconnects: u32,
+    pub(crate) replayed_positions: u64,
+    pub(crate) tail_compute_us: u64,
+    pub(crate) tail_saved_us: u64,
+    pub(crate) tail_queue_us: u64,
+}

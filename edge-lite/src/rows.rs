@@ -1,0 +1,168 @@
+//! What goes up for each position: encoded hidden states from the head layers, or bare token ids.
+
+use std::time::Duration;
+
+use headway_wire::message::{Activations, Step, TokenIds, step};
+use headway_wire::{Codec, message};
+use tokio::task::JoinHandle;
+
+use crate::error::DeviceError;
+use crate::head_layers::{HeadLayers, HeadPass, HeadRows};
+use crate::replay::ReplayBuffer;
+
+/// Makes the steps of one generation, one at a time, off the async threads.
+pub(crate) struct Rows {
+    head: Option<Head>,
+    codec: Codec,
+    hidden_size: usize,
+    sends_history: bool,
+    ready: Option<Made>,
+    compute: Duration,
+}
+
+/// The head layers' side, where there is one.
+struct Head {
+    pass: Pass,
+    replay: ReplayBuffer,
+}
+
+enum Pass {
+    Idle(Box<HeadPass>),
+    /// Computes; gives the pass back with the rows.
+    Busy(JoinHandle<(Box<HeadPass>, Span, Result<HeadRows, DeviceError>)>),
+    /// A worker thread panicked and took the pass along; `ready` has reported it.
+    Lost,
+}
+
+/// Consecutive positions and their tokens.
+#[derive(Clone)]
+pub(crate) struct Span {
+    position: usize,
+    token_ids: Vec<u32>,
+}
+
+/// A step that only lacks whether it samples.
+pub(crate) struct Made {
+    span: Span,
+    input: step::Input,
+}
+
+impl Made {
+    /// One past the step's last position.
+    pub(crate) fn end(&self) -> usize {
+        self.span.position + self.span.token_ids.len()
+    }
+}
+
+/// How a generation's rows are made.
+pub(crate) struct RowsConfig {
+    pub(crate) codec: Codec,
+    pub(crate) hidden_size: usize,
+    pub(crate) capacity: usize,
+    /// A penalty on the tail needs the token ids beside the hidden states.
+    pub(crate) sends_history: bool,
+    pub(crate) max_replay_bytes: usize,
+}
+
+impl Rows {
+    /// Without head layers, token ids go up.
+    pub(crate) fn new(head_layers: Option<&HeadLayers>, config: &RowsConfig) -> Self {
+        let head = head_layers.map(|layers| Head {
+            pass: Pass::Idle(Box::new(layers.pass(config.capacity, config.codec))),
+            replay: ReplayBuffer::new(config.max_replay_bytes),
+        });
+        Self {
+            sends_history: config.sends_history && head.is_some(),
+            head,
+            codec: config.codec,
+            hidden_size: config.hidden_size,
+            ready: None,
+            compute: Duration::ZERO,
+        }
+    }
+
+    /// True between `start` and the `next` that gives the result.
+    pub(crate) fn is_started(&self) -> bool {
+        self.ready.is_some() || matches!(&self.head, Some(Head { pass: Pass::Busy(_), .. }))
+    }
+
+    /// Time in which layers ran here.
+    pub(crate) fn compute(&self) -> Duration {
+        self.compute
+    }
+
+    /// Starts to make a step of at most `max_rows` rows from `position` on. To be called when nothing is
+    /// started; `sequence` is all tokens of the generation, and `position` lies before its end.
+    pub(crate) fn start(&mut self, sequence: &[u32], position: usize, max_rows: usize) {
+        let end = sequence.len().min(position + max_rows);
+        let span = |end: usize| Span { position, token_ids: sequence[position..end].to_vec() };
+        let Some(head) = &mut self.head else {
+            let span = span(end);
+            let input = step::Input::TokenIds(TokenIds { ids: span.token_ids.clone() });
+            self.ready = Some(Made { span, input });
+            return;
+        };
+        if let Some((rows, data)) = head.replay.rows_from(position, end - position) {
+            let activations = Activations {
+                codec: Some(message::Codec::from(self.codec)),
+                rows: wire_u32(rows),
+                columns: wire_u32(self.hidden_size),
+                data,
+            };
+            self.ready = Some(Made { span: span(position + rows), input: step::Input::Activations(activations) });
+            return;
+        }
+        // Computing from here on makes the later rows anew, in other steps.
+        head.replay.truncate(position);
+        let span = span(end);
+        match std::mem::replace(&mut head.pass, Pass::Lost) {
+            Pass::Idle(mut pass) => {
+                head.pass = Pass::Busy(tokio::task::spawn_blocking(move || {
+                    let rows = pass.run(span.position, &span.token_ids);
+                    (pass, span, rows)
+                }));
+            }
+            other => head.pass = other,
+        }
+    }
+
+    /// The step that was started. Cancel safe; pending for ever where nothing was started.
+    pub(crate) async fn next(&mut self) -> Result<Made, DeviceError> {
+        if let Some(made) = self.ready.take() {
+            return Ok(made);
+        }
+        let Some(Head { pass: pass @ Pass::Busy(_), replay }) = &mut self.head else {
+            return std::future::pending().await;
+        };
+        let Pass::Busy(worker) = pass else { return std::future::pending().await };
+        let outcome = worker.await;
+        // From here to the end nothing is awaited, so that a cancelled call loses nothing.
+        *pass = Pass::Lost;
+        let (head_pass, span, rows) = outcome?;
+        *pass = Pass::Idle(head_pass);
+        let HeadRows { activations, compute } = rows?;
+        self.compute += compute;
+        replay.record(span.position, span.token_ids.len(), &activations.data);
+        Ok(Made { span, input: step::Input::Activations(activations) })
+    }
+
+    /// Waits out what was started for a connection that is gone.
+    pub(crate) async fn settle(&mut self) -> Result<(), DeviceError> {
+        while self.is_started() {
+            self.next().await?;
+        }
+        Ok(())
+    }
+
+    /// The message for `made`.
+    pub(crate) fn step(&self, made: Made, sample: bool) -> Step {
+        let Made { span, input } = made;
+        let history = self.sends_history.then_some(TokenIds { ids: span.token_ids });
+        Step { position: wire_u32(span.position), input: Some(input), sample, history }
+    }
+}
+
+/// Positions and sizes are bounded by `Limits`, all of which are 32 bits.
+pub(crate) fn wire_u32(value: usize) -> u32 {
+    u32::try_from(value).unwrap_or(u32::MAX)
+}

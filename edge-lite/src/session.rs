@@ -1,0 +1,313 @@
+//! One generation on a tail: sends positions, receives tokens, and outlives the tail.
+//!
+//! The state is the sequence of tokens and how much of it the present connection has been sent. A first
+//! prompt, a decode step and a rebuilt session are then the same thing: send what the tail lacks, and ask
+//! for a token after the last row.
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use headway_model::sampler::{Sampled, SamplingParams};
+use headway_wire::message::{LogitBias, Open, Sampling, StepResult};
+use headway_wire::{Codec, PROTOCOL_VERSION};
+
+use crate::answer::{Account, Answer, Plan};
+use crate::client::ReconnectPolicy;
+use crate::connection::{Connection, Dialer};
+use crate::error::{Error, TailError};
+use crate::event::Event;
+use crate::generation::Progress;
+use crate::head_layers::HeadLayers;
+use crate::recovery::Recovery;
+use crate::report::{FinishReason, Route, Totals};
+use crate::rows::{Rows, RowsConfig, wire_u32};
+use crate::vocabulary::Vocabulary;
+
+/// Steps on their way at a time. Two keep the uplink busy while the tail computes; more let it queue.
+const MAX_UNANSWERED_STEPS: usize = 4;
+/// How long a session stays on a tail that goes away after it could not move.
+const MIN_MOVE_WAIT: Duration = Duration::from_millis(200);
+
+/// What all generations of a client share.
+pub(crate) struct SessionConfig {
+    pub(crate) dialer: Dialer,
+    pub(crate) model_digest: String,
+    pub(crate) split_layer: usize,
+    pub(crate) num_layers: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) codec: Codec,
+    pub(crate) head_layers: Option<HeadLayers>,
+    pub(crate) vocabulary: Arc<Vocabulary>,
+    pub(crate) prompt_chunk_positions: usize,
+    pub(crate) max_replay_bytes: usize,
+    pub(crate) reconnect: ReconnectPolicy,
+}
+
+/// Runs one generation to its end and reports it.
+pub(crate) async fn run(config: Arc<SessionConfig>, plan: Plan, mut progress: Progress) {
+    let vocabulary = Arc::clone(&config.vocabulary);
+    let mut answer = Answer::new(&vocabulary, &plan);
+    let mut session = Session::new(&config, &plan);
+    let finish = tokio::select! {
+        biased;
+        () = progress.cancelled.wait() => Ok(FinishReason::Cancelled),
+        finish = session.drive(&mut answer, &progress) => finish,
+    };
+    let totals = session.close().await;
+    let account = Account {
+        prompt_tokens: plan.prompt.len(),
+        split_layer: config.split_layer,
+        route: Route::of(config.split_layer, config.num_layers),
+        totals,
+    };
+    // Where nobody listens any more, there is nobody to tell.
+    match finish.and_then(|finish| Ok(answer.rest(finish)?)) {
+        Ok((text, finish)) => {
+            if !text.is_empty() {
+                let _ = progress.events.send(Ok(Event::Rest { text })).await;
+            }
+            let report = Box::new(answer.report(finish, account));
+            let _ = progress.events.send(Ok(Event::Report(report))).await;
+        }
+        Err(error) => drop(progress.events.send(Err(error)).await),
+    }
+}
+
+struct Session<'a> {
+    config: &'a SessionConfig,
+    plan: &'a Plan,
+    /// Prompt and answer.
+    sequence: Vec<u32>,
+    rows: Rows,
+    connection: Option<Connection>,
+    recovery: Recovery,
+    /// Positions that some tail was sent; what is sent again below is a replay.
+    sent_before: usize,
+    was_open: bool,
+    /// Not to move away from a tail that goes away before this moment.
+    move_at: Option<Instant>,
+    totals: Totals,
+}
+
+impl<'a> Session<'a> {
+    fn new(config: &'a SessionConfig, plan: &'a Plan) -> Self {
+        let rows = RowsConfig {
+            codec: config.codec,
+            hidden_size: config.hidden_size,
+            capacity: plan.positions(),
+            sends_history: plan.sampling.needs_history(),
+            max_replay_bytes: config.max_replay_bytes,
+        };
+        Self {
+            config,
+            plan,
+            sequence: plan.prompt.clone(),
+            rows: Rows::new(config.head_layers.as_ref(), &rows),
+            connection: None,
+            recovery: Recovery::new(config.reconnect),
+            sent_before: 0,
+            was_open: false,
+            move_at: None,
+            totals: Totals::default(),
+        }
+    }
+
+    async fn drive(&mut self, answer: &mut Answer<'_>, progress: &Progress) -> Result<FinishReason, Error> {
+        loop {
+            let result = self.next_token(answer).await?;
+            let sampled = sampled(&result)?;
+            let token_id = sampled.token_id;
+            let taken = answer.take(sampled)?;
+            if let Some(event) = taken.event
+                && progress.events.send(Ok(Event::Token(event))).await.is_err()
+            {
+                return Ok(FinishReason::Cancelled);
+            }
+            if let Some(finish) = taken.finish {
+                return Ok(finish);
+            }
+            self.sequence.push(token_id);
+        }
+    }
+
+    /// The token after the sequence, from whichever tail gives it.
+    async fn next_token(&mut self, answer: &mut Answer<'_>) -> Result<StepResult, Error> {
+        loop {
+            let error = match self.try_next_token(answer).await {
+                Ok(result) => {
+                    self.recovery.alive();
+                    return Ok(result);
+                }
+                Err(Error::Tail(error)) => error,
+                Err(error) => return Err(error),
+            };
+            self.lose_connection();
+            let wait = self.recovery.wait_after(error, Instant::now(), jitter())?;
+            self.rows.settle().await?;
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn try_next_token(&mut self, answer: &mut Answer<'_>) -> Result<StepResult, Error> {
+        if self.connection.is_none() {
+            let began = Instant::now();
+            self.connection = Some(self.open().await?);
+            answer.opened(began);
+        } else {
+            self.move_where_asked().await;
+        }
+        let granted = self.connection.as_ref().map_or(0, |connection| connection.opened.max_positions as usize);
+        if granted < self.sequence.len() {
+            let reason = format!("{granted} positions were granted; {} are needed", self.sequence.len());
+            return Err(TailError::Protocol { reason }.into());
+        }
+        // The last token of an answer needs no position of its own.
+        answer.limit_tokens(granted + 1 - self.plan.prompt.len());
+        self.step_to_token().await
+    }
+
+    async fn open(&mut self) -> Result<Connection, TailError> {
+        let open = Open {
+            protocol_version: PROTOCOL_VERSION,
+            model_digest: self.config.model_digest.clone(),
+            split_layer: wire_u32(self.config.split_layer),
+            codec: Some(self.config.codec.into()),
+            sampling: Some(sampling(&self.plan.sampling)),
+            max_positions: wire_u32(self.plan.positions()),
+            prompt_tokens: wire_u32(self.plan.prompt.len()),
+            resume_positions: wire_u32(self.sent_before),
+            traceparent: self.plan.trace.traceparent.clone(),
+            tracestate: self.plan.trace.tracestate.clone(),
+        };
+        let connection = Connection::open(&self.config.dialer, open).await?;
+        if self.was_open {
+            self.totals.reconnects += 1;
+            tracing::info!(positions = self.sequence.len(), "the session is rebuilt");
+        }
+        self.was_open = true;
+        Ok(connection)
+    }
+
+    /// Moves off a tail that goes away. Where no other takes the session, it stays for now: the old tail
+    /// answers until its deadline, and after that the loss is an ordinary one.
+    async fn move_where_asked(&mut self) {
+        let is_asked = self.connection.as_ref().is_some_and(|connection| connection.go_away.is_some());
+        if !is_asked || self.move_at.is_some_and(|moment| Instant::now() < moment) {
+            return;
+        }
+        match self.open().await {
+            Ok(connection) => {
+                let old = self.connection.replace(connection);
+                if let Some(old) = old {
+                    self.count_traffic(&old);
+                    // The goodbye can take a while and changes nothing here.
+                    tokio::spawn(old.close());
+                }
+                self.move_at = None;
+            }
+            Err(error) => {
+                let wait = error.retry_after().unwrap_or_default().max(MIN_MOVE_WAIT);
+                tracing::info!(%error, wait_ms = wait.as_millis(), "no other tail takes the session yet");
+                self.move_at = Some(Instant::now() + wait);
+            }
+        }
+    }
+
+    /// Sends what the tail lacks of the sequence, and waits for the token after it. Rows are made while
+    /// earlier ones are on their way.
+    async fn step_to_token(&mut self) -> Result<StepResult, Error> {
+        let Some(connection) = &mut self.connection else { return Err(TailError::Closed.into()) };
+        let end = self.sequence.len();
+        let max_rows = max_step_rows(self.config, connection);
+        if connection.sent() < end {
+            self.rows.start(&self.sequence, connection.sent(), max_rows);
+        }
+        loop {
+            tokio::select! {
+                made = self.rows.next(), if connection.unanswered() < MAX_UNANSWERED_STEPS => {
+                    let made = made?;
+                    let (start, step_end) = (connection.sent(), made.end());
+                    if step_end < end {
+                        self.rows.start(&self.sequence, step_end, max_rows);
+                    }
+                    let replayed = self.sent_before.min(step_end).saturating_sub(start);
+                    self.totals.replayed_positions += replayed as u64;
+                    let step = self.rows.step(made, step_end == end);
+                    connection.send_step(step, step_end).await?;
+                    self.sent_before = self.sent_before.max(step_end);
+                }
+                answered = connection.next_result() => {
+                    let answered = answered?;
+                    self.totals.tail_compute_us += answered.result.compute_us;
+                    self.totals.tail_saved_us += answered.result.saved_us;
+                    self.totals.tail_queue_us += answered.result.queue_us;
+                    if answered.sample {
+                        return Ok(answered.result);
+                    }
+                }
+            }
+        }
+    }
+
+    fn lose_connection(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.count_traffic(&connection);
+        }
+        self.move_at = None;
+    }
+
+    fn count_traffic(&mut self, connection: &Connection) {
+        self.totals.bytes_up += connection.traffic.up_bytes;
+        self.totals.bytes_down += connection.traffic.down_bytes;
+    }
+
+    /// Closes the session on the tail, and gives the account.
+    async fn close(mut self) -> Totals {
+        if let Some(connection) = self.connection.take() {
+            let traffic = connection.close().await;
+            self.totals.bytes_up += traffic.up_bytes;
+            self.totals.bytes_down += traffic.down_bytes;
+        }
+        self.totals.head_compute_ms = self.rows.compute().as_secs_f64() * 1e3;
+        self.totals
+    }
+}
+
+/// Rows of one step: within the tail's limit, the client's chunk, and half a frame, which leaves room for
+/// everything that stands beside the rows.
+fn max_step_rows(config: &SessionConfig, connection: &Connection) -> usize {
+    let row_bytes = config.codec.encoded_bytes_max(1, config.hidden_size).max(1);
+    let in_frame = config.dialer.limits.max_frame_bytes / 2 / row_bytes;
+    let granted = connection.opened.max_step_positions as usize;
+    config.prompt_chunk_positions.min(granted).min(in_frame).max(1)
+}
+
+fn sampled(result: &StepResult) -> Result<Sampled, TailError> {
+    let token_id = result.token_id.ok_or(TailError::Closed)?;
+    let top_logprobs = result.top_logprobs.iter().map(|entry| (entry.token_id, entry.logprob)).collect();
+    Ok(Sampled { token_id, logprob: result.logprob, top_logprobs })
+}
+
+fn sampling(params: &SamplingParams) -> Sampling {
+    let logit_bias = params.logit_bias.iter().map(|&(token_id, bias)| LogitBias { token_id, bias });
+    Sampling {
+        temperature: params.temperature,
+        top_k: wire_u32(params.top_k),
+        top_p: params.top_p,
+        min_p: params.min_p,
+        repetition_penalty: params.repetition_penalty,
+        presence_penalty: params.presence_penalty,
+        frequency_penalty: params.frequency_penalty,
+        seed: params.seed,
+        logit_bias: logit_bias.collect(),
+        logprobs: params.logprobs,
+        top_logprobs: wire_u32(params.top_logprobs),
+    }
+}
+
+/// In `[0, 1)`. The standard library's hash keys are the only randomness that this crate needs.
+fn jitter() -> f64 {
+    let bits = RandomState::new().build_hasher().finish() >> 32;
+    f64::from(u32::try_from(bits).unwrap_or_default()) / f64::from(u32::MAX)
+}

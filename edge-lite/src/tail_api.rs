@@ -1,0 +1,154 @@
+//! The tail's HTTP side: the manifest and the head artefacts.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use headway_model::artifact::Part;
+use headway_model::layer_range::LayerRange;
+use headway_model::manifest::{Artifact, Manifest};
+use headway_model::quantization::Quantization;
+use reqwest::{Response, Url, header};
+use serde::de::DeserializeOwned;
+
+use crate::error::{DeviceError, Error, TailError};
+use crate::tail_url::TailUrl;
+
+/// The most bytes of a JSON answer. The largest part of a manifest is the chat template.
+const MAX_JSON_BYTES: u64 = 4 << 20;
+/// The most bytes of an error's text that is repeated.
+const MAX_ERROR_BYTES: usize = 512;
+
+/// Asks one tail over HTTP.
+#[derive(Clone)]
+pub(crate) struct TailApi {
+    client: reqwest::Client,
+    url: TailUrl,
+}
+
+impl TailApi {
+    pub(crate) fn new(
+        url: TailUrl,
+        tls: &Arc<rustls::ClientConfig>,
+        timeout: Duration,
+    ) -> Result<Self, DeviceError> {
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(rustls::ClientConfig::clone(tls))
+            .connect_timeout(timeout)
+            // For each read: a large download may take its time while bytes come.
+            .read_timeout(timeout)
+            .build()
+            .map_err(DeviceError::HttpClient)?;
+        Ok(Self { client, url })
+    }
+
+    pub(crate) fn url(&self) -> &TailUrl {
+        &self.url
+    }
+
+    /// The manifest, after a check of its digest and of what it says about itself.
+    pub(crate) async fn manifest(&self) -> Result<Manifest, TailError> {
+        let manifest: Manifest = self.json(self.url.manifest()).await?;
+        check_manifest(&manifest)?;
+        Ok(manifest)
+    }
+
+    /// The files of layers `[0, split_layer)`, in order.
+    ///
+    /// Unquantised parts are those that the model's digest covers. For the others there is only the tail's
+    /// word, as for everything that it computes.
+    pub(crate) async fn head_parts(
+        &self,
+        manifest: &Manifest,
+        quantization: Quantization,
+        split_layer: usize,
+    ) -> Result<Vec<Artifact>, TailError> {
+        let offered = match quantization {
+            Quantization::None => manifest.identity.parts.clone(),
+            _ => self.json(self.url.head_parts(quantization, split_layer)).await?,
+        };
+        let num_layers = manifest.identity.config.num_layers;
+        Part::of(LayerRange::new(0, split_layer), num_layers)
+            .into_iter()
+            .map(|part| {
+                let name = part.to_string();
+                offered.iter().find(|artifact| artifact.name == name).cloned().ok_or_else(|| TailError::Manifest {
+                    field: "head parts",
+                    got: offered.iter().map(|artifact| artifact.name.as_str()).collect::<Vec<_>>().join(", "),
+                    expected: format!("{name} among them"),
+                })
+            })
+            .collect()
+    }
+
+    /// Asks for `url` from byte `start_bytes` on, if the file still has `digest`; otherwise from its start.
+    pub(crate) async fn download(
+        &self,
+        url: Url,
+        start_bytes: u64,
+        digest: &str,
+    ) -> Result<Response, TailError> {
+        let mut request = self.client.get(url.clone());
+        if start_bytes > 0 {
+            request = request
+                .header(header::RANGE, format!("bytes={start_bytes}-"))
+                .header(header::IF_RANGE, format!("\"{digest}\""));
+        }
+        let response = request.send().await.map_err(|source| http_error(&url, source))?;
+        checked_status(response).await
+    }
+
+    async fn json<T: DeserializeOwned>(&self, url: Url) -> Result<T, TailError> {
+        let response = self.client.get(url.clone()).send().await.map_err(|source| http_error(&url, source))?;
+        let mut response = checked_status(response).await?;
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|source| http_error(&url, source))? {
+            if (body.len() + piece.len()) as u64 > MAX_JSON_BYTES {
+                return Err(TailError::TooLarge { url: url.to_string(), max_bytes: MAX_JSON_BYTES });
+            }
+            body.extend_from_slice(&piece);
+        }
+        serde_json::from_slice(&body).map_err(|source| TailError::Json { url: url.to_string(), source })
+    }
+}
+
+pub(crate) fn http_error(url: &Url, source: reqwest::Error) -> TailError {
+    TailError::Http { url: url.to_string(), source: source.without_url() }
+}
+
+async fn checked_status(mut response: Response) -> Result<Response, TailError> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let mut body = Vec::new();
+    while let Ok(Some(piece)) = response.chunk().await {
+        body.extend_from_slice(&piece[..piece.len().min(MAX_ERROR_BYTES - body.len())]);
+        if body.len() == MAX_ERROR_BYTES {
+            break;
+        }
+    }
+    let body = String::from_utf8_lossy(&body).trim().to_owned();
+    Err(TailError::Status { url: response.url().to_string(), status: status.as_u16(), body })
+}
+
+/// Refuses a manifest that contradicts itself, before anything is done on its word.
+fn check_manifest(manifest: &Manifest) -> Result<(), TailError> {
+    let refuse = |field, got: String, expected: String| Err(TailError::Manifest { field, got, expected });
+    let computed = manifest.identity.digest();
+    if computed != manifest.model_digest {
+        return Err(TailError::ManifestDigest { stated: manifest.model_digest.clone(), computed });
+    }
+    if manifest.protocol_version != headway_wire::PROTOCOL_VERSION {
+        let (got, expected) = (manifest.protocol_version, headway_wire::PROTOCOL_VERSION);
+        return refuse("protocol_version", got.to_string(), expected.to_string());
+    }
+    let (split, num_layers) = (manifest.split, manifest.identity.config.num_layers);
+    if split.min > split.max || split.max > num_layers || !(split.min..=split.max).contains(&split.default) {
+        let expected = format!("min <= default <= max <= {num_layers}");
+        return refuse("split", format!("{split:?}"), expected);
+    }
+    if manifest.max_positions < 2 {
+        return refuse("max_positions", manifest.max_positions.to_string(), "2 or more".to_owned());
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! RMS norm (arXiv:1910.07467): `x / sqrt(mean(x²) + eps) · weight`.
+
+use rayon::prelude::*;
+
+use crate::simd::{LANES, Simd, Work, dispatch};
+
+/// Rows from which on the work is worth handing to other threads.
+const PARALLEL_ROWS: usize = 16;
+
+/// The weights of one norm.
+pub struct RmsNorm {
+    weight: Vec<f32>,
+    eps: f32,
+}
+
+impl RmsNorm {
+    /// `weight`: `[columns]`.
+    #[must_use]
+    pub const fn new(weight: Vec<f32>, eps: f32) -> Self {
+        Self { weight, eps }
+    }
+
+    /// Bytes the weights take.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.weight.as_slice())
+    }
+
+    /// Norms each row. `x` and `out`: `[rows, columns]`.
+    pub fn forward(&self, x: &[f32], out: &mut [f32]) {
+        let columns = self.weight.len();
+        let one = |(x, out): (&[f32], &mut [f32])| dispatch(NormRow { norm: self, x, out });
+        if x.len() < PARALLEL_ROWS * columns {
+            x.chunks_exact(columns).zip(out.chunks_exact_mut(columns)).for_each(one);
+        } else {
+            x.par_chunks_exact(columns).zip(out.par_chunks_exact_mut(columns)).for_each(one);
+        }
+    }
+
+    /// Norms each row in place. `x`: `[rows, columns]`.
+    pub fn forward_in_place(&self, x: &mut [f32]) {
+        let mut row = vec![0.0; self.weight.len()];
+        for x in x.chunks_exact_mut(self.weight.len()) {
+            row.copy_from_slice(x);
+            dispatch(NormRow { norm: self, x: &row, out: x });
+        }
+    }
+}
+
+struct NormRow<'a> {
+    norm: &'a RmsNorm,
+    x: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Work for NormRow<'_> {
+    #[inline(always)]
+    #[expect(clippy::cast_precision_loss, reason = "a row has far fewer than 2^24 columns")]
+    fn run<S: Simd>(self) {
+        let mut squares = S::splat(0.0);
+        let (chunks, rest) = self.x.as_chunks::<LANES>();
+        for chunk in chunks {
+            let x = S::load(chunk);
+            squares = S::fma(x, x, squares);
+        }
+        let rest: f32 = rest.iter().map(|x| x * x).sum();
+        let mean = (S::sum(squares) + rest) / self.x.len() as f32;
+        let scale = 1.0 / (mean + self.norm.eps).sqrt();
+        for ((out, x), weight) in self.out.iter_mut().zip(self.x).zip(&self.norm.weight) {
+            *out = x * scale * weight;
+        }
+    }
+}

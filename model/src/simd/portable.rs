@@ -1,0 +1,124 @@
+//! Plain Rust: the reference for the others, and the fallback on other processors.
+
+use half::{bf16, f16};
+
+use super::{LANES, Simd};
+
+/// Arrays, left to the compiler's vectoriser.
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+fn words(bytes: &[u8]) -> [u16; LANES] {
+    std::array::from_fn(|i| u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]))
+}
+
+impl Simd for Portable {
+    type F = [f32; LANES];
+    type I = [i32; LANES];
+    type B = [u8; 4 * LANES];
+    const I8_BIAS: i32 = 0;
+
+    #[inline(always)]
+    fn load(values: &[f32]) -> Self::F {
+        std::array::from_fn(|i| values[i])
+    }
+
+    #[inline(always)]
+    fn load_f16(bytes: &[u8]) -> Self::F {
+        words(bytes).map(|bits| f16::from_bits(bits).to_f32())
+    }
+
+    #[inline(always)]
+    fn load_bf16(bytes: &[u8]) -> Self::F {
+        words(bytes).map(|bits| bf16::from_bits(bits).to_f32())
+    }
+
+    #[inline(always)]
+    fn store(vector: Self::F, out: &mut [f32]) {
+        out[..LANES].copy_from_slice(&vector);
+    }
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self::F {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i].mul_add(b[i], c[i]))
+    }
+
+    #[inline(always)]
+    fn mul(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn add(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn max(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn splat_i(value: i32) -> Self::I {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_precision_loss, reason = "sums of 32 products of bytes fit f32 exactly")]
+    fn to_f(vector: Self::I) -> Self::F {
+        vector.map(|value| value as f32)
+    }
+
+    #[inline(always)]
+    fn load_b(bytes: &[u8]) -> Self::B {
+        std::array::from_fn(|i| bytes[i])
+    }
+
+    #[inline(always)]
+    fn low_nibbles(vector: Self::B) -> Self::B {
+        vector.map(|byte| byte & 0x0F)
+    }
+
+    #[inline(always)]
+    fn high_nibbles(vector: Self::B) -> Self::B {
+        vector.map(|byte| byte >> 4)
+    }
+
+    #[inline(always)]
+    fn add_fifth_bit(vector: Self::B, bits: Self::B, shift: u32) -> Self::B {
+        std::array::from_fn(|i| {
+            let lane = 4 * (i / 4);
+            let mask = u32::from_le_bytes([bits[lane], bits[lane + 1], bits[lane + 2], bits[lane + 3]]);
+            let bit = (mask >> (shift as usize + i % 4)) & 1;
+            vector[i] | if bit == 1 { 16 } else { 0 }
+        })
+    }
+
+    #[inline(always)]
+    fn prepare_i8(vector: Self::B) -> Self::B {
+        vector
+    }
+
+    #[inline(always)]
+    fn dot_u5(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
+        std::array::from_fn(|lane| {
+            (0..4).fold(accumulator[lane], |sum, b| {
+                sum + i32::from(weights[4 * lane + b]) * i32::from(activations[b])
+            })
+        })
+    }
+
+    #[inline(always)]
+    fn dot_i8(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
+        std::array::from_fn(|lane| {
+            (0..4).fold(accumulator[lane], |sum, b| {
+                sum + i32::from(weights[4 * lane + b].cast_signed()) * i32::from(activations[b])
+            })
+        })
+    }
+}

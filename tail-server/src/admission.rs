@@ -1,0 +1,172 @@
+//! Decides from an `Open` alone whether a session can be, and what it may do. Pure; whether there is room
+//! right now is [`crate::capacity`]'s question.
+
+use headway_model::manifest::Manifest;
+use headway_model::sampler::{Sampler, SamplingError, SamplingParams};
+use headway_model::{KvCache, LayerRange};
+use headway_wire::message::{Open, Sampling};
+use headway_wire::{Codec, CodecError, Limits};
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+/// The most positions of one step, where the frame's size does not allow fewer. Longer prompts come in
+/// several steps, so that upload, head layers and tail layers overlap.
+const MAX_STEP_POSITIONS: u32 = 512;
+
+/// Bytes of a frame that are not activations or token ids: sampling, logit biases, tags and lengths.
+const FRAME_OVERHEAD_BYTES: usize = 64 << 10;
+
+/// Bytes of one token id in protobuf, at most.
+const TOKEN_ID_BYTES: usize = 5;
+
+/// Why a session is not admitted.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AdmissionError {
+    #[error(
+        "this tail serves the model with digest {tail}, the device has {device}; \
+         the device must load its head layers from this tail's manifest"
+    )]
+    DigestMismatch { tail: String, device: String },
+    #[error("split layer {got} is not served; this tail accepts {min} to {max}")]
+    SplitLayer { min: usize, max: usize, got: usize },
+    #[error("codec {got} is not accepted; this tail accepts {accepted}")]
+    Codec { accepted: String, got: String },
+    #[error("the codec cannot be read")]
+    CodecForm(#[from] CodecError),
+    #[error("{got} positions were asked for; this tail holds at most {max} in one session")]
+    Positions { max: usize, got: usize },
+    #[error("logit bias for token id {got}; the vocabulary has {vocab_size}")]
+    LogitBias { vocab_size: usize, got: u32 },
+    #[error("the sampling parameters make no sense")]
+    Sampling(#[from] SamplingError),
+}
+
+/// What an admitted session may do.
+pub(crate) struct Admitted {
+    /// The first layer the tail runs for it.
+    pub(crate) split_layer: usize,
+    /// `None` where token ids come instead of activations.
+    pub(crate) codec: Option<Codec>,
+    pub(crate) sampler: Sampler,
+    /// The sampler must see every token id, so activations come with them.
+    pub(crate) needs_history: bool,
+    /// KV capacity in positions.
+    pub(crate) max_positions: usize,
+    /// Positions before this one are prompt, or are sent again after a move.
+    pub(crate) prefill_positions: usize,
+    pub(crate) is_resumed: bool,
+    /// The cache's size over the layers from `split_layer` on.
+    pub(crate) kv_bytes: usize,
+}
+
+/// The rules of one tail.
+pub(crate) struct Admission {
+    manifest: Manifest,
+    codecs: Vec<Codec>,
+    limits: Limits,
+}
+
+impl Admission {
+    pub(crate) fn new(manifest: Manifest, codecs: Vec<Codec>) -> Self {
+        let limits = frame_limits(manifest.identity.config.hidden_size, &codecs);
+        Self { manifest, codecs, limits }
+    }
+
+    /// The limits of a frame: no larger than the largest step of any accepted codec.
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn vocab_size(&self) -> usize {
+        self.manifest.identity.config.vocab_size
+    }
+
+    pub(crate) fn hidden_size(&self) -> usize {
+        self.manifest.identity.config.hidden_size
+    }
+
+    /// Checks `open`, whose form [`headway_wire::frame`] has checked, against this tail's model.
+    pub(crate) fn admit(&self, open: &Open) -> Result<Admitted, AdmissionError> {
+        if open.model_digest != self.manifest.model_digest {
+            let (tail, device) = (self.manifest.model_digest.clone(), open.model_digest.clone());
+            return Err(AdmissionError::DigestMismatch { tail, device });
+        }
+        let (min, max) = (self.manifest.split.min, self.manifest.split.max);
+        let split_layer = open.split_layer as usize;
+        if !(min..=max).contains(&split_layer) {
+            return Err(AdmissionError::SplitLayer { min, max, got: split_layer });
+        }
+        let (max, max_positions) = (self.manifest.max_positions, open.max_positions as usize);
+        if max_positions > max {
+            return Err(AdmissionError::Positions { max, got: max_positions });
+        }
+
+        let sampling = self.sampling_params(open.sampling.as_ref())?;
+        let needs_history = sampling.needs_history();
+        let prompt_tokens = open.prompt_tokens as usize;
+        let model_config = &self.manifest.identity.config;
+        let layers = LayerRange::new(split_layer, model_config.num_layers);
+        Ok(Admitted {
+            split_layer,
+            codec: self.accepted_codec(open, split_layer)?,
+            sampler: Sampler::new(sampling, prompt_tokens)?,
+            needs_history,
+            max_positions,
+            prefill_positions: prompt_tokens.max(open.resume_positions as usize),
+            is_resumed: open.resume_positions > 0,
+            kv_bytes: KvCache::bytes_for(model_config, layers, max_positions),
+        })
+    }
+
+    fn accepted_codec(&self, open: &Open, split_layer: usize) -> Result<Option<Codec>, AdmissionError> {
+        if split_layer == 0 {
+            return Ok(None);
+        }
+        // The frame's check has made sure that there is one.
+        let codec = Codec::try_from(open.codec.unwrap_or_default())?;
+        if !self.codecs.contains(&codec) {
+            let accepted = self.manifest.codecs.join(", ");
+            return Err(AdmissionError::Codec { accepted, got: codec.to_string() });
+        }
+        Ok(Some(codec))
+    }
+
+    /// On the wire the zero of an absent field is off, for `top_p` and `repetition_penalty` too.
+    fn sampling_params(&self, sampling: Option<&Sampling>) -> Result<SamplingParams, AdmissionError> {
+        let Some(sampling) = sampling else {
+            return Ok(SamplingParams::default());
+        };
+        let vocab_size = self.vocab_size();
+        let outside = |token_id: u32| token_id as usize >= vocab_size;
+        if let Some(bias) = sampling.logit_bias.iter().find(|bias| outside(bias.token_id)) {
+            return Err(AdmissionError::LogitBias { vocab_size, got: bias.token_id });
+        }
+        let one_if_absent = |value: f32| if value == 0.0 { 1.0 } else { value };
+        Ok(SamplingParams {
+            temperature: sampling.temperature,
+            top_k: sampling.top_k as usize,
+            top_p: one_if_absent(sampling.top_p),
+            min_p: sampling.min_p,
+            repetition_penalty: one_if_absent(sampling.repetition_penalty),
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            seed: sampling.seed,
+            logit_bias: sampling.logit_bias.iter().map(|bias| (bias.token_id, bias.bias)).collect(),
+            logprobs: sampling.logprobs,
+            top_logprobs: sampling.top_logprobs as usize,
+        })
+    }
+}
+
+/// A frame needs to hold one step and no more, so that a small model's tail does not buffer what only a
+/// large one's could use.
+fn frame_limits(hidden_size: usize, codecs: &[Codec]) -> Limits {
+    let default = Limits::default();
+    let row_bytes = codecs.iter().map(|codec| codec.encoded_bytes_max(1, hidden_size)).max().unwrap_or(0);
+    let position_bytes = row_bytes + TOKEN_ID_BYTES;
+    let fitting = (default.max_frame_bytes - FRAME_OVERHEAD_BYTES) / position_bytes;
+    let max_step_positions = u32::try_from(fitting).unwrap_or(u32::MAX).clamp(1, MAX_STEP_POSITIONS);
+    let max_frame_bytes = FRAME_OVERHEAD_BYTES + max_step_positions as usize * position_bytes;
+    Limits { max_frame_bytes, max_step_positions, ..default }
+}

@@ -1,0 +1,151 @@
+use headway_model::config::{Architecture, RopeLayout, RopeScaling};
+use headway_model::manifest::{Artifact, Identity, SplitRange};
+use headway_model::weights::WeightDtype;
+use headway_model::{ModelConfig, Quantization};
+use headway_wire::message::LogitBias;
+use headway_wire::{PROTOCOL_VERSION, message};
+
+use super::*;
+
+/// A model of 8 layers, hidden size 64, vocabulary 100; splits 2 to 6; f32 and int8; sessions of 1000.
+pub(crate) fn admission(min: usize) -> Admission {
+    let config = ModelConfig {
+        architecture: Architecture::Llama,
+        num_layers: 8,
+        hidden_size: 64,
+        intermediate_size: 128,
+        num_attention_heads: 4,
+        num_kv_heads: 2,
+        head_dim: 16,
+        vocab_size: 100,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_layout: RopeLayout::Half,
+        rope_scaling: RopeScaling::None,
+        max_positions: 4096,
+        tied_embeddings: true,
+        sliding_window: None,
+        sliding_window_start_layer: 0,
+    };
+    let identity = Identity {
+        config,
+        tokenizer: Artifact { name: "tokenizer".to_owned(), bytes: 0, digest: String::new() },
+        parts: Vec::new(),
+        chat_template: None,
+        bos_token_id: None,
+        eos_token_ids: Vec::new(),
+    };
+    let codecs = vec![Codec::F32, Codec::Int8 { group_size: 32 }];
+    let manifest = Manifest {
+        name: "test".to_owned(),
+        model_digest: identity.digest(),
+        identity,
+        protocol_version: PROTOCOL_VERSION,
+        split: SplitRange { min, max: 6, default: min },
+        dtype: WeightDtype::Native,
+        codecs: codecs.iter().map(ToString::to_string).collect(),
+        quantizations: vec![Quantization::None],
+        max_positions: 1000,
+    };
+    Admission::new(manifest, codecs)
+}
+
+/// An `Open` that [`admission`] admits.
+pub(crate) fn open(admission: &Admission, split_layer: u32) -> Open {
+    Open {
+        protocol_version: PROTOCOL_VERSION,
+        model_digest: admission.manifest.model_digest.clone(),
+        split_layer,
+        codec: Some(Codec::F32.into()),
+        max_positions: 100,
+        prompt_tokens: 10,
+        ..Open::default()
+    }
+}
+
+fn refused(admission: &Admission, open: &Open) -> AdmissionError {
+    match admission.admit(open) {
+        Ok(_) => panic!("admitted"),
+        Err(error) => error,
+    }
+}
+
+#[test]
+fn a_session_is_admitted_with_the_cache_of_its_layers() {
+    let admission = admission(2);
+    let of_layer = |split_layer| admission.admit(&open(&admission, split_layer)).map(|admitted| admitted.kv_bytes);
+    let (four_layers, two_layers) = (of_layer(4).unwrap(), of_layer(6).unwrap());
+    assert_eq!(four_layers, 2 * two_layers);
+}
+
+#[test]
+fn another_digest_is_refused_with_both_digests() {
+    let admission = admission(2);
+    let other = format!("sha256:{}", "0".repeat(64));
+    let error = refused(&admission, &Open { model_digest: other.clone(), ..open(&admission, 4) });
+    let message = error.to_string();
+    assert!(message.contains(&other) && message.contains(&admission.manifest.model_digest), "{message}");
+}
+
+#[test]
+fn split_layers_outside_the_range_are_refused_with_the_range() {
+    let admission = admission(2);
+    for split_layer in [0, 1, 7, 8, 1024] {
+        let error = refused(&admission, &open(&admission, split_layer));
+        assert!(matches!(error, AdmissionError::SplitLayer { min: 2, max: 6, .. }), "{split_layer}: {error}");
+    }
+}
+
+#[test]
+fn a_codec_that_is_not_offered_is_refused_with_those_that_are() {
+    let admission = admission(2);
+    let codec = Some(message::Codec::from(Codec::F16));
+    let error = refused(&admission, &Open { codec, ..open(&admission, 4) });
+    assert!(error.to_string().contains("f32, int8"), "{error}");
+}
+
+#[test]
+fn token_ids_need_no_codec() {
+    let admission = admission(0);
+    let admitted = admission.admit(&Open { codec: None, ..open(&admission, 0) });
+    assert!(admitted.is_ok_and(|admitted| admitted.codec.is_none()));
+}
+
+#[test]
+fn more_positions_than_the_tail_has_are_refused() {
+    let admission = admission(2);
+    let error = refused(&admission, &Open { max_positions: 1001, ..open(&admission, 4) });
+    assert!(matches!(error, AdmissionError::Positions { max: 1000, got: 1001 }));
+}
+
+#[test]
+fn a_logit_bias_outside_the_vocabulary_is_refused() {
+    let admission = admission(2);
+    let logit_bias = vec![LogitBias { token_id: 100, bias: 1.0 }];
+    let sampling = Some(Sampling { logit_bias, ..Sampling::default() });
+    let error = refused(&admission, &Open { sampling, ..open(&admission, 4) });
+    assert!(matches!(error, AdmissionError::LogitBias { vocab_size: 100, got: 100 }));
+}
+
+#[test]
+fn absent_sampling_fields_are_off() {
+    let admission = admission(2);
+    let params = admission.sampling_params(Some(&Sampling::default())).unwrap();
+    assert_eq!(params, SamplingParams::default());
+}
+
+#[test]
+fn the_frame_limit_fits_the_largest_step_and_not_much_more() {
+    let admission = admission(2);
+    let limits = admission.limits();
+    let largest_step = limits.max_step_positions as usize * (64 * 4 + 5);
+    assert!(limits.max_frame_bytes >= largest_step);
+    assert!(limits.max_frame_bytes <= largest_step + FRAME_OVERHEAD_BYTES);
+}
+
+#[test]
+fn a_wide_model_takes_shorter_steps_and_keeps_the_frame_limit() {
+    let limits = frame_limits(32_768, &[Codec::F32]);
+    assert!(limits.max_frame_bytes <= Limits::default().max_frame_bytes);
+    assert!((1..512).contains(&limits.max_step_positions));
+}

@@ -1,0 +1,115 @@
+//! The HTTP routes: health, metrics, what the tail serves, head artefacts, and the session WebSocket.
+
+mod part_file;
+
+use std::sync::Arc;
+
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use bytes::Bytes;
+use headway_model::manifest::Artifact;
+use serde::Deserialize;
+
+use self::part_file::{entity_tag, is_not_modified, not_modified};
+use crate::drain::Drain;
+use crate::error::Error;
+use crate::head_artifacts::HeadArtifacts;
+use crate::metrics::Metrics;
+use crate::session::SessionService;
+
+/// What the routes answer from.
+pub(crate) struct Api {
+    /// The manifest as JSON.
+    pub(crate) manifest_json: Bytes,
+    pub(crate) tokenizer_json: Bytes,
+    pub(crate) tokenizer_digest: String,
+    pub(crate) artifacts: HeadArtifacts,
+    pub(crate) sessions: SessionService,
+    pub(crate) drain: Arc<Drain>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// The most session sockets, for the refusal that names it.
+    pub(crate) max_sockets: usize,
+}
+
+/// The router over `api`.
+pub(crate) fn router(api: Arc<Api>) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/v1/model", get(model))
+        .route("/v1/tokenizer", get(tokenizer))
+        .route("/v1/head/{quantization}", get(head_parts))
+        .route("/v1/head/{quantization}/{part}", get(head_part))
+        .route("/v1/session", get(session))
+        .with_state(api)
+}
+
+async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, Error> {
+    if api.drain.is_serving() { Ok("ok\n") } else { Err(Error::Draining) }
+}
+
+async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, Error> {
+    let content_type = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
+    Ok((content_type, api.metrics.render()?).into_response())
+}
+
+async fn model(State(api): State<Arc<Api>>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], api.manifest_json.clone()).into_response()
+}
+
+async fn tokenizer(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
+    let tag = entity_tag(&api.tokenizer_digest);
+    if is_not_modified(&headers, &tag) {
+        return not_modified(tag);
+    }
+    let own_headers =
+        [(header::CONTENT_TYPE, HeaderValue::from_static("application/json")), (header::ETAG, tag)];
+    (own_headers, api.tokenizer_json.clone()).into_response()
+}
+
+#[derive(Deserialize)]
+struct PartsQuery {
+    /// `0-10`: layers 0 to 9.
+    layers: Option<String>,
+}
+
+async fn head_parts(
+    State(api): State<Arc<Api>>,
+    Path(quantization): Path<String>,
+    Query(query): Query<PartsQuery>,
+) -> Result<Json<Vec<Artifact>>, Error> {
+    let keys = api.artifacts.offer().parts(&quantization, query.layers.as_deref())?;
+    let mut artifacts = Vec::with_capacity(keys.len());
+    for key in keys {
+        artifacts.push(api.artifacts.file(key).await?.artifact);
+    }
+    Ok(Json(artifacts))
+}
+
+async fn head_part(
+    State(api): State<Arc<Api>>,
+    Path((quantization, part)): Path<(String, String)>,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    let key = api.artifacts.offer().part(&quantization, &part)?;
+    let file = api.artifacts.file(key).await?;
+    Ok(part_file::serve(&file, method, &headers).await?)
+}
+
+async fn session(State(api): State<Arc<Api>>, upgrade: WebSocketUpgrade) -> Response {
+    let Some(guard) = api.drain.enter() else {
+        return Error::TooManySockets { max_sockets: api.max_sockets }.into_response();
+    };
+    // The library takes no memory for a message before it has compared its length with this.
+    let max_frame_bytes = api.sessions.admission.limits().max_frame_bytes;
+    upgrade.max_message_size(max_frame_bytes).max_frame_size(max_frame_bytes).on_upgrade(async move |socket| {
+        let _guard = guard;
+        api.sessions.serve(socket).await;
+    })
+}

@@ -1,0 +1,157 @@
+//! The engine's device where there is no accelerator: the decoder's own kernels on the global thread pool.
+
+use std::time::Instant;
+
+use headway_model::decoder::Segment;
+use headway_model::sampler::{Sampled, Sampler};
+use headway_model::{Decoder, ForwardError, KvCache};
+
+use crate::accounting::StepTimes;
+
+/// Rows whose logits are in memory at a time: 64 rows of a vocabulary of 150,000 take 38 MB.
+const LOGITS_ROWS: usize = 64;
+
+/// The rows of one session in a step.
+pub(super) struct Member<'a> {
+    /// First layer the rows pass.
+    pub(super) entry_layer: usize,
+    /// At least one.
+    pub(super) rows: usize,
+    pub(super) input: MemberRows<'a>,
+    /// Over the layers from `entry_layer` to the last one; has room for `rows` more.
+    pub(super) cache: &'a mut KvCache,
+    /// Set where a token is to be sampled after the last row.
+    pub(super) sampler: Option<&'a Sampler>,
+}
+
+/// What the rows are made of.
+pub(super) enum MemberRows<'a> {
+    TokenIds(&'a [u32]),
+    /// `[rows, hidden_size]`.
+    HiddenStates(&'a [f32]),
+}
+
+/// What came out of a step.
+pub(super) struct StepRun {
+    pub(super) times: StepTimes,
+    /// One for each member, in their order.
+    pub(super) samples: Vec<Option<Sampled>>,
+}
+
+/// A decoder and the batch's buffer.
+pub(super) struct CpuDevice {
+    decoder: Decoder,
+    /// `[rows, hidden_size]` of the step that runs; kept between steps for its memory.
+    hidden_states: Vec<f32>,
+}
+
+impl CpuDevice {
+    pub(super) fn new(decoder: Decoder) -> Self {
+        Self { decoder, hidden_states: Vec::new() }
+    }
+
+    pub(super) fn decoder(&self) -> &Decoder {
+        &self.decoder
+    }
+
+    /// Runs the members' rows through their layers and samples where that is wanted. The caches have
+    /// advanced by the rows when this returns without an error.
+    ///
+    /// `members` are ordered by entry layer. The batch is one buffer with their rows in this order, so the
+    /// rows that are active at a layer are its first ones: a session joins at its layer by making that
+    /// prefix longer, and nothing is copied between layers.
+    ///
+    /// `started`: when the engine began to put the step together; the laps begin there.
+    pub(super) fn run(&mut self, members: &mut [Member<'_>], started: Instant) -> Result<StepRun, ForwardError> {
+        let mut laps = Laps { last: started };
+        self.assemble(members)?;
+        let mut times = StepTimes { assemble_ns: laps.lap(), ..StepTimes::default() };
+
+        self.forward(members, &mut times, &mut laps)?;
+        for member in members.iter_mut() {
+            member.cache.advance(member.rows);
+        }
+        let samples = self.sample(members)?;
+        times.finish_ns = laps.lap();
+        Ok(StepRun { times, samples })
+    }
+
+    /// Fills the buffer with the rows at their entry layers.
+    fn assemble(&mut self, members: &[Member<'_>]) -> Result<(), ForwardError> {
+        self.hidden_states.clear();
+        for member in members {
+            match member.input {
+                MemberRows::TokenIds(token_ids) => {
+                    self.hidden_states.extend_from_slice(&self.decoder.embed(token_ids)?);
+                }
+                MemberRows::HiddenStates(values) => self.hidden_states.extend_from_slice(values),
+            }
+        }
+        Ok(())
+    }
+
+    fn forward(
+        &mut self,
+        members: &mut [Member<'_>],
+        times: &mut StepTimes,
+        laps: &mut Laps,
+    ) -> Result<(), ForwardError> {
+        let hidden_size = self.decoder.config().hidden_size;
+        let num_layers = self.decoder.config().num_layers;
+        times.first_layer = members.first().map_or(num_layers, |member| member.entry_layer);
+
+        let mut segments: Vec<Segment<'_>> = Vec::with_capacity(members.len());
+        let mut active_rows = 0;
+        let mut joining = members.iter_mut().peekable();
+        for layer in times.first_layer..num_layers {
+            while let Some(member) = joining.next_if(|member| member.entry_layer <= layer) {
+                active_rows += member.rows;
+                segments.push(Segment { cache: &mut *member.cache, rows: member.rows });
+            }
+            let active = &mut self.hidden_states[..active_rows * hidden_size];
+            self.decoder.forward_layer(layer, active, &mut segments)?;
+            times.layers_ns.push(laps.lap());
+        }
+        Ok(())
+    }
+
+    /// Final norm, lm_head and sampler, for the last rows of the members that want a token.
+    fn sample(&self, members: &[Member<'_>]) -> Result<Vec<Option<Sampled>>, ForwardError> {
+        let config = self.decoder.config();
+        let mut samples: Vec<Option<Sampled>> = members.iter().map(|_| None).collect();
+        let mut wanted = Vec::with_capacity(members.len());
+        let mut end_row = 0;
+        for (index, member) in members.iter().enumerate() {
+            end_row += member.rows;
+            if let Some(sampler) = member.sampler {
+                wanted.push((index, end_row - 1, sampler, member.cache.len()));
+            }
+        }
+        for wanted in wanted.chunks(LOGITS_ROWS) {
+            let mut last_rows = Vec::with_capacity(wanted.len() * config.hidden_size);
+            for &(_, row, _, _) in wanted {
+                let start = row * config.hidden_size;
+                last_rows.extend_from_slice(&self.hidden_states[start..start + config.hidden_size]);
+            }
+            let mut logits = self.decoder.logits(&last_rows)?; // [wanted, vocab_size]
+            for (&(index, _, sampler, position), logits) in wanted.iter().zip(logits.chunks_mut(config.vocab_size)) {
+                samples[index] = Some(sampler.sample(logits, position));
+            }
+        }
+        Ok(samples)
+    }
+}
+
+/// Measures from the end of one lap to the end of the next, so that no time falls between two.
+struct Laps {
+    last: Instant,
+}
+
+impl Laps {
+    fn lap(&mut self) -> u64 {
+        let now = Instant::now();
+        let lap = now.saturating_duration_since(self.last);
+        self.last = now;
+        u64::try_from(lap.as_nanos()).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,150 @@
+//! A model ready to be served: its tail layers in memory, and what devices need to know of it.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use headway_model::manifest::{Manifest, SplitRange, sha256_digest};
+use headway_model::weights::Weights;
+use headway_model::{Decoder, KvCache, LayerRange, LoadError, artifact};
+use headway_wire::{Limits, PROTOCOL_VERSION};
+
+use crate::config::Config;
+
+/// Why a model cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadModelError {
+    /// The source could not be turned into files.
+    #[error("cannot fetch the model {model}")]
+    Fetch {
+        /// The source.
+        model: String,
+        /// Why.
+        #[source]
+        source: headway_hub::HubError,
+    },
+    /// The files could not be read as a model.
+    #[error("cannot load the model from {path}")]
+    Load {
+        /// The files.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: LoadError,
+    },
+    /// The split layers asked for are not the model's.
+    #[error(
+        "split layers {min} to {max} were asked for; the model has {num_layers} layers, and the tail runs at \
+         least one of them: 0 to {} are possible", num_layers.saturating_sub(1)
+    )]
+    SplitRange {
+        /// Smallest split layer asked for.
+        min: usize,
+        /// Largest split layer asked for.
+        max: usize,
+        /// The model's layers.
+        num_layers: usize,
+    },
+    /// The KV cache is too small for a single position.
+    #[error("--max-kv-bytes {max_kv_bytes}: one position takes {position_bytes} bytes")]
+    KvBytes {
+        /// The limit.
+        max_kv_bytes: usize,
+        /// Bytes of one position over the tail's layers.
+        position_bytes: usize,
+    },
+    /// The tokenizer that would be served is not the one that the digest covers.
+    #[error("the tokenizer's digest is {got}; the model's identity says {expected}")]
+    Tokenizer {
+        /// In the identity.
+        expected: String,
+        /// Of the bytes.
+        got: String,
+    },
+}
+
+/// A model ready to be served.
+pub struct LoadedModel {
+    pub(crate) weights: Arc<Weights>,
+    pub(crate) decoder: Decoder,
+    pub(crate) manifest: Manifest,
+    /// `tokenizer.json`, the very bytes that the manifest's digest covers.
+    pub(crate) tokenizer_json: Bytes,
+}
+
+impl LoadedModel {
+    /// Fetches and loads the model. Blocks, for minutes where there is much to fetch.
+    ///
+    /// # Errors
+    /// [`LoadModelError`] says what was wrong with the source, the files or the configuration.
+    pub fn load(config: &Config) -> Result<Self, LoadModelError> {
+        let path = headway_hub::resolve(&config.model, &config.cache_dir)
+            .map_err(|source| LoadModelError::Fetch { model: config.model.clone(), source })?;
+        let failed = |source| LoadModelError::Load { path: path.clone(), source };
+
+        let weights = Weights::open(&path).map_err(failed)?;
+        let split = split_range(config, weights.config().num_layers)?;
+        let tail_layers = LayerRange::new(split.min, weights.config().num_layers);
+        let max_positions = max_positions(config, &weights, tail_layers)?;
+
+        let identity = artifact::identity(&weights).map_err(failed)?;
+        let tokenizer_json = weights.tokenizer().and_then(|tokenizer| tokenizer.to_json()).map_err(failed)?;
+        let (got, expected) = (sha256_digest(&tokenizer_json), &identity.tokenizer.digest);
+        if got != *expected {
+            return Err(LoadModelError::Tokenizer { expected: expected.clone(), got });
+        }
+        let decoder = Decoder::load(&weights, tail_layers, config.dtype).map_err(failed)?;
+
+        let manifest = Manifest {
+            name: weights.name().to_owned(),
+            model_digest: identity.digest(),
+            identity,
+            protocol_version: PROTOCOL_VERSION,
+            split,
+            dtype: config.dtype,
+            codecs: config.codecs.iter().map(ToString::to_string).collect(),
+            quantizations: config.head_quantizations.clone(),
+            max_positions,
+        };
+        tracing::info!(
+            name = manifest.name, model_digest = manifest.model_digest, layers = %tail_layers,
+            weight_bytes = decoder.weight_bytes(), "model loaded"
+        );
+        Ok(Self { weights: Arc::new(weights), decoder, manifest, tokenizer_json: tokenizer_json.into() })
+    }
+
+    /// What devices are told of the model.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+}
+
+/// The split layers accepted. The largest is `L - 1`: a step needs a layer that runs the whole batch, or
+/// there is nothing to value the saved layers by.
+fn split_range(config: &Config, num_layers: usize) -> Result<SplitRange, LoadModelError> {
+    let last = num_layers.saturating_sub(1);
+    let (min, max) = (config.split_min.unwrap_or(0), config.split_max.unwrap_or(last));
+    if min > max || max > last {
+        return Err(LoadModelError::SplitRange { min, max, num_layers });
+    }
+    // A third of the layers: enough to save something on a device that has not measured itself yet.
+    Ok(SplitRange { min, max, default: (num_layers / 3).clamp(min, max) })
+}
+
+/// The longest session: what the model was made for, unless the KV cache or the protocol holds less.
+fn max_positions(config: &Config, weights: &Weights, tail_layers: LayerRange) -> Result<usize, LoadModelError> {
+    let bytes_for = |positions| KvCache::bytes_for(weights.config(), tail_layers, positions);
+    let max_kv_bytes = config.max_kv_bytes;
+    let wanted = weights.config().max_positions.min(Limits::default().max_positions as usize);
+    // The cache takes its memory in tiles of positions, so its size is a step function: search the edge.
+    let (mut fits, mut too_many) = (0, wanted + 1);
+    while too_many - fits > 1 {
+        let middle = fits + (too_many - fits) / 2;
+        if bytes_for(middle) <= max_kv_bytes { fits = middle } else { too_many = middle }
+    }
+    match fits {
+        0 => Err(LoadModelError::KvBytes { max_kv_bytes, position_bytes: bytes_for(1) }),
+        max_positions => Ok(max_positions),
+    }
+}
