@@ -35,7 +35,11 @@ impl Plan {
         request.check()?;
         let prompt = vocabulary.token_ids(&request.prompt)?;
         if prompt.len() >= max_positions {
-            return Err(RequestError::PromptTooLong { prompt_tokens: prompt.len(), max_positions }.into());
+            return Err(RequestError::PromptTooLong {
+                prompt_tokens: prompt.len(),
+                max_positions,
+            }
+            .into());
         }
         // Refuses here what the tail would refuse.
         Sampler::new(request.sampling.clone(), prompt.len()).map_err(RequestError::Sampling)?;
@@ -107,10 +111,17 @@ impl<'v> Answer<'v> {
     }
 
     pub(crate) fn take(&mut self, sampled: Sampled) -> Result<Taken, DeviceError> {
-        let Sampled { token_id, logprob, top_logprobs } = sampled;
+        let Sampled {
+            token_id,
+            logprob,
+            top_logprobs,
+        } = sampled;
         self.clock.token(Instant::now());
         if self.vocabulary.ends_turn(token_id) && !self.ignore_end_of_turn {
-            return Ok(Taken { event: None, finish: Some(FinishReason::EndOfTurn) });
+            return Ok(Taken {
+                event: None,
+                finish: Some(FinishReason::EndOfTurn),
+            });
         }
         self.token_ids.push(token_id);
         let passed = self.stop.push(&self.stream.push(token_id)?);
@@ -121,24 +132,44 @@ impl<'v> Answer<'v> {
         } else {
             is_last.then_some(FinishReason::Length)
         };
-        let event = TokenEvent { token_id, text: passed.text, logprob, top_logprobs };
-        Ok(Taken { event: Some(event), finish })
+        let event = TokenEvent {
+            token_id,
+            text: passed.text,
+            logprob,
+            top_logprobs,
+        };
+        Ok(Taken {
+            event: Some(event),
+            finish,
+        })
     }
 
     /// The text that was held back, when no token follows; and whether it held a stop string.
-    pub(crate) fn rest(&mut self, finish: FinishReason) -> Result<(String, FinishReason), DeviceError> {
+    pub(crate) fn rest(
+        &mut self,
+        finish: FinishReason,
+    ) -> Result<(String, FinishReason), DeviceError> {
         if finish == FinishReason::Stop {
             return Ok((String::new(), finish));
         }
         let mut passed = self.stop.push(&self.stream.finish()?);
-        let finish = if passed.stopped { FinishReason::Stop } else { finish };
+        let finish = if passed.stopped {
+            FinishReason::Stop
+        } else {
+            finish
+        };
         passed.text.push_str(&self.stop.finish());
         self.text.push_str(&passed.text);
         Ok((passed.text, finish))
     }
 
     pub(crate) fn report(self, finish_reason: FinishReason, account: Account) -> Report {
-        let Account { prompt_tokens, split_layer, route, totals } = account;
+        let Account {
+            prompt_tokens,
+            split_layer,
+            route,
+            totals,
+        } = account;
         Report {
             text: self.text,
             token_ids: self.token_ids,
@@ -170,7 +201,13 @@ struct Clock {
 
 impl Clock {
     fn new(started: Instant) -> Self {
-        Self { started, connect_began: None, opened: None, first_token: None, last_token: None }
+        Self {
+            started,
+            connect_began: None,
+            opened: None,
+            first_token: None,
+            last_token: None,
+        }
     }
 
     fn opened(&mut self, began: Instant, now: Instant) {

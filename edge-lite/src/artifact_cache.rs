@@ -54,19 +54,31 @@ impl ArtifactCache {
         progress: Option<ProgressCallback>,
     ) -> Result<Self, DeviceError> {
         // A colon is not allowed in a file name everywhere.
-        let folder = cache_dir.join("models").join(model_digest.replace(':', "-"));
+        let folder = cache_dir
+            .join("models")
+            .join(model_digest.replace(':', "-"));
         let lock = tokio::task::spawn_blocking({
             let folder = folder.clone();
             move || lock(&folder)
         });
         let lock = lock.await??;
-        Ok(Self { api: api.clone(), folder, progress, _lock: lock })
+        Ok(Self {
+            api: api.clone(),
+            folder,
+            progress,
+            _lock: lock,
+        })
     }
 
     /// The path of `tokenizer.json`.
     pub(crate) async fn tokenizer(&self, manifest: &Manifest) -> Result<PathBuf, Error> {
         let path = self.folder.join("tokenizer.json");
-        self.fetch(&manifest.identity.tokenizer, self.api.url().tokenizer(), &path).await?;
+        self.fetch(
+            &manifest.identity.tokenizer,
+            self.api.url().tokenizer(),
+            &path,
+        )
+        .await?;
         Ok(path)
     }
 
@@ -81,7 +93,12 @@ impl ArtifactCache {
         let mut paths = Vec::with_capacity(parts.len());
         for part in parts {
             let path = folder.join(format!("{}.gguf", part.name));
-            self.fetch(part, self.api.url().head_part(quantization, &part.name), &path).await?;
+            self.fetch(
+                part,
+                self.api.url().head_part(quantization, &part.name),
+                &path,
+            )
+            .await?;
             paths.push(path);
         }
         Ok(paths)
@@ -111,13 +128,19 @@ impl ArtifactCache {
     }
 
     /// Downloads to `part_path`, after what is already there, and checks the digest.
-    async fn download(&self, artifact: &Artifact, url: &Url, part_path: &Path) -> Result<(), Error> {
+    async fn download(
+        &self,
+        artifact: &Artifact,
+        url: &Url,
+        part_path: &Path,
+    ) -> Result<(), Error> {
         let mut have_bytes = std::fs::metadata(part_path).map_or(0, |file| file.len());
         if have_bytes > artifact.bytes {
             have_bytes = 0;
         }
         if have_bytes < artifact.bytes || artifact.bytes == 0 {
-            self.download_rest(artifact, url, part_path, have_bytes).await?;
+            self.download_rest(artifact, url, part_path, have_bytes)
+                .await?;
         }
         let got = digest_of(part_path).await?;
         if got == artifact.digest {
@@ -125,7 +148,12 @@ impl ArtifactCache {
         }
         std::fs::remove_file(part_path).map_err(DeviceError::cache(part_path))?;
         let (part, expected) = (artifact.name.clone(), artifact.digest.clone());
-        Err(TailError::ArtifactDigest { part, expected, got }.into())
+        Err(TailError::ArtifactDigest {
+            part,
+            expected,
+            got,
+        }
+        .into())
     }
 
     async fn download_rest(
@@ -135,19 +163,40 @@ impl ArtifactCache {
         part_path: &Path,
         have_bytes: u64,
     ) -> Result<(), Error> {
-        let mut response = self.api.download(url.clone(), have_bytes, &artifact.digest).await?;
+        let mut response = self
+            .api
+            .download(url.clone(), have_bytes, &artifact.digest)
+            .await?;
         // Anything but 206 is the whole file.
-        let start_bytes = if response.status() == StatusCode::PARTIAL_CONTENT { have_bytes } else { 0 };
+        let start_bytes = if response.status() == StatusCode::PARTIAL_CONTENT {
+            have_bytes
+        } else {
+            0
+        };
         let io_error = DeviceError::cache;
-        let file = tokio::fs::OpenOptions::new().create(true).append(true).open(part_path).await;
+        let file = tokio::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(part_path)
+            .await;
         let mut file = file.map_err(io_error(part_path))?;
-        file.set_len(start_bytes).await.map_err(io_error(part_path))?;
+        file.set_len(start_bytes)
+            .await
+            .map_err(io_error(part_path))?;
         let (mut done_bytes, mut reported_bytes) = (start_bytes, start_bytes);
         self.report(artifact, done_bytes, false);
-        while let Some(piece) = response.chunk().await.map_err(|source| http_error(url, source))? {
+        while let Some(piece) = response
+            .chunk()
+            .await
+            .map_err(|source| http_error(url, source))?
+        {
             done_bytes += piece.len() as u64;
             if done_bytes > artifact.bytes {
-                return Err(TailError::TooLarge { url: url.to_string(), max_bytes: artifact.bytes }.into());
+                return Err(TailError::TooLarge {
+                    url: url.to_string(),
+                    max_bytes: artifact.bytes,
+                }
+                .into());
             }
             file.write_all(&piece).await.map_err(io_error(part_path))?;
             if done_bytes - reported_bytes >= REPORT_BYTES {
@@ -158,7 +207,12 @@ impl ArtifactCache {
         file.sync_all().await.map_err(io_error(part_path))?;
         if done_bytes < artifact.bytes {
             let (part, expected_bytes) = (artifact.name.clone(), artifact.bytes);
-            return Err(TailError::ArtifactTruncated { part, expected_bytes, got_bytes: done_bytes }.into());
+            return Err(TailError::ArtifactTruncated {
+                part,
+                expected_bytes,
+                got_bytes: done_bytes,
+            }
+            .into());
         }
         self.report(artifact, done_bytes, false);
         Ok(())
@@ -166,9 +220,20 @@ impl ArtifactCache {
 
     fn report(&self, artifact: &Artifact, done_bytes: u64, cached: bool) {
         let Artifact { name, bytes, .. } = artifact;
-        tracing::debug!(part = name, done_bytes, total_bytes = bytes, cached, "head artefact");
+        tracing::debug!(
+            part = name,
+            done_bytes,
+            total_bytes = bytes,
+            cached,
+            "head artefact"
+        );
         if let Some(progress) = &self.progress {
-            progress(&Progress { part: name.clone(), done_bytes, total_bytes: *bytes, cached });
+            progress(&Progress {
+                part: name.clone(),
+                done_bytes,
+                total_bytes: *bytes,
+                cached,
+            });
         }
     }
 }
@@ -176,7 +241,11 @@ impl ArtifactCache {
 fn lock(folder: &Path) -> Result<File, DeviceError> {
     std::fs::create_dir_all(folder).map_err(DeviceError::cache(folder))?;
     let path = folder.join(".lock");
-    let file = File::options().create(true).append(true).open(&path).map_err(DeviceError::cache(&path))?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(DeviceError::cache(&path))?;
     file.lock().map_err(DeviceError::cache(&path))?;
     Ok(file)
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
-use headway_wire::message::{ClientFrame, Close, GoAway, Open, Opened, ServerFrame, Step, StepResult, server_frame};
+use headway_wire::message::{
+    ClientFrame, Close, GoAway, Open, Opened, ServerFrame, Step, StepResult, server_frame,
+};
 use headway_wire::{Limits, frame};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -70,7 +72,10 @@ impl Connection {
         let after = dialer.connect_timeout;
         timeout(after, Self::open_now(dialer, open))
             .await
-            .unwrap_or(Err(TailError::Timeout { what: "opened session", after }))
+            .unwrap_or(Err(TailError::Timeout {
+                what: "opened session",
+                after,
+            }))
     }
 
     async fn open_now(dialer: &Dialer, open: Open) -> Result<Self, TailError> {
@@ -78,14 +83,24 @@ impl Connection {
             .read_buffer_size(READ_BUFFER_BYTES)
             .max_message_size(Some(dialer.limits.max_frame_bytes))
             .max_frame_size(Some(dialer.limits.max_frame_bytes));
-        let connector = dialer.url.is_tls().then(|| Connector::Rustls(Arc::clone(&dialer.tls)));
+        let connector = dialer
+            .url
+            .is_tls()
+            .then(|| Connector::Rustls(Arc::clone(&dialer.tls)));
         let url = dialer.url.session();
         // A decode step is one small frame: waiting to fill a packet would cost more than the step.
         let no_delay = true;
-        let connected =
-            tokio_tungstenite::connect_async_tls_with_config(url.as_str(), Some(config), no_delay, connector).await;
-        let (socket, _) =
-            connected.map_err(|source| TailError::Socket { url: url.to_string(), source: Box::new(source) })?;
+        let connected = tokio_tungstenite::connect_async_tls_with_config(
+            url.as_str(),
+            Some(config),
+            no_delay,
+            connector,
+        )
+        .await;
+        let (socket, _) = connected.map_err(|source| TailError::Socket {
+            url: url.to_string(),
+            source: Box::new(source),
+        })?;
         let mut connection = Self {
             socket,
             dialer: dialer.clone(),
@@ -103,7 +118,9 @@ impl Connection {
                     return Ok(connection);
                 }
                 server_frame::Message::GoAway(go_away) => connection.go_away = Some(go_away),
-                server_frame::Message::Refusal(refusal) => return Err(Refused::from(refusal).into()),
+                server_frame::Message::Refusal(refusal) => {
+                    return Err(Refused::from(refusal).into());
+                }
                 server_frame::Message::StepResult(_) => {
                     return Err(protocol("a result came before Opened"));
                 }
@@ -123,10 +140,18 @@ impl Connection {
 
     /// Sends a step whose last position is `end - 1`.
     pub(crate) async fn send_step(&mut self, step: Step, end: usize) -> Result<(), TailError> {
-        self.unanswered.push_back(Unanswered { end, sample: step.sample });
+        self.unanswered.push_back(Unanswered {
+            end,
+            sample: step.sample,
+        });
         self.sent = end;
         let after = self.dialer.result_timeout;
-        timeout(after, self.send(step.into())).await.unwrap_or(Err(TailError::Timeout { what: "sent step", after }))
+        timeout(after, self.send(step.into()))
+            .await
+            .unwrap_or(Err(TailError::Timeout {
+                what: "sent step",
+                after,
+            }))
     }
 
     /// The next result. Cancel safe. Waits without a limit while no step is unanswered, so that a refusal
@@ -137,16 +162,24 @@ impl Connection {
             let message = if self.unanswered.is_empty() {
                 self.next_message().await?
             } else {
-                let late = Err(TailError::Timeout { what: "step result", after });
+                let late = Err(TailError::Timeout {
+                    what: "step result",
+                    after,
+                });
                 timeout(after, self.next_message()).await.unwrap_or(late)?
             };
             match message {
                 server_frame::Message::StepResult(result) => return self.answered(result),
-                server_frame::Message::Refusal(refusal) => return Err(Refused::from(refusal).into()),
+                server_frame::Message::Refusal(refusal) => {
+                    return Err(Refused::from(refusal).into());
+                }
                 server_frame::Message::Opened(_) => return Err(protocol("Opened came twice")),
                 // The steps that were sent are still answered; the session moves before its next one.
                 server_frame::Message::GoAway(go_away) => {
-                    let GoAway { deadline_ms, reason } = &go_away;
+                    let GoAway {
+                        deadline_ms,
+                        reason,
+                    } = &go_away;
                     tracing::info!(deadline_ms, reason, "the tail goes away");
                     self.go_away = Some(go_away);
                 }
@@ -158,7 +191,10 @@ impl Connection {
     pub(crate) async fn close(mut self) -> Traffic {
         let goodbye = async {
             self.send(Close {}.into()).await?;
-            self.socket.close(None).await.map_err(|source| self.socket_error(source))
+            self.socket
+                .close(None)
+                .await
+                .map_err(|source| self.socket_error(source))
         };
         if let Ok(Err(error)) = timeout(CLOSE_TIMEOUT, goodbye).await {
             tracing::debug!(%error, "the connection was gone before its end");
@@ -171,7 +207,10 @@ impl Connection {
             return Err(protocol("a result came without a step"));
         };
         if result.positions != wire_u32(end) {
-            let reason = format!("a result is for {} positions; expected {end}", result.positions);
+            let reason = format!(
+                "a result is for {} positions; expected {end}",
+                result.positions
+            );
             return Err(TailError::Protocol { reason });
         }
         if sample && result.token_id.is_none() {
@@ -193,7 +232,8 @@ impl Connection {
                 None => return Err(TailError::Closed),
                 Some(message) => message.map_err(|source| self.socket_error(source))?,
             };
-            self.traffic.down_bytes += (message.len() + frame_header_bytes(message.len(), false)) as u64;
+            self.traffic.down_bytes +=
+                (message.len() + frame_header_bytes(message.len(), false)) as u64;
             match message {
                 Message::Binary(payload) => return self.decode(payload),
                 Message::Close(_) => return Err(TailError::Closed),
@@ -209,12 +249,17 @@ impl Connection {
     }
 
     fn socket_error(&self, source: tungstenite::Error) -> TailError {
-        TailError::Socket { url: self.dialer.url.session().to_string(), source: Box::new(source) }
+        TailError::Socket {
+            url: self.dialer.url.session().to_string(),
+            source: Box::new(source),
+        }
     }
 }
 
 fn protocol(reason: &str) -> TailError {
-    TailError::Protocol { reason: reason.to_owned() }
+    TailError::Protocol {
+        reason: reason.to_owned(),
+    }
 }
 
 /// RFC 6455, section 5.2: 2 bytes, 0, 2 or 8 for the length, and 4 for the mask of a client's frame.

@@ -123,8 +123,14 @@ pub struct Refused {
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
-        let retry_after = refusal.retry_after_ms.map(|ms| Duration::from_millis(ms.into()));
-        Self { code: refusal.code(), message: refusal.message, retry_after }
+        let retry_after = refusal
+            .retry_after_ms
+            .map(|ms| Duration::from_millis(ms.into()));
+        Self {
+            code: refusal.code(),
+            message: refusal.message,
+            retry_after,
+        }
     }
 }
 
@@ -270,6 +276,13 @@ impl TailError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused(refused) => refused.retry_after,
+            Self::Socket { source, .. } => match &**source {
+                tokio_tungstenite::tungstenite::Error::Http(response) => {
+                    let seconds = response.headers().get("retry-after")?.to_str().ok()?;
+                    seconds.parse().ok().map(Duration::from_secs)
+                }
+                _ => None,
+            },
             _ => None,
         }
     }
@@ -330,7 +343,10 @@ pub enum DeviceError {
 impl DeviceError {
     /// Binds an I/O error to the path it happened on.
     pub(crate) fn cache(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::Cache { path: path.to_owned(), source }
+        move |source| Self::Cache {
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 

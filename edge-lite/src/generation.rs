@@ -21,9 +21,12 @@ pub struct Generation {
     cancel: watch::Sender<bool>,
 }
 
+/// Where a generation's events go.
+pub(crate) type Events = mpsc::Sender<Result<Event, Error>>;
+
 /// The generating side of the channel.
 pub(crate) struct Progress {
-    pub(crate) events: mpsc::Sender<Result<Event, Error>>,
+    pub(crate) events: Events,
     pub(crate) cancelled: Cancelled,
 }
 
@@ -47,7 +50,13 @@ impl Generation {
     pub(crate) fn channel() -> (Self, Progress) {
         let (sender, events) = mpsc::channel(MAX_WAITING_EVENTS);
         let (cancel, cancelled) = watch::channel(false);
-        (Self { events, cancel }, Progress { events: sender, cancelled: Cancelled(cancelled) })
+        (
+            Self { events, cancel },
+            Progress {
+                events: sender,
+                cancelled: Cancelled(cancelled),
+            },
+        )
     }
 
     /// The next event; `None` after the report or an error.

@@ -32,7 +32,9 @@ impl HeadLayers {
     ) -> Result<Self, DeviceError> {
         let weights = Weights::open_parts(config, files)?;
         let decoder = Decoder::load(&weights, LayerRange::new(0, split_layer), dtype)?;
-        Ok(Self { decoder: Arc::new(decoder) })
+        Ok(Self {
+            decoder: Arc::new(decoder),
+        })
     }
 
     /// The layers.
@@ -43,7 +45,11 @@ impl HeadLayers {
 
     /// Starts one generation of at most `capacity` positions.
     pub(crate) fn pass(&self, capacity: usize, codec: Codec) -> HeadPass {
-        HeadPass { decoder: Arc::clone(&self.decoder), cache: self.decoder.new_cache(capacity), codec }
+        HeadPass {
+            decoder: Arc::clone(&self.decoder),
+            cache: self.decoder.new_cache(capacity),
+            codec,
+        }
     }
 }
 
@@ -65,14 +71,29 @@ impl HeadPass {
     ///
     /// `position` may lie before the cache's end: those rows are computed again, to the same bits, because
     /// the keys and values before `position` are still what they were.
-    pub(crate) fn run(&mut self, position: usize, token_ids: &[u32]) -> Result<HeadRows, DeviceError> {
-        assert!(position <= self.cache.len(), "rows are computed without gaps");
+    pub(crate) fn run(
+        &mut self,
+        position: usize,
+        token_ids: &[u32],
+    ) -> Result<HeadRows, DeviceError> {
+        assert!(
+            position <= self.cache.len(),
+            "rows are computed without gaps"
+        );
         let started = Instant::now();
         self.cache.truncate(position);
         let mut hidden_states = self.decoder.embed(token_ids)?;
-        self.decoder.forward(self.decoder.layers(), &mut hidden_states, &mut self.cache)?;
+        self.decoder
+            .forward(self.decoder.layers(), &mut hidden_states, &mut self.cache)?;
         let compute = started.elapsed();
-        let activations = codec::encode(self.codec, &hidden_states, self.decoder.config().hidden_size)?;
-        Ok(HeadRows { activations, compute })
+        let activations = codec::encode(
+            self.codec,
+            &hidden_states,
+            self.decoder.config().hidden_size,
+        )?;
+        Ok(HeadRows {
+            activations,
+            compute,
+        })
     }
 }

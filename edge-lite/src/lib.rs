@@ -43,6 +43,8 @@ mod session;
 mod stop;
 mod tail_api;
 mod tail_url;
+#[cfg(test)]
+mod test_tail;
 mod tls;
 pub mod vocabulary;
 

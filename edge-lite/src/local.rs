@@ -30,7 +30,11 @@ pub struct LocalConfig {
 
 impl Default for LocalConfig {
     fn default() -> Self {
-        Self { dtype: WeightDtype::Native, max_positions: None, prompt_chunk_positions: 256 }
+        Self {
+            dtype: WeightDtype::Native,
+            max_positions: None,
+            prompt_chunk_positions: 256,
+        }
     }
 }
 
@@ -57,11 +61,20 @@ impl LocalModel {
     }
 
     /// `decoder` holds all layers.
-    pub(crate) fn new(decoder: Arc<Decoder>, vocabulary: Arc<Vocabulary>, config: &LocalConfig) -> Self {
+    pub(crate) fn new(
+        decoder: Arc<Decoder>,
+        vocabulary: Arc<Vocabulary>,
+        config: &LocalConfig,
+    ) -> Self {
         let known = decoder.config().max_positions;
         let max_positions = config.max_positions.map_or(known, |most| most.min(known));
         let prompt_chunk_positions = config.prompt_chunk_positions.max(1);
-        Self { decoder, vocabulary, max_positions, prompt_chunk_positions }
+        Self {
+            decoder,
+            vocabulary,
+            max_positions,
+            prompt_chunk_positions,
+        }
     }
 
     /// The model's text side.
@@ -96,14 +109,23 @@ impl LocalModel {
     fn run(&self, plan: &Plan, progress: &Progress) {
         let mut answer = Answer::new(&self.vocabulary, plan);
         answer.opened(plan.started);
-        let mut pass = Pass { model: self, cache: self.decoder.new_cache(plan.positions()), compute: Duration::ZERO };
-        let finish = pass.drive(plan, &mut answer, progress).and_then(|finish| Ok(answer.rest(finish)?));
+        let mut pass = Pass {
+            model: self,
+            cache: self.decoder.new_cache(plan.positions()),
+            compute: Duration::ZERO,
+        };
+        let finish = pass
+            .drive(plan, &mut answer, progress)
+            .and_then(|finish| Ok(answer.rest(finish)?));
         let num_layers = self.decoder.config().num_layers;
         let account = Account {
             prompt_tokens: plan.prompt.len(),
             split_layer: num_layers,
             route: Route::Device,
-            totals: Totals { head_compute_ms: pass.compute.as_secs_f64() * 1e3, ..Totals::default() },
+            totals: Totals {
+                head_compute_ms: pass.compute.as_secs_f64() * 1e3,
+                ..Totals::default()
+            },
         };
         // Where nobody listens any more, there is nobody to tell.
         match finish {
@@ -133,8 +155,8 @@ impl Pass<'_> {
         answer: &mut Answer<'_>,
         progress: &Progress,
     ) -> Result<FinishReason, Error> {
-        let mut sampler =
-            Sampler::new(plan.sampling.clone(), plan.prompt.len()).map_err(RequestError::Sampling)?;
+        let mut sampler = Sampler::new(plan.sampling.clone(), plan.prompt.len())
+            .map_err(RequestError::Sampling)?;
         for (position, token_id) in plan.prompt.iter().enumerate() {
             sampler.observe(position, *token_id);
         }
@@ -155,7 +177,10 @@ impl Pass<'_> {
             let token_id = sampled.token_id;
             let taken = answer.take(sampled)?;
             if let Some(event) = taken.event
-                && progress.events.blocking_send(Ok(Event::Token(event))).is_err()
+                && progress
+                    .events
+                    .blocking_send(Ok(Event::Token(event)))
+                    .is_err()
             {
                 return Ok(FinishReason::Cancelled);
             }

@@ -15,7 +15,11 @@ pub(crate) struct Recovery {
 
 impl Recovery {
     pub(crate) fn new(policy: ReconnectPolicy) -> Self {
-        Self { policy, lost_at: None, attempts: 0 }
+        Self {
+            policy,
+            lost_at: None,
+            attempts: 0,
+        }
     }
 
     /// A token came: the next failure is a new one.
@@ -43,7 +47,11 @@ impl Recovery {
             0 => Duration::ZERO,
             doublings => {
                 let factor = 2_u32.saturating_pow((doublings - 1).min(16));
-                let full = self.policy.min_backoff.saturating_mul(factor).min(self.policy.max_backoff);
+                let full = self
+                    .policy
+                    .min_backoff
+                    .saturating_mul(factor)
+                    .min(self.policy.max_backoff);
                 full.mul_f64(0.5 + jitter / 2.0)
             }
         };
@@ -52,7 +60,11 @@ impl Recovery {
             if self.policy.max_attempts == 0 {
                 return Err(error);
             }
-            return Err(TailError::GaveUp { attempts: self.attempts, elapsed, last: Box::new(error) });
+            return Err(TailError::GaveUp {
+                attempts: self.attempts,
+                elapsed,
+                last: Box::new(error),
+            });
         }
         self.attempts += 1;
         tracing::warn!(%error, attempt = self.attempts, wait_ms = wait.as_millis(), "the session is lost");
@@ -78,25 +90,46 @@ mod tests {
 
     fn refused(code: RefusalCode, retry_after_ms: Option<u64>) -> TailError {
         let retry_after = retry_after_ms.map(Duration::from_millis);
-        TailError::Refused(Refused { code, message: String::new(), retry_after })
+        TailError::Refused(Refused {
+            code,
+            message: String::new(),
+            retry_after,
+        })
     }
 
     #[test]
     fn waits_double_up_to_a_bound_and_attempts_end() {
         let (mut recovery, now) = (Recovery::new(policy()), Instant::now());
         // The largest jitter is just below 1; 1 gives round numbers.
-        let waits: Vec<u128> =
-            (0..4).map(|_| recovery.wait_after(TailError::Closed, now, 1.0).unwrap().as_millis()).collect();
+        let waits: Vec<u128> = (0..4)
+            .map(|_| {
+                recovery
+                    .wait_after(TailError::Closed, now, 1.0)
+                    .unwrap()
+                    .as_millis()
+            })
+            .collect();
         assert_eq!(waits, [0, 100, 200, 300]);
-        let error = recovery.wait_after(TailError::Closed, now, 1.0).unwrap_err();
-        assert!(matches!(error, TailError::GaveUp { attempts: 4, .. }), "{error}");
+        let error = recovery
+            .wait_after(TailError::Closed, now, 1.0)
+            .unwrap_err();
+        assert!(
+            matches!(error, TailError::GaveUp { attempts: 4, .. }),
+            "{error}"
+        );
     }
 
     #[test]
     fn the_tails_retry_after_is_waited_out() {
         let mut recovery = Recovery::new(policy());
         let error = refused(RefusalCode::NoCapacity, Some(2500));
-        assert_eq!(recovery.wait_after(error, Instant::now(), 0.0).unwrap().as_millis(), 2500);
+        assert_eq!(
+            recovery
+                .wait_after(error, Instant::now(), 0.0)
+                .unwrap()
+                .as_millis(),
+            2500
+        );
     }
 
     #[test]
@@ -104,7 +137,10 @@ mod tests {
         let mut recovery = Recovery::new(policy());
         let error = refused(RefusalCode::NoCapacity, Some(11_000));
         let error = recovery.wait_after(error, Instant::now(), 0.0).unwrap_err();
-        assert!(matches!(error, TailError::GaveUp { attempts: 0, .. }), "{error}");
+        assert!(
+            matches!(error, TailError::GaveUp { attempts: 0, .. }),
+            "{error}"
+        );
     }
 
     #[test]
@@ -119,7 +155,10 @@ mod tests {
     fn a_token_in_between_resets_the_count() {
         let (mut recovery, now) = (Recovery::new(policy()), Instant::now());
         for _ in 0..10 {
-            assert_eq!(recovery.wait_after(TailError::Closed, now, 0.0).unwrap(), Duration::ZERO);
+            assert_eq!(
+                recovery.wait_after(TailError::Closed, now, 0.0).unwrap(),
+                Duration::ZERO
+            );
             recovery.alive();
         }
     }

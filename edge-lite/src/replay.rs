@@ -27,7 +27,12 @@ const STEP_OVERHEAD_BYTES: usize = size_of::<Recorded>();
 
 impl ReplayBuffer {
     pub(crate) fn new(max_bytes: usize) -> Self {
-        Self { steps: Vec::new(), max_bytes, bytes: 0, is_full: false }
+        Self {
+            steps: Vec::new(),
+            max_bytes,
+            bytes: 0,
+            is_full: false,
+        }
     }
 
     /// Keeps `rows` rows from `position` on, if they continue what is kept and fit.
@@ -35,18 +40,28 @@ impl ReplayBuffer {
         if self.is_full || position != self.len() {
             return;
         }
-        let bytes = self.bytes.saturating_add(data.len()).saturating_add(STEP_OVERHEAD_BYTES);
+        let bytes = self
+            .bytes
+            .saturating_add(data.len())
+            .saturating_add(STEP_OVERHEAD_BYTES);
         if bytes > self.max_bytes {
             self.is_full = true;
             return;
         }
         self.bytes = bytes;
-        self.steps.push(Recorded { position, rows, data: data.clone() });
+        self.steps.push(Recorded {
+            position,
+            rows,
+            data: data.clone(),
+        });
     }
 
     /// Forgets every step that goes beyond `position`.
     pub(crate) fn truncate(&mut self, position: usize) {
-        while let Some(step) = self.steps.pop_if(|step| step.position + step.rows > position) {
+        while let Some(step) = self
+            .steps
+            .pop_if(|step| step.position + step.rows > position)
+        {
             self.bytes -= step.data.len() + STEP_OVERHEAD_BYTES;
             self.is_full = false;
         }
@@ -54,7 +69,9 @@ impl ReplayBuffer {
 
     /// Number of positions kept.
     pub(crate) fn len(&self) -> usize {
-        self.steps.last().map_or(0, |step| step.position + step.rows)
+        self.steps
+            .last()
+            .map_or(0, |step| step.position + step.rows)
     }
 
     /// Rows from `position` on, at most `max_rows`: their number and their bytes.
@@ -63,7 +80,10 @@ impl ReplayBuffer {
     /// cut, because the integer codecs' rows have no fixed size. `None` where no step starts at `position`,
     /// or only a longer one.
     pub(crate) fn rows_from(&self, position: usize, max_rows: usize) -> Option<(usize, Bytes)> {
-        let first = self.steps.binary_search_by_key(&position, |step| step.position).ok()?;
+        let first = self
+            .steps
+            .binary_search_by_key(&position, |step| step.position)
+            .ok()?;
         let mut rows = 0;
         let joined: Vec<&Recorded> = self.steps[first..]
             .iter()
@@ -77,8 +97,11 @@ impl ReplayBuffer {
             [] => None,
             [one] => Some((rows, one.data.clone())),
             steps => {
-                let mut data = BytesMut::with_capacity(steps.iter().map(|step| step.data.len()).sum());
-                steps.iter().for_each(|step| data.extend_from_slice(&step.data));
+                let mut data =
+                    BytesMut::with_capacity(steps.iter().map(|step| step.data.len()).sum());
+                steps
+                    .iter()
+                    .for_each(|step| data.extend_from_slice(&step.data));
                 Some((rows, data.freeze()))
             }
         }
@@ -100,7 +123,10 @@ mod tests {
         replay.record(3, 1, &rows(2, 1));
         replay.record(4, 1, &rows(3, 1));
         let (count, data) = replay.rows_from(0, 4).unwrap();
-        assert_eq!((count, &data[..]), (4, &[[1_u8; 12].as_slice(), &[2; 4]].concat()[..]));
+        assert_eq!(
+            (count, &data[..]),
+            (4, &[[1_u8; 12].as_slice(), &[2; 4]].concat()[..])
+        );
         assert_eq!(replay.rows_from(4, 4).unwrap(), (1, rows(3, 1)));
     }
 

@@ -66,13 +66,21 @@ impl GenerateRequest {
     /// Checks what needs no model to be checked.
     pub(crate) fn check(&self) -> Result<(), RequestError> {
         let refuse = |name, got: usize, expected: String| {
-            Err(RequestError::Value { name, got: got.to_string(), expected })
+            Err(RequestError::Value {
+                name,
+                got: got.to_string(),
+                expected,
+            })
         };
         if self.max_tokens == 0 {
             return refuse("max_tokens", 0, "1 or more".to_owned());
         }
         if self.stop.len() > MAX_STOP_STRINGS {
-            return refuse("number of stop strings", self.stop.len(), format!("at most {MAX_STOP_STRINGS}"));
+            return refuse(
+                "number of stop strings",
+                self.stop.len(),
+                format!("at most {MAX_STOP_STRINGS}"),
+            );
         }
         for stop in &self.stop {
             if stop.is_empty() || stop.len() > MAX_STOP_STRING_BYTES {

@@ -83,7 +83,14 @@ impl Rows {
 
     /// True between `start` and the `next` that gives the result.
     pub(crate) fn is_started(&self) -> bool {
-        self.ready.is_some() || matches!(&self.head, Some(Head { pass: Pass::Busy(_), .. }))
+        self.ready.is_some()
+            || matches!(
+                &self.head,
+                Some(Head {
+                    pass: Pass::Busy(_),
+                    ..
+                })
+            )
     }
 
     /// Time in which layers ran here.
@@ -95,10 +102,15 @@ impl Rows {
     /// started; `sequence` is all tokens of the generation, and `position` lies before its end.
     pub(crate) fn start(&mut self, sequence: &[u32], position: usize, max_rows: usize) {
         let end = sequence.len().min(position + max_rows);
-        let span = |end: usize| Span { position, token_ids: sequence[position..end].to_vec() };
+        let span = |end: usize| Span {
+            position,
+            token_ids: sequence[position..end].to_vec(),
+        };
         let Some(head) = &mut self.head else {
             let span = span(end);
-            let input = step::Input::TokenIds(TokenIds { ids: span.token_ids.clone() });
+            let input = step::Input::TokenIds(TokenIds {
+                ids: span.token_ids.clone(),
+            });
             self.ready = Some(Made { span, input });
             return;
         };
@@ -109,7 +121,10 @@ impl Rows {
                 columns: wire_u32(self.hidden_size),
                 data,
             };
-            self.ready = Some(Made { span: span(position + rows), input: step::Input::Activations(activations) });
+            self.ready = Some(Made {
+                span: span(position + rows),
+                input: step::Input::Activations(activations),
+            });
             return;
         }
         // Computing from here on makes the later rows anew, in other steps.
@@ -131,19 +146,31 @@ impl Rows {
         if let Some(made) = self.ready.take() {
             return Ok(made);
         }
-        let Some(Head { pass: pass @ Pass::Busy(_), replay }) = &mut self.head else {
+        let Some(Head {
+            pass: pass @ Pass::Busy(_),
+            replay,
+        }) = &mut self.head
+        else {
             return std::future::pending().await;
         };
-        let Pass::Busy(worker) = pass else { return std::future::pending().await };
+        let Pass::Busy(worker) = pass else {
+            return std::future::pending().await;
+        };
         let outcome = worker.await;
         // From here to the end nothing is awaited, so that a cancelled call loses nothing.
         *pass = Pass::Lost;
         let (head_pass, span, rows) = outcome?;
         *pass = Pass::Idle(head_pass);
-        let HeadRows { activations, compute } = rows?;
+        let HeadRows {
+            activations,
+            compute,
+        } = rows?;
         self.compute += compute;
         replay.record(span.position, span.token_ids.len(), &activations.data);
-        Ok(Made { span, input: step::Input::Activations(activations) })
+        Ok(Made {
+            span,
+            input: step::Input::Activations(activations),
+        })
     }
 
     /// Waits out what was started for a connection that is gone.
@@ -157,8 +184,15 @@ impl Rows {
     /// The message for `made`.
     pub(crate) fn step(&self, made: Made, sample: bool) -> Step {
         let Made { span, input } = made;
-        let history = self.sends_history.then_some(TokenIds { ids: span.token_ids });
-        Step { position: wire_u32(span.position), input: Some(input), sample, history }
+        let history = self.sends_history.then_some(TokenIds {
+            ids: span.token_ids,
+        });
+        Step {
+            position: wire_u32(span.position),
+            input: Some(input),
+            sample,
+            history,
+        }
     }
 }
 

@@ -4,6 +4,9 @@
 //! prompt, a decode step and a rebuilt session are then the same thing: send what the tail lacks, and ask
 //! for a token after the last row.
 
+#[cfg(test)]
+mod tests;
+
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +20,7 @@ use crate::client::ReconnectPolicy;
 use crate::connection::{Connection, Dialer};
 use crate::error::{Error, TailError};
 use crate::event::Event;
-use crate::generation::Progress;
+use crate::generation::{Events, Progress};
 use crate::head_layers::HeadLayers;
 use crate::recovery::Recovery;
 use crate::report::{FinishReason, Route, Totals};
@@ -45,14 +48,18 @@ pub(crate) struct SessionConfig {
 }
 
 /// Runs one generation to its end and reports it.
-pub(crate) async fn run(config: Arc<SessionConfig>, plan: Plan, mut progress: Progress) {
+pub(crate) async fn run(config: Arc<SessionConfig>, plan: Plan, progress: Progress) {
+    let Progress {
+        events,
+        mut cancelled,
+    } = progress;
     let vocabulary = Arc::clone(&config.vocabulary);
     let mut answer = Answer::new(&vocabulary, &plan);
     let mut session = Session::new(&config, &plan);
     let finish = tokio::select! {
         biased;
-        () = progress.cancelled.wait() => Ok(FinishReason::Cancelled),
-        finish = session.drive(&mut answer, &progress) => finish,
+        () = cancelled.wait() => Ok(FinishReason::Cancelled),
+        finish = session.drive(&mut answer, &events) => finish,
     };
     let totals = session.close().await;
     let account = Account {
@@ -65,12 +72,12 @@ pub(crate) async fn run(config: Arc<SessionConfig>, plan: Plan, mut progress: Pr
     match finish.and_then(|finish| Ok(answer.rest(finish)?)) {
         Ok((text, finish)) => {
             if !text.is_empty() {
-                let _ = progress.events.send(Ok(Event::Rest { text })).await;
+                let _ = events.send(Ok(Event::Rest { text })).await;
             }
             let report = Box::new(answer.report(finish, account));
-            let _ = progress.events.send(Ok(Event::Report(report))).await;
+            let _ = events.send(Ok(Event::Report(report))).await;
         }
-        Err(error) => drop(progress.events.send(Err(error)).await),
+        Err(error) => drop(events.send(Err(error)).await),
     }
 }
 
@@ -113,14 +120,18 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn drive(&mut self, answer: &mut Answer<'_>, progress: &Progress) -> Result<FinishReason, Error> {
+    async fn drive(
+        &mut self,
+        answer: &mut Answer<'_>,
+        events: &Events,
+    ) -> Result<FinishReason, Error> {
         loop {
             let result = self.next_token(answer).await?;
             let sampled = sampled(&result)?;
             let token_id = sampled.token_id;
             let taken = answer.take(sampled)?;
             if let Some(event) = taken.event
-                && progress.events.send(Ok(Event::Token(event))).await.is_err()
+                && events.send(Ok(Event::Token(event))).await.is_err()
             {
                 return Ok(FinishReason::Cancelled);
             }
@@ -157,9 +168,15 @@ impl<'a> Session<'a> {
         } else {
             self.move_where_asked().await;
         }
-        let granted = self.connection.as_ref().map_or(0, |connection| connection.opened.max_positions as usize);
+        let granted = self
+            .connection
+            .as_ref()
+            .map_or(0, |connection| connection.opened.max_positions as usize);
         if granted < self.sequence.len() {
-            let reason = format!("{granted} positions were granted; {} are needed", self.sequence.len());
+            let reason = format!(
+                "{granted} positions were granted; {} are needed",
+                self.sequence.len()
+            );
             return Err(TailError::Protocol { reason }.into());
         }
         // The last token of an answer needs no position of its own.
@@ -192,7 +209,10 @@ impl<'a> Session<'a> {
     /// Moves off a tail that goes away. Where no other takes the session, it stays for now: the old tail
     /// answers until its deadline, and after that the loss is an ordinary one.
     async fn move_where_asked(&mut self) {
-        let is_asked = self.connection.as_ref().is_some_and(|connection| connection.go_away.is_some());
+        let is_asked = self
+            .connection
+            .as_ref()
+            .is_some_and(|connection| connection.go_away.is_some());
         if !is_asked || self.move_at.is_some_and(|moment| Instant::now() < moment) {
             return;
         }
@@ -217,7 +237,9 @@ impl<'a> Session<'a> {
     /// Sends what the tail lacks of the sequence, and waits for the token after it. Rows are made while
     /// earlier ones are on their way.
     async fn step_to_token(&mut self) -> Result<StepResult, Error> {
-        let Some(connection) = &mut self.connection else { return Err(TailError::Closed.into()) };
+        let Some(connection) = &mut self.connection else {
+            return Err(TailError::Closed.into());
+        };
         let end = self.sequence.len();
         let max_rows = max_step_rows(self.config, connection);
         if connection.sent() < end {
@@ -280,17 +302,32 @@ fn max_step_rows(config: &SessionConfig, connection: &Connection) -> usize {
     let row_bytes = config.codec.encoded_bytes_max(1, config.hidden_size).max(1);
     let in_frame = config.dialer.limits.max_frame_bytes / 2 / row_bytes;
     let granted = connection.opened.max_step_positions as usize;
-    config.prompt_chunk_positions.min(granted).min(in_frame).max(1)
+    config
+        .prompt_chunk_positions
+        .min(granted)
+        .min(in_frame)
+        .max(1)
 }
 
 fn sampled(result: &StepResult) -> Result<Sampled, TailError> {
     let token_id = result.token_id.ok_or(TailError::Closed)?;
-    let top_logprobs = result.top_logprobs.iter().map(|entry| (entry.token_id, entry.logprob)).collect();
-    Ok(Sampled { token_id, logprob: result.logprob, top_logprobs })
+    let top_logprobs = result
+        .top_logprobs
+        .iter()
+        .map(|entry| (entry.token_id, entry.logprob))
+        .collect();
+    Ok(Sampled {
+        token_id,
+        logprob: result.logprob,
+        top_logprobs,
+    })
 }
 
 fn sampling(params: &SamplingParams) -> Sampling {
-    let logit_bias = params.logit_bias.iter().map(|&(token_id, bias)| LogitBias { token_id, bias });
+    let logit_bias = params
+        .logit_bias
+        .iter()
+        .map(|&(token_id, bias)| LogitBias { token_id, bias });
     Sampling {
         temperature: params.temperature,
         top_k: wire_u32(params.top_k),

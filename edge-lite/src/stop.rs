@@ -19,18 +19,34 @@ pub(crate) struct Passed {
 
 impl StopStrings {
     pub(crate) fn new(stops: Vec<String>) -> Self {
-        Self { stops, held: String::new() }
+        Self {
+            stops,
+            held: String::new(),
+        }
     }
 
     /// Takes the next piece. Not to be called again after a stop.
     pub(crate) fn push(&mut self, piece: &str) -> Passed {
         self.held.push_str(piece);
-        if let Some(start) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+        if let Some(start) = self
+            .stops
+            .iter()
+            .filter_map(|stop| self.held.find(stop.as_str()))
+            .min()
+        {
             self.held.truncate(start);
-            return Passed { text: std::mem::take(&mut self.held), stopped: true };
+            return Passed {
+                text: std::mem::take(&mut self.held),
+                stopped: true,
+            };
         }
-        let held = self.held.split_off(self.held.len() - self.possible_start_bytes());
-        Passed { text: std::mem::replace(&mut self.held, held), stopped: false }
+        let held = self
+            .held
+            .split_off(self.held.len() - self.possible_start_bytes());
+        Passed {
+            text: std::mem::replace(&mut self.held, held),
+            stopped: false,
+        }
     }
 
     /// What was held back, when nothing follows.
@@ -72,7 +88,10 @@ mod tests {
 
     #[test]
     fn a_stop_string_across_three_pieces_is_found() {
-        assert_eq!(run(&["END"], &["abc E", "N", "D tail"]), ("abc ".to_owned(), true));
+        assert_eq!(
+            run(&["END"], &["abc E", "N", "D tail"]),
+            ("abc ".to_owned(), true)
+        );
     }
 
     #[test]
@@ -83,25 +102,49 @@ mod tests {
     #[test]
     fn a_false_start_is_given_out_again() {
         let mut stop = StopStrings::new(vec!["###".to_owned()]);
-        assert_eq!(stop.push("a##"), Passed { text: "a".to_owned(), stopped: false });
-        assert_eq!(stop.push("b"), Passed { text: "##b".to_owned(), stopped: false });
+        assert_eq!(
+            stop.push("a##"),
+            Passed {
+                text: "a".to_owned(),
+                stopped: false
+            }
+        );
+        assert_eq!(
+            stop.push("b"),
+            Passed {
+                text: "##b".to_owned(),
+                stopped: false
+            }
+        );
     }
 
     #[test]
     fn a_start_within_a_start_is_still_found() {
-        assert_eq!(run(&["aab"], &["a", "a", "a", "b", "x"]), ("a".to_owned(), true));
+        assert_eq!(
+            run(&["aab"], &["a", "a", "a", "b", "x"]),
+            ("a".to_owned(), true)
+        );
     }
 
     #[test]
     fn characters_of_several_bytes_are_not_cut() {
-        assert_eq!(run(&["é!"], &["caf", "é", "?"]), ("café?".to_owned(), false));
+        assert_eq!(
+            run(&["é!"], &["caf", "é", "?"]),
+            ("café?".to_owned(), false)
+        );
         assert_eq!(run(&["é!"], &["caf", "é", "!"]), ("caf".to_owned(), true));
     }
 
     #[test]
     fn without_stop_strings_nothing_is_held_back() {
         let mut stop = StopStrings::new(Vec::new());
-        assert_eq!(stop.push("abc"), Passed { text: "abc".to_owned(), stopped: false });
+        assert_eq!(
+            stop.push("abc"),
+            Passed {
+                text: "abc".to_owned(),
+                stopped: false
+            }
+        );
         assert_eq!(stop.finish(), "");
     }
 

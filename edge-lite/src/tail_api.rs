@@ -10,7 +10,7 @@ use headway_model::quantization::Quantization;
 use reqwest::{Response, Url, header};
 use serde::de::DeserializeOwned;
 
-use crate::error::{DeviceError, Error, TailError};
+use crate::error::{DeviceError, TailError};
 use crate::tail_url::TailUrl;
 
 /// The most bytes of a JSON answer. The largest part of a manifest is the chat template.
@@ -64,18 +64,29 @@ impl TailApi {
     ) -> Result<Vec<Artifact>, TailError> {
         let offered = match quantization {
             Quantization::None => manifest.identity.parts.clone(),
-            _ => self.json(self.url.head_parts(quantization, split_layer)).await?,
+            _ => {
+                self.json(self.url.head_parts(quantization, split_layer))
+                    .await?
+            }
         };
         let num_layers = manifest.identity.config.num_layers;
         Part::of(LayerRange::new(0, split_layer), num_layers)
             .into_iter()
             .map(|part| {
                 let name = part.to_string();
-                offered.iter().find(|artifact| artifact.name == name).cloned().ok_or_else(|| TailError::Manifest {
-                    field: "head parts",
-                    got: offered.iter().map(|artifact| artifact.name.as_str()).collect::<Vec<_>>().join(", "),
-                    expected: format!("{name} among them"),
-                })
+                offered
+                    .iter()
+                    .find(|artifact| artifact.name == name)
+                    .cloned()
+                    .ok_or_else(|| TailError::Manifest {
+                        field: "head parts",
+                        got: offered
+                            .iter()
+                            .map(|artifact| artifact.name.as_str())
+                            .collect::<Vec<_>>()
+                            .join(", "),
+                        expected: format!("{name} among them"),
+                    })
             })
             .collect()
     }
@@ -93,26 +104,47 @@ impl TailApi {
                 .header(header::RANGE, format!("bytes={start_bytes}-"))
                 .header(header::IF_RANGE, format!("\"{digest}\""));
         }
-        let response = request.send().await.map_err(|source| http_error(&url, source))?;
+        let response = request
+            .send()
+            .await
+            .map_err(|source| http_error(&url, source))?;
         checked_status(response).await
     }
 
     async fn json<T: DeserializeOwned>(&self, url: Url) -> Result<T, TailError> {
-        let response = self.client.get(url.clone()).send().await.map_err(|source| http_error(&url, source))?;
+        let response = self
+            .client
+            .get(url.clone())
+            .send()
+            .await
+            .map_err(|source| http_error(&url, source))?;
         let mut response = checked_status(response).await?;
         let mut body = Vec::new();
-        while let Some(piece) = response.chunk().await.map_err(|source| http_error(&url, source))? {
+        while let Some(piece) = response
+            .chunk()
+            .await
+            .map_err(|source| http_error(&url, source))?
+        {
             if (body.len() + piece.len()) as u64 > MAX_JSON_BYTES {
-                return Err(TailError::TooLarge { url: url.to_string(), max_bytes: MAX_JSON_BYTES });
+                return Err(TailError::TooLarge {
+                    url: url.to_string(),
+                    max_bytes: MAX_JSON_BYTES,
+                });
             }
             body.extend_from_slice(&piece);
         }
-        serde_json::from_slice(&body).map_err(|source| TailError::Json { url: url.to_string(), source })
+        serde_json::from_slice(&body).map_err(|source| TailError::Json {
+            url: url.to_string(),
+            source,
+        })
     }
 }
 
 pub(crate) fn http_error(url: &Url, source: reqwest::Error) -> TailError {
-    TailError::Http { url: url.to_string(), source: source.without_url() }
+    TailError::Http {
+        url: url.to_string(),
+        source: source.without_url(),
+    }
 }
 
 async fn checked_status(mut response: Response) -> Result<Response, TailError> {
@@ -128,27 +160,47 @@ async fn checked_status(mut response: Response) -> Result<Response, TailError> {
         }
     }
     let body = String::from_utf8_lossy(&body).trim().to_owned();
-    Err(TailError::Status { url: response.url().to_string(), status: status.as_u16(), body })
+    Err(TailError::Status {
+        url: response.url().to_string(),
+        status: status.as_u16(),
+        body,
+    })
 }
 
 /// Refuses a manifest that contradicts itself, before anything is done on its word.
 fn check_manifest(manifest: &Manifest) -> Result<(), TailError> {
-    let refuse = |field, got: String, expected: String| Err(TailError::Manifest { field, got, expected });
+    let refuse = |field, got: String, expected: String| {
+        Err(TailError::Manifest {
+            field,
+            got,
+            expected,
+        })
+    };
     let computed = manifest.identity.digest();
     if computed != manifest.model_digest {
-        return Err(TailError::ManifestDigest { stated: manifest.model_digest.clone(), computed });
+        return Err(TailError::ManifestDigest {
+            stated: manifest.model_digest.clone(),
+            computed,
+        });
     }
     if manifest.protocol_version != headway_wire::PROTOCOL_VERSION {
         let (got, expected) = (manifest.protocol_version, headway_wire::PROTOCOL_VERSION);
         return refuse("protocol_version", got.to_string(), expected.to_string());
     }
     let (split, num_layers) = (manifest.split, manifest.identity.config.num_layers);
-    if split.min > split.max || split.max > num_layers || !(split.min..=split.max).contains(&split.default) {
+    if split.min > split.max
+        || split.max > num_layers
+        || !(split.min..=split.max).contains(&split.default)
+    {
         let expected = format!("min <= default <= max <= {num_layers}");
         return refuse("split", format!("{split:?}"), expected);
     }
     if manifest.max_positions < 2 {
-        return refuse("max_positions", manifest.max_positions.to_string(), "2 or more".to_owned());
+        return refuse(
+            "max_positions",
+            manifest.max_positions.to_string(),
+            "2 or more".to_owned(),
+        );
     }
     Ok(())
 }

@@ -17,7 +17,10 @@ pub(crate) struct TailUrl {
 impl TailUrl {
     /// Reads `ws://HOST:PORT`, `wss://HOST/PREFIX`, or the same with `http` and `https`.
     pub(crate) fn parse(text: &str) -> Result<Self, RequestError> {
-        let refuse = |reason: String| RequestError::TailUrl { url: text.to_owned(), reason };
+        let refuse = |reason: String| RequestError::TailUrl {
+            url: text.to_owned(),
+            reason,
+        };
         let url = Url::parse(text).map_err(|error| refuse(error.to_string()))?;
         let (http, ws) = match url.scheme() {
             "ws" | "http" => ("http", "ws"),
@@ -31,11 +34,18 @@ impl TailUrl {
             return Err(refuse("it has a query or a fragment".to_owned()));
         }
         // The scheme is put in front of the rest as text: `Url::set_scheme` refuses some of these changes.
-        let rest = url.as_str().split_once("://").map_or("", |(_, rest)| rest).trim_end_matches('/');
+        let rest = url
+            .as_str()
+            .split_once("://")
+            .map_or("", |(_, rest)| rest)
+            .trim_end_matches('/');
         let with_scheme = |scheme: &str| {
             Url::parse(&format!("{scheme}://{rest}/")).map_err(|error| refuse(error.to_string()))
         };
-        Ok(Self { http: with_scheme(http)?, ws: with_scheme(ws)? })
+        Ok(Self {
+            http: with_scheme(http)?,
+            ws: with_scheme(ws)?,
+        })
     }
 
     /// Whether TLS is needed.
@@ -57,7 +67,10 @@ impl TailUrl {
 
     /// The list of the parts for layers `[0, split_layer)`.
     pub(crate) fn head_parts(&self, quantization: Quantization, split_layer: usize) -> Url {
-        below(&self.http, &format!("v1/head/{quantization}?layers=0-{split_layer}"))
+        below(
+            &self.http,
+            &format!("v1/head/{quantization}?layers=0-{split_layer}"),
+        )
     }
 
     pub(crate) fn head_part(&self, quantization: Quantization, part: &str) -> Url {
@@ -77,10 +90,26 @@ mod tests {
     #[test]
     fn websocket_schemes_map_to_http_and_back() {
         for (text, http, ws) in [
-            ("ws://host:80", "http://host/v1/model", "ws://host/v1/session"),
-            ("ws://127.0.0.1:8080/", "http://127.0.0.1:8080/v1/model", "ws://127.0.0.1:8080/v1/session"),
-            ("wss://host/team/a", "https://host/team/a/v1/model", "wss://host/team/a/v1/session"),
-            ("https://host:8443", "https://host:8443/v1/model", "wss://host:8443/v1/session"),
+            (
+                "ws://host:80",
+                "http://host/v1/model",
+                "ws://host/v1/session",
+            ),
+            (
+                "ws://127.0.0.1:8080/",
+                "http://127.0.0.1:8080/v1/model",
+                "ws://127.0.0.1:8080/v1/session",
+            ),
+            (
+                "wss://host/team/a",
+                "https://host/team/a/v1/model",
+                "wss://host/team/a/v1/session",
+            ),
+            (
+                "https://host:8443",
+                "https://host:8443/v1/model",
+                "wss://host:8443/v1/session",
+            ),
         ] {
             let url = TailUrl::parse(text).unwrap();
             assert_eq!(url.manifest().as_str(), http, "{text}");
@@ -91,13 +120,25 @@ mod tests {
     #[test]
     fn the_head_parts_of_a_split_layer_are_a_range_of_layers() {
         let url = TailUrl::parse("ws://host:1").unwrap();
-        assert_eq!(url.head_parts(Quantization::Q4K, 10).as_str(), "http://host:1/v1/head/q4_k?layers=0-10");
-        assert_eq!(url.head_part(Quantization::None, "layer-7").as_str(), "http://host:1/v1/head/none/layer-7");
+        assert_eq!(
+            url.head_parts(Quantization::Q4K, 10).as_str(),
+            "http://host:1/v1/head/q4_k?layers=0-10"
+        );
+        assert_eq!(
+            url.head_part(Quantization::None, "layer-7").as_str(),
+            "http://host:1/v1/head/none/layer-7"
+        );
     }
 
     #[test]
     fn an_address_without_a_scheme_says_what_would_be_right() {
-        for text in ["localhost:8080", "host", "ftp://host", "ws://", "ws://host?x=1"] {
+        for text in [
+            "localhost:8080",
+            "host",
+            "ftp://host",
+            "ws://",
+            "ws://host?x=1",
+        ] {
             let error = TailUrl::parse(text).unwrap_err().to_string();
             assert!(error.contains("ws://HOST:PORT"), "{text}: {error}");
         }

@@ -47,7 +47,13 @@ impl Vocabulary {
     }
 
     fn new(parts: Parts<'_>) -> Result<Self, Error> {
-        let Parts { tokenizer, chat_template, bos_token_id, eos_token_ids, vocab_size } = parts;
+        let Parts {
+            tokenizer,
+            chat_template,
+            bos_token_id,
+            eos_token_ids,
+            vocab_size,
+        } = parts;
         let token = |id: Option<u32>| id.and_then(|id| tokenizer.token(id));
         let eos_token = token(eos_token_ids.first().copied());
         let chat_template = chat_template
@@ -55,7 +61,13 @@ impl Vocabulary {
             .transpose()
             .map_err(RequestError::ChatTemplate)?;
         let eos_token_ids = eos_token_ids.to_vec();
-        Ok(Self { tokenizer, chat_template, bos_token_id, eos_token_ids, vocab_size })
+        Ok(Self {
+            tokenizer,
+            chat_template,
+            bos_token_id,
+            eos_token_ids,
+            vocab_size,
+        })
     }
 
     /// The tokenizer.
@@ -85,18 +97,31 @@ impl Vocabulary {
             Prompt::Raw(text) => self.encode(text)?,
             Prompt::TokenIds(token_ids) => token_ids.clone(),
         };
-        if let Some(token_id) = token_ids.iter().copied().find(|id| *id as usize >= self.vocab_size) {
-            return Err(RequestError::TokenId { token_id, vocab_size: self.vocab_size }.into());
+        if let Some(token_id) = token_ids
+            .iter()
+            .copied()
+            .find(|id| *id as usize >= self.vocab_size)
+        {
+            return Err(RequestError::TokenId {
+                token_id,
+                vocab_size: self.vocab_size,
+            }
+            .into());
         }
         if token_ids.is_empty() {
-            let start = self.bos_token_id.or_else(|| self.eos_token_ids.first().copied());
+            let start = self
+                .bos_token_id
+                .or_else(|| self.eos_token_ids.first().copied());
             token_ids.push(start.ok_or(RequestError::EmptyPrompt)?);
         }
         Ok(token_ids)
     }
 
     fn render(&self, messages: &[ChatMessage]) -> Result<String, RequestError> {
-        let template = self.chat_template.as_ref().ok_or(RequestError::NoChatTemplate)?;
+        let template = self
+            .chat_template
+            .as_ref()
+            .ok_or(RequestError::NoChatTemplate)?;
         Ok(template.render(messages, true)?)
     }
 

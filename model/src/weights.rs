@@ -294,15 +294,6 @@ impl Weights {
         }
     }
 
-    /// True where the model has this tensor.
-    #[must_use]
-    pub(crate) fn has(&self, name: &str) -> bool {
-        match &self.files {
-            Files::Gguf(files) => files.iter().any(|file| file.info(name).is_some()),
-            Files::Safetensors(files) => files.iter().any(|file| file.has(&names::in_safetensors(name))),
-        }
-    }
-
     /// Reads one tensor and checks its shape.
     pub(crate) fn read(&self, name: &str, shape: &[usize]) -> Result<RawTensor, LoadError> {
         let missing = |tensor: &str| LoadError::MissingTensor { tensor: tensor.to_owned(), expected: shape.to_vec() };

@@ -90,13 +90,24 @@ pub(crate) fn attribute(times: &StepTimes, batch: &[Rows]) -> Vec<Share> {
     add_compute(times.assemble_ns, &all_rows);
     for (index, &layer_ns) in times.layers_ns.iter().enumerate() {
         let layer = times.first_layer + index;
-        let active: Vec<usize> =
-            batch.iter().map(|rows| if rows.entry_layer <= layer { rows.rows } else { 0 }).collect();
+        let active: Vec<usize> = batch
+            .iter()
+            .map(|rows| {
+                if rows.entry_layer <= layer {
+                    rows.rows
+                } else {
+                    0
+                }
+            })
+            .collect();
         add_compute(layer_ns, &active);
     }
     let sampled: Vec<usize> = batch.iter().map(|rows| rows.sampled).collect();
     let nobody_sampled = sampled.iter().all(|&rows| rows == 0);
-    add_compute(times.finish_ns, if nobody_sampled { &all_rows } else { &sampled });
+    add_compute(
+        times.finish_ns,
+        if nobody_sampled { &all_rows } else { &sampled },
+    );
 
     add_savings(times, batch, &mut shares);
     shares
@@ -104,16 +115,33 @@ pub(crate) fn attribute(times: &StepTimes, batch: &[Rows]) -> Vec<Share> {
 
 fn add_savings(times: &StepTimes, batch: &[Rows], shares: &mut [Share]) {
     let highest_entry = batch.iter().map(|rows| rows.entry_layer).max().unwrap_or(0);
-    let full_layers = times.layers_ns.get(highest_entry.saturating_sub(times.first_layer)..).unwrap_or(&[]);
-    let Some(full_ns) = full_layers.iter().sum::<u64>().checked_div(full_layers.len() as u64) else {
+    let full_layers = times
+        .layers_ns
+        .get(highest_entry.saturating_sub(times.first_layer)..)
+        .unwrap_or(&[]);
+    let Some(full_ns) = full_layers
+        .iter()
+        .sum::<u64>()
+        .checked_div(full_layers.len() as u64)
+    else {
         return;
     };
     for layer in 0..highest_entry {
-        let ran_ns =
-            layer.checked_sub(times.first_layer).and_then(|index| times.layers_ns.get(index)).copied();
+        let ran_ns = layer
+            .checked_sub(times.first_layer)
+            .and_then(|index| times.layers_ns.get(index))
+            .copied();
         let saved_ns = full_ns.saturating_sub(ran_ns.unwrap_or(0));
-        let absent: Vec<usize> =
-            batch.iter().map(|rows| if rows.entry_layer > layer { rows.rows } else { 0 }).collect();
+        let absent: Vec<usize> = batch
+            .iter()
+            .map(|rows| {
+                if rows.entry_layer > layer {
+                    rows.rows
+                } else {
+                    0
+                }
+            })
+            .collect();
         for (share, ns) in shares.iter_mut().zip(split(saved_ns, &absent)) {
             share.saved_ns += ns;
         }

@@ -70,7 +70,11 @@ pub(crate) struct Admission {
 impl Admission {
     pub(crate) fn new(manifest: Manifest, codecs: Vec<Codec>) -> Self {
         let limits = frame_limits(manifest.identity.config.hidden_size, &codecs);
-        Self { manifest, codecs, limits }
+        Self {
+            manifest,
+            codecs,
+            limits,
+        }
     }
 
     /// The limits of a frame: no larger than the largest step of any accepted codec.
@@ -89,17 +93,27 @@ impl Admission {
     /// Checks `open`, whose form [`headway_wire::frame`] has checked, against this tail's model.
     pub(crate) fn admit(&self, open: &Open) -> Result<Admitted, AdmissionError> {
         if open.model_digest != self.manifest.model_digest {
-            let (tail, device) = (self.manifest.model_digest.clone(), open.model_digest.clone());
+            let (tail, device) = (
+                self.manifest.model_digest.clone(),
+                open.model_digest.clone(),
+            );
             return Err(AdmissionError::DigestMismatch { tail, device });
         }
         let (min, max) = (self.manifest.split.min, self.manifest.split.max);
         let split_layer = open.split_layer as usize;
         if !(min..=max).contains(&split_layer) {
-            return Err(AdmissionError::SplitLayer { min, max, got: split_layer });
+            return Err(AdmissionError::SplitLayer {
+                min,
+                max,
+                got: split_layer,
+            });
         }
         let (max, max_positions) = (self.manifest.max_positions, open.max_positions as usize);
         if max_positions > max {
-            return Err(AdmissionError::Positions { max, got: max_positions });
+            return Err(AdmissionError::Positions {
+                max,
+                got: max_positions,
+            });
         }
 
         let sampling = self.sampling_params(open.sampling.as_ref())?;
@@ -119,7 +133,11 @@ impl Admission {
         })
     }
 
-    fn accepted_codec(&self, open: &Open, split_layer: usize) -> Result<Option<Codec>, AdmissionError> {
+    fn accepted_codec(
+        &self,
+        open: &Open,
+        split_layer: usize,
+    ) -> Result<Option<Codec>, AdmissionError> {
         if split_layer == 0 {
             return Ok(None);
         }
@@ -127,20 +145,33 @@ impl Admission {
         let codec = Codec::try_from(open.codec.unwrap_or_default())?;
         if !self.codecs.contains(&codec) {
             let accepted = self.manifest.codecs.join(", ");
-            return Err(AdmissionError::Codec { accepted, got: codec.to_string() });
+            return Err(AdmissionError::Codec {
+                accepted,
+                got: codec.to_string(),
+            });
         }
         Ok(Some(codec))
     }
 
     /// On the wire the zero of an absent field is off, for `top_p` and `repetition_penalty` too.
-    fn sampling_params(&self, sampling: Option<&Sampling>) -> Result<SamplingParams, AdmissionError> {
+    fn sampling_params(
+        &self,
+        sampling: Option<&Sampling>,
+    ) -> Result<SamplingParams, AdmissionError> {
         let Some(sampling) = sampling else {
             return Ok(SamplingParams::default());
         };
         let vocab_size = self.vocab_size();
         let outside = |token_id: u32| token_id as usize >= vocab_size;
-        if let Some(bias) = sampling.logit_bias.iter().find(|bias| outside(bias.token_id)) {
-            return Err(AdmissionError::LogitBias { vocab_size, got: bias.token_id });
+        if let Some(bias) = sampling
+            .logit_bias
+            .iter()
+            .find(|bias| outside(bias.token_id))
+        {
+            return Err(AdmissionError::LogitBias {
+                vocab_size,
+                got: bias.token_id,
+            });
         }
         let one_if_absent = |value: f32| if value == 0.0 { 1.0 } else { value };
         Ok(SamplingParams {
@@ -152,7 +183,11 @@ impl Admission {
             presence_penalty: sampling.presence_penalty,
             frequency_penalty: sampling.frequency_penalty,
             seed: sampling.seed,
-            logit_bias: sampling.logit_bias.iter().map(|bias| (bias.token_id, bias.bias)).collect(),
+            logit_bias: sampling
+                .logit_bias
+                .iter()
+                .map(|bias| (bias.token_id, bias.bias))
+                .collect(),
             logprobs: sampling.logprobs,
             top_logprobs: sampling.top_logprobs as usize,
         })
@@ -163,10 +198,20 @@ impl Admission {
 /// large one's could use.
 fn frame_limits(hidden_size: usize, codecs: &[Codec]) -> Limits {
     let default = Limits::default();
-    let row_bytes = codecs.iter().map(|codec| codec.encoded_bytes_max(1, hidden_size)).max().unwrap_or(0);
+    let row_bytes = codecs
+        .iter()
+        .map(|codec| codec.encoded_bytes_max(1, hidden_size))
+        .max()
+        .unwrap_or(0);
     let position_bytes = row_bytes + TOKEN_ID_BYTES;
     let fitting = (default.max_frame_bytes - FRAME_OVERHEAD_BYTES) / position_bytes;
-    let max_step_positions = u32::try_from(fitting).unwrap_or(u32::MAX).clamp(1, MAX_STEP_POSITIONS);
+    let max_step_positions = u32::try_from(fitting)
+        .unwrap_or(u32::MAX)
+        .clamp(1, MAX_STEP_POSITIONS);
     let max_frame_bytes = FRAME_OVERHEAD_BYTES + max_step_positions as usize * position_bytes;
-    Limits { max_frame_bytes, max_step_positions, ..default }
+    Limits {
+        max_frame_bytes,
+        max_step_positions,
+        ..default
+    }
 }

@@ -12,11 +12,12 @@ use axum::routing::get;
 use axum::{Json, Router};
 use bytes::Bytes;
 use headway_model::manifest::Artifact;
+use headway_wire::message::RefusalCode;
 use serde::Deserialize;
 
 use self::part_file::{entity_tag, is_not_modified, not_modified};
 use crate::drain::Drain;
-use crate::error::Error;
+use crate::error::{Error, code_name};
 use crate::head_artifacts::HeadArtifacts;
 use crate::metrics::Metrics;
 use crate::session::SessionService;
@@ -50,7 +51,11 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
 }
 
 async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, Error> {
-    if api.drain.is_serving() { Ok("ok\n") } else { Err(Error::Draining) }
+    if api.drain.is_serving() {
+        Ok("ok\n")
+    } else {
+        Err(Error::Draining)
+    }
 }
 
 async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, Error> {
@@ -59,7 +64,11 @@ async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, Error> {
 }
 
 async fn model(State(api): State<Arc<Api>>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], api.manifest_json.clone()).into_response()
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        api.manifest_json.clone(),
+    )
+        .into_response()
 }
 
 async fn tokenizer(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
@@ -67,8 +76,13 @@ async fn tokenizer(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response 
     if is_not_modified(&headers, &tag) {
         return not_modified(tag);
     }
-    let own_headers =
-        [(header::CONTENT_TYPE, HeaderValue::from_static("application/json")), (header::ETAG, tag)];
+    let own_headers = [
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        ),
+        (header::ETAG, tag),
+    ];
     (own_headers, api.tokenizer_json.clone()).into_response()
 }
 
@@ -83,7 +97,10 @@ async fn head_parts(
     Path(quantization): Path<String>,
     Query(query): Query<PartsQuery>,
 ) -> Result<Json<Vec<Artifact>>, Error> {
-    let keys = api.artifacts.offer().parts(&quantization, query.layers.as_deref())?;
+    let keys = api
+        .artifacts
+        .offer()
+        .parts(&quantization, query.layers.as_deref())?;
     let mut artifacts = Vec::with_capacity(keys.len());
     for key in keys {
         artifacts.push(api.artifacts.file(key).await?.artifact);
@@ -104,12 +121,20 @@ async fn head_part(
 
 async fn session(State(api): State<Arc<Api>>, upgrade: WebSocketUpgrade) -> Response {
     let Some(guard) = api.drain.enter() else {
-        return Error::TooManySockets { max_sockets: api.max_sockets }.into_response();
+        api.metrics
+            .record_refusal(code_name(RefusalCode::NoCapacity));
+        return Error::TooManySockets {
+            max_sockets: api.max_sockets,
+        }
+        .into_response();
     };
     // The library takes no memory for a message before it has compared its length with this.
     let max_frame_bytes = api.sessions.admission.limits().max_frame_bytes;
-    upgrade.max_message_size(max_frame_bytes).max_frame_size(max_frame_bytes).on_upgrade(async move |socket| {
-        let _guard = guard;
-        api.sessions.serve(socket).await;
-    })
+    upgrade
+        .max_message_size(max_frame_bytes)
+        .max_frame_size(max_frame_bytes)
+        .on_upgrade(async move |socket| {
+            let _guard = guard;
+            api.sessions.serve(socket).await;
+        })
 }

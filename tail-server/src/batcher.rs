@@ -66,7 +66,11 @@ pub(crate) struct Batcher {
 impl Batcher {
     /// `step_tokens`: the most rows of one step; at least two, so that prompts and answers both get on.
     pub(crate) fn new(step_tokens: usize) -> Self {
-        Self { step_tokens: step_tokens.max(2), last_decode: SessionId(0), last_prefill: SessionId(0) }
+        Self {
+            step_tokens: step_tokens.max(2),
+            last_decode: SessionId(0),
+            last_prefill: SessionId(0),
+        }
     }
 
     /// The next step: at most one chunk for each session, lowest entry layer first, so that the rows which
@@ -75,7 +79,11 @@ impl Batcher {
         let decode = in_turn(ready, Phase::Decode, self.last_decode);
         let prefill = in_turn(ready, Phase::Prefill, self.last_prefill);
 
-        let reserved = if prefill.is_empty() { 0 } else { self.reserved_for_prefill(&prefill) };
+        let reserved = if prefill.is_empty() {
+            0
+        } else {
+            self.reserved_for_prefill(&prefill)
+        };
         let decode_budget = self.step_tokens - reserved;
         let mut chunks = share(&decode, decode_budget);
         if let Some(last) = chunks.last() {
@@ -100,7 +108,11 @@ impl Batcher {
 
 /// The ready sessions of one phase, starting behind the one that was served last.
 fn in_turn(ready: &[Ready], phase: Phase, last: SessionId) -> Vec<Ready> {
-    let mut turn: Vec<Ready> = ready.iter().copied().filter(|ready| ready.phase == phase).collect();
+    let mut turn: Vec<Ready> = ready
+        .iter()
+        .copied()
+        .filter(|ready| ready.phase == phase)
+        .collect();
     // `false` sorts before `true`: sessions behind `last` come first, then it starts again from the lowest.
     turn.sort_by_key(|ready| (ready.session <= last, ready.session));
     turn
@@ -123,6 +135,10 @@ fn share(turn: &[Ready], budget: usize) -> Vec<Chunk> {
     }
     turn.iter()
         .zip(rows)
-        .map(|(ready, rows)| Chunk { session: ready.session, entry_layer: ready.entry_layer, rows })
+        .map(|(ready, rows)| Chunk {
+            session: ready.session,
+            entry_layer: ready.entry_layer,
+            rows,
+        })
         .collect()
 }

@@ -13,18 +13,31 @@ const RETRY_AFTER_MS: u32 = 1000;
 /// Why there is no room.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CapacityError {
-    #[error("all {max_sessions} sessions of this tail are taken; try again later or on another tail")]
-    Sessions { max_sessions: usize, retry_after_ms: u32 },
+    #[error(
+        "all {max_sessions} sessions of this tail are taken; try again later or on another tail"
+    )]
+    Sessions {
+        max_sessions: usize,
+        retry_after_ms: u32,
+    },
     #[error(
         "the session needs {needed_bytes} bytes of KV cache and {free_bytes} of {max_bytes} are free; \
          try again later, on another tail, or with fewer positions"
     )]
-    KvCache { needed_bytes: usize, free_bytes: usize, max_bytes: usize, retry_after_ms: u32 },
+    KvCache {
+        needed_bytes: usize,
+        free_bytes: usize,
+        max_bytes: usize,
+        retry_after_ms: u32,
+    },
     #[error(
         "the session needs {needed_bytes} bytes of KV cache, more than the {max_bytes} this tail has; \
          ask for fewer positions"
     )]
-    NeverFits { needed_bytes: usize, max_bytes: usize },
+    NeverFits {
+        needed_bytes: usize,
+        max_bytes: usize,
+    },
 }
 
 #[derive(Debug, Default)]
@@ -45,32 +58,51 @@ pub(crate) struct Capacity {
 impl Capacity {
     pub(crate) fn new(max_sessions: usize, max_kv_bytes: usize, metrics: Arc<Metrics>) -> Self {
         metrics.kv_limit_bytes.set(gauge_value(max_kv_bytes));
-        Self { max_sessions, max_kv_bytes, used: Arc::default(), metrics }
+        Self {
+            max_sessions,
+            max_kv_bytes,
+            used: Arc::default(),
+            metrics,
+        }
     }
 
     /// Takes room for one session with `kv_bytes` of cache, until the reservation is dropped.
     pub(crate) fn reserve(&self, kv_bytes: usize) -> Result<Reservation, CapacityError> {
         let max_bytes = self.max_kv_bytes;
         if kv_bytes > max_bytes {
-            return Err(CapacityError::NeverFits { needed_bytes: kv_bytes, max_bytes });
+            return Err(CapacityError::NeverFits {
+                needed_bytes: kv_bytes,
+                max_bytes,
+            });
         }
         {
             let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
             if used.sessions >= self.max_sessions {
                 let max_sessions = self.max_sessions;
-                return Err(CapacityError::Sessions { max_sessions, retry_after_ms: RETRY_AFTER_MS });
+                return Err(CapacityError::Sessions {
+                    max_sessions,
+                    retry_after_ms: RETRY_AFTER_MS,
+                });
             }
             let free_bytes = max_bytes - used.kv_bytes;
             if kv_bytes > free_bytes {
                 let (needed_bytes, retry_after_ms) = (kv_bytes, RETRY_AFTER_MS);
-                return Err(CapacityError::KvCache { needed_bytes, free_bytes, max_bytes, retry_after_ms });
+                return Err(CapacityError::KvCache {
+                    needed_bytes,
+                    free_bytes,
+                    max_bytes,
+                    retry_after_ms,
+                });
             }
             used.sessions += 1;
             used.kv_bytes += kv_bytes;
         }
         self.metrics.sessions.inc();
         self.metrics.kv_bytes.add(gauge_value(kv_bytes));
-        Ok(Reservation { capacity: self.clone(), kv_bytes })
+        Ok(Reservation {
+            capacity: self.clone(),
+            kv_bytes,
+        })
     }
 }
 
@@ -102,23 +134,40 @@ mod tests {
     use super::*;
 
     fn capacity(max_sessions: usize, max_kv_bytes: usize) -> Capacity {
-        Capacity::new(max_sessions, max_kv_bytes, Arc::new(Metrics::new().unwrap()))
+        Capacity::new(
+            max_sessions,
+            max_kv_bytes,
+            Arc::new(Metrics::new().unwrap()),
+        )
     }
 
     #[test]
     fn a_full_tail_refuses_with_retry_after() {
         let capacity = capacity(1, 100);
-        let _held = capacity.reserve(10).unwrap_or_else(|error| panic!("{error}"));
+        let _held = capacity
+            .reserve(10)
+            .unwrap_or_else(|error| panic!("{error}"));
         let refused = capacity.reserve(10).err();
-        assert!(matches!(refused, Some(CapacityError::Sessions { max_sessions: 1, retry_after_ms: 1.. })));
+        assert!(matches!(
+            refused,
+            Some(CapacityError::Sessions {
+                max_sessions: 1,
+                retry_after_ms: 1..
+            })
+        ));
     }
 
     #[test]
     fn kv_bytes_are_never_promised_twice() {
         let capacity = capacity(10, 100);
-        let _held = capacity.reserve(60).unwrap_or_else(|error| panic!("{error}"));
+        let _held = capacity
+            .reserve(60)
+            .unwrap_or_else(|error| panic!("{error}"));
         let refused = capacity.reserve(41).err();
-        assert!(matches!(refused, Some(CapacityError::KvCache { free_bytes: 40, .. })));
+        assert!(matches!(
+            refused,
+            Some(CapacityError::KvCache { free_bytes: 40, .. })
+        ));
         assert!(capacity.reserve(40).is_ok());
     }
 
@@ -132,6 +181,12 @@ mod tests {
     #[test]
     fn a_session_larger_than_the_tail_is_not_told_to_try_again() {
         let refused = capacity(1, 100).reserve(101).err();
-        assert_eq!(refused, Some(CapacityError::NeverFits { needed_bytes: 101, max_bytes: 100 }));
+        assert_eq!(
+            refused,
+            Some(CapacityError::NeverFits {
+                needed_bytes: 101,
+                max_bytes: 100
+            })
+        );
     }
 }

@@ -13,7 +13,11 @@ mod tests;
 
 /// The command line as typed.
 #[derive(Clone, Debug, clap::Parser)]
-#[command(name = "tail-server", version, about = "Runs the tail layers of a split language model.")]
+#[command(
+    name = "tail-server",
+    version,
+    about = "Runs the tail layers of a split language model."
+)]
 pub struct Args {
     /// The model: a .gguf file, a folder, hf://org/repo[@revision][/file.gguf] or https://….
     #[arg(long)]
@@ -185,7 +189,11 @@ impl TryFrom<Args> for Config {
             && min > max
         {
             let expected = format!("--split-max {max} or less");
-            return Err(ConfigError::Value { option: "split-min", got: min.to_string(), expected });
+            return Err(ConfigError::Value {
+                option: "split-min",
+                got: min.to_string(),
+                expected,
+            });
         }
         Ok(Self {
             model,
@@ -198,19 +206,33 @@ impl TryFrom<Args> for Config {
             max_kv_bytes: within("max-kv-bytes", max_kv_bytes, 1, usize::MAX)?,
             step_tokens: within("step-tokens", step_tokens, 2, 65_536)?,
             drain: Duration::from_secs(within("drain-seconds", drain_seconds, 0, 86_400)?),
-            cache_dir: cache_dir.or_else(home_cache_dir).ok_or(ConfigError::NoCacheDir)?,
-            head_quantizations: list("head-quantizations", &head_quantizations, quantization_names())?,
-            codecs: list("codecs", &codecs, "f32, f16, bf16, int8[:group size] or int4[:group size]".to_owned())?,
+            cache_dir: cache_dir
+                .or_else(home_cache_dir)
+                .ok_or(ConfigError::NoCacheDir)?,
+            head_quantizations: list(
+                "head-quantizations",
+                &head_quantizations,
+                quantization_names(),
+            )?,
+            codecs: list(
+                "codecs",
+                &codecs,
+                "f32, f16, bf16, int8[:group size] or int4[:group size]".to_owned(),
+            )?,
             timeouts: Timeouts::default(),
         })
     }
 }
 
 fn check_device(device: &str) -> Result<(), ConfigError> {
-    let is_cuda = device.strip_prefix("cuda:").is_some_and(|index| index.parse::<usize>().is_ok());
+    let is_cuda = device
+        .strip_prefix("cuda:")
+        .is_some_and(|index| index.parse::<usize>().is_ok());
     match device {
         "cpu" => Ok(()),
-        _ if is_cuda => Err(ConfigError::NoCuda { device: device.to_owned() }),
+        _ if is_cuda => Err(ConfigError::NoCuda {
+            device: device.to_owned(),
+        }),
         _ => Err(ConfigError::Value {
             option: "device",
             got: device.to_owned(),
@@ -227,16 +249,33 @@ fn quantization_names() -> String {
     Quantization::ALL.map(Quantization::name).join(", ")
 }
 
-fn within<T: PartialOrd + ToString>(option: &'static str, value: T, least: T, most: T) -> Result<T, ConfigError> {
+fn within<T: PartialOrd + ToString>(
+    option: &'static str,
+    value: T,
+    least: T,
+    most: T,
+) -> Result<T, ConfigError> {
     if value < least || value > most {
         let expected = format!("{} to {}", least.to_string(), most.to_string());
-        return Err(ConfigError::Value { option, got: value.to_string(), expected });
+        return Err(ConfigError::Value {
+            option,
+            got: value.to_string(),
+            expected,
+        });
     }
     Ok(value)
 }
 
-fn named<T: std::str::FromStr>(option: &'static str, text: &str, expected: &str) -> Result<T, ConfigError> {
-    let unknown = |_| ConfigError::Value { option, got: text.to_owned(), expected: expected.to_owned() };
+fn named<T: std::str::FromStr>(
+    option: &'static str,
+    text: &str,
+    expected: &str,
+) -> Result<T, ConfigError> {
+    let unknown = |_| ConfigError::Value {
+        option,
+        got: text.to_owned(),
+        expected: expected.to_owned(),
+    };
     text.parse().map_err(unknown)
 }
 
@@ -254,7 +293,11 @@ fn list<T: std::str::FromStr + PartialEq>(
         }
     }
     if values.is_empty() {
-        return Err(ConfigError::Value { option, got: String::new(), expected });
+        return Err(ConfigError::Value {
+            option,
+            got: String::new(),
+            expected,
+        });
     }
     Ok(values)
 }

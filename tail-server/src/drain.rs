@@ -41,7 +41,12 @@ impl Drain {
     /// `max_sockets`: the most session sockets, those that have not opened a session included.
     pub(crate) fn new(max_sockets: usize, metrics: Arc<Metrics>) -> Self {
         let (stage, sockets) = (watch::Sender::new(Stage::Serving), watch::Sender::new(0));
-        Self { stage, sockets, max_sockets, metrics }
+        Self {
+            stage,
+            sockets,
+            max_sockets,
+            metrics,
+        }
     }
 
     pub(crate) fn is_serving(&self) -> bool {
@@ -60,7 +65,9 @@ impl Drain {
             *sockets += usize::from(has_room);
             has_room
         });
-        entered.then(|| SocketGuard { drain: Arc::clone(self) })
+        entered.then(|| SocketGuard {
+            drain: Arc::clone(self),
+        })
     }
 
     /// Goes from serving to closing. Returns when no socket is left, or a little after the deadline.
@@ -69,18 +76,34 @@ impl Drain {
         self.metrics.draining.set(1);
         self.stage.send_replace(Stage::Draining { deadline });
         tracing::info!(grace_ms = grace.as_millis(), "draining");
-        if tokio::time::timeout_at(deadline, self.all_left()).await.is_err() {
-            tracing::warn!(sockets = *self.sockets.borrow(), "the drain deadline has passed");
+        if tokio::time::timeout_at(deadline, self.all_left())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                sockets = *self.sockets.borrow(),
+                "the drain deadline has passed"
+            );
         }
         self.stage.send_replace(Stage::Closing);
-        if tokio::time::timeout(CLOSING_GRACE, self.all_left()).await.is_err() {
-            tracing::warn!(sockets = *self.sockets.borrow(), "sessions did not end in time");
+        if tokio::time::timeout(CLOSING_GRACE, self.all_left())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                sockets = *self.sockets.borrow(),
+                "sessions did not end in time"
+            );
         }
     }
 
     async fn all_left(&self) {
         // The sender is in `self`, so the channel cannot be closed.
-        let _ = self.sockets.subscribe().wait_for(|&sockets| sockets == 0).await;
+        let _ = self
+            .sockets
+            .subscribe()
+            .wait_for(|&sockets| sockets == 0)
+            .await;
     }
 }
 
@@ -116,7 +139,9 @@ mod tests {
     async fn a_tail_without_sessions_leaves_at_once() {
         let drain = drain(1);
         let a_day = Duration::from_secs(86_400);
-        tokio::time::timeout(Duration::from_secs(30), drain.run(a_day)).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(30), drain.run(a_day))
+            .await
+            .unwrap();
         assert_eq!(*drain.stage().borrow(), Stage::Closing);
     }
 
@@ -129,7 +154,10 @@ mod tests {
             let drain = Arc::clone(&drain);
             async move { drain.run(Duration::from_secs(86_400)).await }
         });
-        stage.wait_for(|stage| matches!(stage, Stage::Draining { .. })).await.unwrap();
+        stage
+            .wait_for(|stage| matches!(stage, Stage::Draining { .. }))
+            .await
+            .unwrap();
         assert!(!draining.is_finished());
         drop(guard);
         draining.await.unwrap();

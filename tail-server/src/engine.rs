@@ -100,9 +100,18 @@ pub(crate) struct StepOutput {
 pub(crate) type StepReply = Result<StepOutput, EngineError>;
 
 enum Command {
-    Open { session: SessionId, open: Box<OpenSession> },
-    Step { session: SessionId, request: Box<StepRequest>, reply: oneshot::Sender<StepReply> },
-    Close { session: SessionId },
+    Open {
+        session: SessionId,
+        open: Box<OpenSession>,
+    },
+    Step {
+        session: SessionId,
+        request: Box<StepRequest>,
+        reply: oneshot::Sender<StepReply>,
+    },
+    Close {
+        session: SessionId,
+    },
 }
 
 /// The way to the engine. The thread ends when the last handle, sessions included, is dropped.
@@ -126,19 +135,42 @@ impl EngineHandle {
             sessions: BTreeMap::new(),
             metrics,
         };
-        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || engine.run(receiver))?;
-        Ok((Self { commands, next_session: AtomicU64::new(1) }, thread))
+        let thread = std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || engine.run(receiver))?;
+        Ok((
+            Self {
+                commands,
+                next_session: AtomicU64::new(1),
+            },
+            thread,
+        ))
     }
 
     /// Opens a session.
     pub(crate) async fn open(&self, open: OpenSession) -> Result<EngineSession, EngineError> {
         let stopped = |_| EngineError::Stopped;
         // Reserved now, so that closing needs no room and cannot fail, wherever the session is dropped.
-        let close_slot = self.commands.clone().reserve_owned().await.map_err(stopped)?;
+        let close_slot = self
+            .commands
+            .clone()
+            .reserve_owned()
+            .await
+            .map_err(stopped)?;
         let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
-        let command = Command::Open { session, open: Box::new(open) };
-        self.commands.send(command).await.map_err(|_| EngineError::Stopped)?;
-        Ok(EngineSession { session, commands: self.commands.clone(), close_slot: Some(close_slot) })
+        let command = Command::Open {
+            session,
+            open: Box::new(open),
+        };
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| EngineError::Stopped)?;
+        Ok(EngineSession {
+            session,
+            commands: self.commands.clone(),
+            close_slot: Some(close_slot),
+        })
     }
 }
 
@@ -155,10 +187,20 @@ impl EngineSession {
     }
 
     /// Hands in the session's next step; waits while the engine's channel is full.
-    pub(crate) async fn step(&self, request: StepRequest) -> Result<oneshot::Receiver<StepReply>, EngineError> {
+    pub(crate) async fn step(
+        &self,
+        request: StepRequest,
+    ) -> Result<oneshot::Receiver<StepReply>, EngineError> {
         let (reply, receiver) = oneshot::channel();
-        let command = Command::Step { session: self.session, request: Box::new(request), reply };
-        self.commands.send(command).await.map_err(|_| EngineError::Stopped)?;
+        let command = Command::Step {
+            session: self.session,
+            request: Box::new(request),
+            reply,
+        };
+        self.commands
+            .send(command)
+            .await
+            .map_err(|_| EngineError::Stopped)?;
         Ok(receiver)
     }
 }
@@ -166,7 +208,9 @@ impl EngineSession {
 impl Drop for EngineSession {
     fn drop(&mut self) {
         if let Some(close_slot) = self.close_slot.take() {
-            close_slot.send(Command::Close { session: self.session });
+            close_slot.send(Command::Close {
+                session: self.session,
+            });
         }
     }
 }
@@ -181,7 +225,11 @@ struct Engine {
 impl Engine {
     fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         loop {
-            let ready: Vec<Ready> = self.sessions.iter().filter_map(|(&id, session)| session.ready(id)).collect();
+            let ready: Vec<Ready> = self
+                .sessions
+                .iter()
+                .filter_map(|(&id, session)| session.ready(id))
+                .collect();
             if ready.is_empty() {
                 let Some(command) = commands.blocking_recv() else {
                     return;
@@ -201,13 +249,25 @@ impl Engine {
     fn apply(&mut self, command: Command) {
         match command {
             Command::Open { session, open } => {
-                let OpenSession { entry_layer, max_positions, sampler, reservation } = *open;
+                let OpenSession {
+                    entry_layer,
+                    max_positions,
+                    sampler,
+                    reservation,
+                } = *open;
                 let config = self.device.decoder().config();
                 let layers = LayerRange::new(entry_layer, config.num_layers);
                 let cache = KvCache::new(config, layers, max_positions);
-                self.sessions.insert(session, Session::new(entry_layer, cache, sampler, reservation));
+                self.sessions.insert(
+                    session,
+                    Session::new(entry_layer, cache, sampler, reservation),
+                );
             }
-            Command::Step { session, request, reply } => match self.sessions.get_mut(&session) {
+            Command::Step {
+                session,
+                request,
+                reply,
+            } => match self.sessions.get_mut(&session) {
                 Some(open) => open.enqueue(*request, reply),
                 // Its session failed in a batch; the receiver may be gone.
                 None => drop(reply.send(Err(EngineError::Failed))),
@@ -221,7 +281,13 @@ impl Engine {
         let started = Instant::now();
         let mut batch: Vec<(SessionId, Session, usize)> = chunks
             .iter()
-            .filter_map(|chunk| Some((chunk.session, self.sessions.remove(&chunk.session)?, chunk.rows)))
+            .filter_map(|chunk| {
+                Some((
+                    chunk.session,
+                    self.sessions.remove(&chunk.session)?,
+                    chunk.rows,
+                ))
+            })
             .collect();
         for (_, session, rows) in &mut batch {
             let Some(begun) = session.begin(*rows, started) else {
@@ -229,16 +295,23 @@ impl Engine {
             };
             self.metrics.record_tokens(begun.phase, *rows);
             if let Some(queued) = begun.queued {
-                self.metrics.queue_delay_seconds.observe(queued.as_secs_f64());
+                self.metrics
+                    .queue_delay_seconds
+                    .observe(queued.as_secs_f64());
             }
         }
 
-        let rows: Vec<Rows> = batch.iter().map(|(_, session, rows)| session.rows(*rows)).collect();
+        let rows: Vec<Rows> = batch
+            .iter()
+            .map(|(_, session, rows)| session.rows(*rows))
+            .collect();
         let run = catch_unwind(AssertUnwindSafe(|| {
             let mut members: Vec<_> = batch
                 .iter_mut()
                 .map(|(_, session, rows)| {
-                    session.member(*rows).expect("the plan was made from this session's waiting rows")
+                    session
+                        .member(*rows)
+                        .expect("the plan was made from this session's waiting rows")
                 })
                 .collect();
             self.device.run(&mut members, started)
@@ -259,7 +332,9 @@ impl Engine {
     ) {
         let shares = attribute(times, rows);
         self.metrics.record_step(times.busy_ns(), &shares);
-        for (((id, mut session, rows), share), sampled) in batch.into_iter().zip(shares).zip(samples) {
+        for (((id, mut session, rows), share), sampled) in
+            batch.into_iter().zip(shares).zip(samples)
+        {
             session.end_chunk(rows, share, sampled);
             self.sessions.insert(id, session);
         }
@@ -278,7 +353,10 @@ impl Engine {
             None => tracing::error!(sessions = batch.len(), "an engine step panicked"),
         }
         let busy_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let times = StepTimes { assemble_ns: busy_ns, ..StepTimes::default() };
+        let times = StepTimes {
+            assemble_ns: busy_ns,
+            ..StepTimes::default()
+        };
         let shares: Vec<Share> = attribute(&times, rows);
         self.metrics.record_step(busy_ns, &shares);
         for (_, session, _) in batch {

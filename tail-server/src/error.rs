@@ -1,7 +1,6 @@
 //! Every way in which a peer's wish is not fulfilled, and the two places where that becomes an answer:
 //! [`refusal`] for sessions, [`Error::into_response`] for plain HTTP.
 
-use std::error::Error as _;
 use std::time::Duration;
 
 use axum::Json;
@@ -75,14 +74,17 @@ impl Error {
             Self::Draining => RefusalCode::Draining,
             Self::Artifact(error) if error.is_internal() => RefusalCode::Internal,
             Self::Artifact(_) => RefusalCode::Unsupported,
-            Self::Engine(_) | Self::Metrics(_) | Self::WriteTimeout | Self::PeerGone => RefusalCode::Internal,
+            Self::Engine(_) | Self::Metrics(_) | Self::WriteTimeout | Self::PeerGone => {
+                RefusalCode::Internal
+            }
         }
     }
 
     fn retry_after_ms(&self) -> Option<u32> {
         match self {
             Self::Capacity(
-                CapacityError::Sessions { retry_after_ms, .. } | CapacityError::KvCache { retry_after_ms, .. },
+                CapacityError::Sessions { retry_after_ms, .. }
+                | CapacityError::KvCache { retry_after_ms, .. },
             ) => Some(*retry_after_ms),
             Self::TooManySockets { .. } | Self::Draining => Some(RETRY_AFTER_MS),
             _ => None,
@@ -93,7 +95,9 @@ impl Error {
     /// inside this machine.
     fn sentence(&self) -> String {
         match self {
-            Self::Artifact(error) if error.is_internal() => "the head artefact could not be built".to_owned(),
+            Self::Artifact(error) if error.is_internal() => {
+                "the head artefact could not be built".to_owned()
+            }
             Self::Metrics(_) => self.to_string(),
             _ => format_chain(self),
         }
@@ -103,7 +107,9 @@ impl Error {
 fn admission_code(error: &AdmissionError) -> RefusalCode {
     match error {
         AdmissionError::DigestMismatch { .. } => RefusalCode::DigestMismatch,
-        AdmissionError::SplitLayer { .. } | AdmissionError::Codec { .. } => RefusalCode::Unsupported,
+        AdmissionError::SplitLayer { .. } | AdmissionError::Codec { .. } => {
+            RefusalCode::Unsupported
+        }
         AdmissionError::Positions { .. } => RefusalCode::OverLimit,
         AdmissionError::CodecForm(error) => error.refusal_code(),
         AdmissionError::LogitBias { .. } | AdmissionError::Sampling(_) => RefusalCode::Malformed,
@@ -139,18 +145,24 @@ impl IntoResponse for Error {
         if let Self::Artifact(error) = &self
             && error.is_internal()
         {
-            tracing::error!(error = format_chain(error), "a head artefact could not be built");
+            tracing::error!(
+                error = format_chain(error),
+                "a head artefact could not be built"
+            );
         }
         let (status, code) = match &self {
-            Self::Artifact(ArtifactError::NotServed { .. } | ArtifactError::Quantization { .. }) => {
-                (StatusCode::NOT_FOUND, "not_found")
-            }
+            Self::Artifact(
+                ArtifactError::NotServed { .. } | ArtifactError::Quantization { .. },
+            ) => (StatusCode::NOT_FOUND, "not_found"),
             _ => (status(self.code()), code_name(self.code())),
         };
         let body = Json(json!({ "error": { "code": code, "message": self.sentence() } }));
         let mut response = (status, body).into_response();
         if let Some(retry_after_ms) = self.retry_after_ms() {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(retry_after_ms.div_ceil(1000)));
+            response.headers_mut().insert(
+                header::RETRY_AFTER,
+                HeaderValue::from(retry_after_ms.div_ceil(1000)),
+            );
         }
         response
     }
@@ -166,9 +178,12 @@ fn status(code: RefusalCode) -> StatusCode {
     }
 }
 
+/// The error and its causes, in one line.
 fn format_chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+    match error.source() {
+        Some(cause) => format!("{error}: {}", format_chain(cause)),
+        None => error.to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -185,7 +200,10 @@ mod tests {
 
     #[test]
     fn a_full_tail_says_when_to_try_again() {
-        let error = Error::from(CapacityError::Sessions { max_sessions: 3, retry_after_ms: 1500 });
+        let error = Error::from(CapacityError::Sessions {
+            max_sessions: 3,
+            retry_after_ms: 1500,
+        });
         assert_eq!(refusal(&error).retry_after_ms, Some(1500));
         let response = error.into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -197,6 +215,9 @@ mod tests {
         let source = std::io::Error::other("disk sdb1 at /srv/cache is full");
         let error = Error::from(ArtifactError::Cache(source));
         assert!(!refusal(&error).message.contains("/srv"));
-        assert_eq!(error.into_response().status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(
+            error.into_response().status(),
+            StatusCode::INTERNAL_SERVER_ERROR
+        );
     }
 }

@@ -34,8 +34,14 @@ pub(crate) enum ArtifactError {
     #[error(
         "{got} is not served: devices of this tail run layers 0 to {max_layers} (exclusive), so the parts are {parts}"
     )]
-    NotServed { got: String, max_layers: usize, parts: String },
-    #[error("layers={got:?} cannot be read; a range is layers=START-END, END exclusive: layers=0-{max_layers}")]
+    NotServed {
+        got: String,
+        max_layers: usize,
+        parts: String,
+    },
+    #[error(
+        "layers={got:?} cannot be read; a range is layers=START-END, END exclusive: layers=0-{max_layers}"
+    )]
     Range { got: String, max_layers: usize },
     #[error("the part could not be built")]
     Build(#[from] LoadError),
@@ -92,13 +98,20 @@ impl Offer {
     /// One part by its names in the URL.
     pub(crate) fn part(&self, quantization: &str, part: &str) -> Result<PartKey, ArtifactError> {
         let quantization = self.quantization(quantization)?;
-        let known = part.parse::<Part>().ok().filter(|part| self.is_served(*part));
+        let known = part
+            .parse::<Part>()
+            .ok()
+            .filter(|part| self.is_served(*part));
         let part = known.ok_or_else(|| self.not_served(part))?;
         Ok(PartKey { quantization, part })
     }
 
     /// The parts that a device needs for `layers`, as in `0-10`; without it, for the default split.
-    pub(crate) fn parts(&self, quantization: &str, layers: Option<&str>) -> Result<Vec<PartKey>, ArtifactError> {
+    pub(crate) fn parts(
+        &self,
+        quantization: &str,
+        layers: Option<&str>,
+    ) -> Result<Vec<PartKey>, ArtifactError> {
         let quantization = self.quantization(quantization)?;
         let range = match layers {
             None => LayerRange::new(0, self.default_layers),
@@ -108,13 +121,24 @@ impl Offer {
         if range.end > self.max_layers || !parts.iter().all(|part| self.is_served(*part)) {
             return Err(self.not_served(&format!("layers={}-{}", range.start, range.end)));
         }
-        Ok(parts.into_iter().map(|part| PartKey { quantization, part }).collect())
+        Ok(parts
+            .into_iter()
+            .map(|part| PartKey { quantization, part })
+            .collect())
     }
 
     fn quantization(&self, text: &str) -> Result<Quantization, ArtifactError> {
-        let offered = text.parse::<Quantization>().ok().filter(|known| self.quantizations.contains(known));
+        let offered = text
+            .parse::<Quantization>()
+            .ok()
+            .filter(|known| self.quantizations.contains(known));
         offered.ok_or_else(|| ArtifactError::Quantization {
-            offered: self.quantizations.iter().map(|known| known.name()).collect::<Vec<_>>().join(", "),
+            offered: self
+                .quantizations
+                .iter()
+                .map(|known| known.name())
+                .collect::<Vec<_>>()
+                .join(", "),
             got: shortened(text),
         })
     }
@@ -124,7 +148,10 @@ impl Offer {
             let (start, end) = (start.parse::<usize>().ok()?, end.parse::<usize>().ok()?);
             (start <= end).then(|| LayerRange::new(start, end))
         });
-        parsed.ok_or_else(|| ArtifactError::Range { got: shortened(text), max_layers: self.max_layers })
+        parsed.ok_or_else(|| ArtifactError::Range {
+            got: shortened(text),
+            max_layers: self.max_layers,
+        })
     }
 
     fn is_served(&self, part: Part) -> bool {
@@ -140,7 +167,11 @@ impl Offer {
             0 => "none: this tail takes token ids only".to_owned(),
             max_layers => format!("embedding and layer-0 to layer-{}", max_layers - 1),
         };
-        ArtifactError::NotServed { got: shortened(got), max_layers: self.max_layers, parts }
+        ArtifactError::NotServed {
+            got: shortened(got),
+            max_layers: self.max_layers,
+            parts,
+        }
     }
 }
 
@@ -166,7 +197,11 @@ impl HeadArtifacts {
             folder: cache_dir.join("head").join(hex),
             known: Mutex::default(),
         };
-        Self { offer: Offer::new(manifest), store: Arc::new(store), building: Arc::default() }
+        Self {
+            offer: Offer::new(manifest),
+            store: Arc::new(store),
+            building: Arc::default(),
+        }
     }
 
     pub(crate) fn offer(&self) -> &Offer {
@@ -203,31 +238,41 @@ struct Store {
 
 impl Store {
     fn path(&self, key: PartKey, extension: &str) -> PathBuf {
-        self.folder.join(key.quantization.name()).join(format!("{}.{extension}", key.part))
+        self.folder
+            .join(key.quantization.name())
+            .join(format!("{}.{extension}", key.part))
     }
 
     fn known(&self, key: PartKey) -> Option<Artifact> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+        self.known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&key)
+            .cloned()
     }
 
     fn ensure(&self, key: PartKey) -> Result<Artifact, ArtifactError> {
         if let Some(artifact) = self.known(key) {
             return Ok(artifact);
         }
-        let artifact = match self.from_earlier_run(key) {
+        let artifact = match self.earlier_run(key) {
             Some(artifact) => artifact,
             None => self.build(key)?,
         };
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(key, artifact.clone());
+        self.known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key, artifact.clone());
         Ok(artifact)
     }
 
     /// A file whose bytes are what its JSON says; anything else is built again.
-    fn from_earlier_run(&self, key: PartKey) -> Option<Artifact> {
+    fn earlier_run(&self, key: PartKey) -> Option<Artifact> {
         let json = std::fs::read(self.path(key, "json")).ok()?;
         let artifact: Artifact = serde_json::from_slice(&json).ok()?;
         let path = self.path(key, "gguf");
-        let is_whole = file_digest(&path).ok()? == artifact.digest && self.check_native(key, &artifact).is_ok();
+        let is_whole = file_digest(&path).ok()? == artifact.digest
+            && self.check_native(key, &artifact).is_ok();
         if !is_whole {
             tracing::warn!(path = %path.display(), "a cached head artefact is damaged and is built again");
         }
@@ -251,7 +296,10 @@ impl Store {
         serde_json::to_writer(&mut json, &artifact).map_err(std::io::Error::from)?;
         persist(json, &self.path(key, "json"))?;
         tracing::info!(
-            part = artifact.name, quantization = key.quantization.name(), bytes = artifact.bytes, "head artefact built"
+            part = artifact.name,
+            quantization = key.quantization.name(),
+            bytes = artifact.bytes,
+            "head artefact built"
         );
         Ok(artifact)
     }
@@ -260,7 +308,9 @@ impl Store {
     fn check_native(&self, key: PartKey, artifact: &Artifact) -> Result<(), ArtifactError> {
         let name = key.part.to_string();
         match self.native.iter().find(|native| native.name == name) {
-            Some(native) if key.quantization == Quantization::None && native.digest != artifact.digest => {
+            Some(native)
+                if key.quantization == Quantization::None && native.digest != artifact.digest =>
+            {
                 let (expected, got) = (native.digest.clone(), artifact.digest.clone());
                 Err(ArtifactError::Digest { expected, got })
             }

@@ -88,16 +88,29 @@ pub async fn run(
     let max_sockets = config.max_sessions + EXTRA_SOCKETS;
     let drain = Arc::new(Drain::new(max_sockets, Arc::clone(&metrics)));
 
-    let LoadedModel { weights, decoder, manifest, tokenizer_json } = model;
-    let (engine, engine_thread) =
-        EngineHandle::start(decoder, config.step_tokens, config.max_sessions, Arc::clone(&metrics))
-            .map_err(RunError::Engine)?;
+    let LoadedModel {
+        weights,
+        decoder,
+        manifest,
+        tokenizer_json,
+    } = model;
+    let (engine, engine_thread) = EngineHandle::start(
+        decoder,
+        config.step_tokens,
+        config.max_sessions,
+        Arc::clone(&metrics),
+    )
+    .map_err(RunError::Engine)?;
     let artifacts = HeadArtifacts::new(weights, &manifest, &config.cache_dir);
     let manifest_json = serde_json::to_vec(&manifest)?.into();
     let tokenizer_digest = manifest.identity.tokenizer.digest.clone();
     let sessions = SessionService::new(
         Admission::new(manifest, config.codecs),
-        Capacity::new(config.max_sessions, config.max_kv_bytes, Arc::clone(&metrics)),
+        Capacity::new(
+            config.max_sessions,
+            config.max_kv_bytes,
+            Arc::clone(&metrics),
+        ),
         engine,
         Arc::clone(&drain),
         Arc::clone(&metrics),

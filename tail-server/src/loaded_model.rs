@@ -78,9 +78,16 @@ impl LoadedModel {
     /// # Errors
     /// [`LoadModelError`] says what was wrong with the source, the files or the configuration.
     pub fn load(config: &Config) -> Result<Self, LoadModelError> {
-        let path = headway_hub::resolve(&config.model, &config.cache_dir)
-            .map_err(|source| LoadModelError::Fetch { model: config.model.clone(), source })?;
-        let failed = |source| LoadModelError::Load { path: path.clone(), source };
+        let path = headway_hub::resolve(&config.model, &config.cache_dir).map_err(|source| {
+            LoadModelError::Fetch {
+                model: config.model.clone(),
+                source,
+            }
+        })?;
+        let failed = |source| LoadModelError::Load {
+            path: path.clone(),
+            source,
+        };
 
         let weights = Weights::open(&path).map_err(failed)?;
         let split = split_range(config, weights.config().num_layers)?;
@@ -88,10 +95,16 @@ impl LoadedModel {
         let max_positions = max_positions(config, &weights, tail_layers)?;
 
         let identity = artifact::identity(&weights).map_err(failed)?;
-        let tokenizer_json = weights.tokenizer().and_then(|tokenizer| tokenizer.to_json()).map_err(failed)?;
+        let tokenizer_json = weights
+            .tokenizer()
+            .and_then(|tokenizer| tokenizer.to_json())
+            .map_err(failed)?;
         let (got, expected) = (sha256_digest(&tokenizer_json), &identity.tokenizer.digest);
         if got != *expected {
-            return Err(LoadModelError::Tokenizer { expected: expected.clone(), got });
+            return Err(LoadModelError::Tokenizer {
+                expected: expected.clone(),
+                got,
+            });
         }
         let decoder = Decoder::load(&weights, tail_layers, config.dtype).map_err(failed)?;
 
@@ -110,7 +123,12 @@ impl LoadedModel {
             name = manifest.name, model_digest = manifest.model_digest, layers = %tail_layers,
             weight_bytes = decoder.weight_bytes(), "model loaded"
         );
-        Ok(Self { weights: Arc::new(weights), decoder, manifest, tokenizer_json: tokenizer_json.into() })
+        Ok(Self {
+            weights: Arc::new(weights),
+            decoder,
+            manifest,
+            tokenizer_json: tokenizer_json.into(),
+        })
     }
 
     /// What devices are told of the model.
@@ -124,27 +142,52 @@ impl LoadedModel {
 /// there is nothing to value the saved layers by.
 fn split_range(config: &Config, num_layers: usize) -> Result<SplitRange, LoadModelError> {
     let last = num_layers.saturating_sub(1);
-    let (min, max) = (config.split_min.unwrap_or(0), config.split_max.unwrap_or(last));
+    let (min, max) = (
+        config.split_min.unwrap_or(0),
+        config.split_max.unwrap_or(last),
+    );
     if min > max || max > last {
-        return Err(LoadModelError::SplitRange { min, max, num_layers });
+        return Err(LoadModelError::SplitRange {
+            min,
+            max,
+            num_layers,
+        });
     }
     // A third of the layers: enough to save something on a device that has not measured itself yet.
-    Ok(SplitRange { min, max, default: (num_layers / 3).clamp(min, max) })
+    Ok(SplitRange {
+        min,
+        max,
+        default: (num_layers / 3).clamp(min, max),
+    })
 }
 
 /// The longest session: what the model was made for, unless the KV cache or the protocol holds less.
-fn max_positions(config: &Config, weights: &Weights, tail_layers: LayerRange) -> Result<usize, LoadModelError> {
+fn max_positions(
+    config: &Config,
+    weights: &Weights,
+    tail_layers: LayerRange,
+) -> Result<usize, LoadModelError> {
     let bytes_for = |positions| KvCache::bytes_for(weights.config(), tail_layers, positions);
     let max_kv_bytes = config.max_kv_bytes;
-    let wanted = weights.config().max_positions.min(Limits::default().max_positions as usize);
+    let wanted = weights
+        .config()
+        .max_positions
+        .min(Limits::default().max_positions as usize);
     // The cache takes its memory in tiles of positions, so its size is a step function: search the edge.
     let (mut fits, mut too_many) = (0, wanted + 1);
     while too_many - fits > 1 {
         let middle = fits + (too_many - fits) / 2;
-        if bytes_for(middle) <= max_kv_bytes { fits = middle } else { too_many = middle }
+        if bytes_for(middle) <= max_kv_bytes {
+            fits = middle
+        } else {
+            too_many = middle
+        }
     }
     match fits {
-        0 => Err(LoadModelError::KvBytes { max_kv_bytes, position_bytes: bytes_for(1) }),
+        0 => Err(LoadModelError::KvBytes {
+            max_kv_bytes,
+            position_bytes: bytes_for(1),
+        }),
         max_positions => Ok(max_positions),
     }
 }

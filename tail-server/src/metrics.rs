@@ -1,8 +1,8 @@
 //! What `/metrics` tells, in Prometheus' text format.
 
 use prometheus::{
-    Counter, CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Counter, CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::accounting::Share;
@@ -38,29 +38,66 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new() -> Result<Self, prometheus::Error> {
         let (start, factor, count) = QUEUE_DELAY_BUCKETS;
-        let queue_delay =
-            HistogramOpts::new("headway_tail_queue_delay_seconds", "From a step's arrival to its first engine step.")
-                .buckets(prometheus::exponential_buckets(start, factor, count)?);
+        let queue_delay = HistogramOpts::new(
+            "headway_tail_queue_delay_seconds",
+            "From a step's arrival to its first engine step.",
+        )
+        .buckets(prometheus::exponential_buckets(start, factor, count)?);
         let metrics = Self {
             registry: Registry::new(),
             steps: IntCounter::new("headway_tail_steps_total", "Engine steps.")?,
-            tokens: counters("headway_tail_tokens_total", "Rows that passed the tail layers.", "phase")?,
+            tokens: counters(
+                "headway_tail_tokens_total",
+                "Rows that passed the tail layers.",
+                "phase",
+            )?,
             sessions: IntGauge::new("headway_tail_sessions", "Sessions that hold a KV cache.")?,
-            sessions_opened: IntCounter::new("headway_tail_sessions_opened_total", "Sessions opened.")?,
-            sessions_resumed: IntCounter::new("headway_tail_sessions_resumed_total", "Sessions rebuilt from another tail.")?,
-            refusals: counters("headway_tail_refusals_total", "Refusals sent to devices.", "code")?,
-            received_bytes: IntCounter::new("headway_tail_received_bytes_total", "Payload bytes from devices.")?,
-            sent_bytes: IntCounter::new("headway_tail_sent_bytes_total", "Payload bytes to devices.")?,
-            busy_seconds: Counter::new("headway_tail_busy_seconds_total", "Time the device was busy.")?,
-            compute_seconds: Counter::new("headway_tail_compute_seconds_total", "Device time attributed to sessions; equals the busy time.")?,
+            sessions_opened: IntCounter::new(
+                "headway_tail_sessions_opened_total",
+                "Sessions opened.",
+            )?,
+            sessions_resumed: IntCounter::new(
+                "headway_tail_sessions_resumed_total",
+                "Sessions rebuilt from another tail.",
+            )?,
+            refusals: counters(
+                "headway_tail_refusals_total",
+                "Refusals sent to devices.",
+                "code",
+            )?,
+            received_bytes: IntCounter::new(
+                "headway_tail_received_bytes_total",
+                "Payload bytes from devices.",
+            )?,
+            sent_bytes: IntCounter::new(
+                "headway_tail_sent_bytes_total",
+                "Payload bytes to devices.",
+            )?,
+            busy_seconds: Counter::new(
+                "headway_tail_busy_seconds_total",
+                "Time the device was busy.",
+            )?,
+            compute_seconds: Counter::new(
+                "headway_tail_compute_seconds_total",
+                "Device time attributed to sessions; equals the busy time.",
+            )?,
             saved_seconds: CounterVec::new(
-                Opts::new("headway_tail_saved_seconds_total", "Device time saved, by what saved it."),
+                Opts::new(
+                    "headway_tail_saved_seconds_total",
+                    "Device time saved, by what saved it.",
+                ),
                 &["term"],
             )?,
             queue_delay_seconds: Histogram::with_opts(queue_delay)?,
             kv_bytes: IntGauge::new("headway_tail_kv_bytes", "KV cache reserved by sessions.")?,
-            kv_limit_bytes: IntGauge::new("headway_tail_kv_limit_bytes", "The most KV cache of all sessions.")?,
-            draining: IntGauge::new("headway_tail_draining", "1 while the tail lets its sessions leave.")?,
+            kv_limit_bytes: IntGauge::new(
+                "headway_tail_kv_limit_bytes",
+                "The most KV cache of all sessions.",
+            )?,
+            draining: IntGauge::new(
+                "headway_tail_draining",
+                "1 while the tail lets its sessions leave.",
+            )?,
         };
         metrics.register()?;
         Ok(metrics)
@@ -103,21 +140,28 @@ impl Metrics {
             Box::new(kv_limit_bytes.clone()),
             Box::new(draining.clone()),
         ];
-        collectors.into_iter().try_for_each(|collector| registry.register(collector))
+        collectors
+            .into_iter()
+            .try_for_each(|collector| registry.register(collector))
     }
 
     /// One engine step: how long the device was busy, and who is charged for it.
     pub(crate) fn record_step(&self, busy_ns: u64, shares: &[Share]) {
         self.steps.inc();
         self.busy_seconds.inc_by(seconds(busy_ns));
-        self.compute_seconds.inc_by(seconds(shares.iter().map(|share| share.compute_ns).sum()));
+        self.compute_seconds
+            .inc_by(seconds(shares.iter().map(|share| share.compute_ns).sum()));
         // The other terms (on-device answers, accepted drafts, reused prefixes) are never mixed with this one.
         let saved_ns = shares.iter().map(|share| share.saved_ns).sum();
-        self.saved_seconds.with_label_values(&["head_layers"]).inc_by(seconds(saved_ns));
+        self.saved_seconds
+            .with_label_values(&["head_layers"])
+            .inc_by(seconds(saved_ns));
     }
 
     pub(crate) fn record_tokens(&self, phase: Phase, rows: usize) {
-        self.tokens.with_label_values(&[phase.name()]).inc_by(rows as u64);
+        self.tokens
+            .with_label_values(&[phase.name()])
+            .inc_by(rows as u64);
     }
 
     /// `code`: the wire's name of the refusal code, in lower case.
@@ -135,7 +179,10 @@ fn counters(name: &str, help: &str, label: &str) -> Result<IntCounterVec, promet
     IntCounterVec::new(Opts::new(name, help), &[label])
 }
 
-#[allow(clippy::cast_precision_loss, reason = "a step's nanoseconds are far below 2^52")]
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "a step's nanoseconds are far below 2^52"
+)]
 fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
@@ -147,8 +194,16 @@ mod tests {
     #[test]
     fn attributed_time_equals_busy_time_in_the_text() {
         let metrics = Metrics::new().unwrap();
-        let shares =
-            [Share { compute_ns: 1_500_000_000, saved_ns: 250_000_000 }, Share { compute_ns: 500_000_000, saved_ns: 0 }];
+        let shares = [
+            Share {
+                compute_ns: 1_500_000_000,
+                saved_ns: 250_000_000,
+            },
+            Share {
+                compute_ns: 500_000_000,
+                saved_ns: 0,
+            },
+        ];
         metrics.record_step(2_000_000_000, &shares);
         metrics.record_tokens(Phase::Decode, 3);
         metrics.record_refusal("over_limit");

@@ -8,10 +8,9 @@ use std::time::Duration;
 use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 /// The most connections that speak plain HTTP. A WebSocket leaves this count when it is upgraded and is
 /// counted among the session sockets. More wait in the kernel's queue.
@@ -29,35 +28,54 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(200);
 /// Serves until `stop` is done, then lets the requests under way finish for a moment.
 pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
     let slots = Arc::new(Semaphore::new(MAX_HTTP_CONNECTIONS));
-    let graceful = GracefulShutdown::new();
+    let stopping = watch::Sender::new(false);
     tokio::pin!(stop);
     loop {
         let accepted = async {
             let slot = Arc::clone(&slots).acquire_owned().await;
             (slot, listener.accept().await)
         };
-        let (slot, stream) = tokio::select! {
+        let (slot, accepted) = tokio::select! {
             () = &mut stop => break,
-            (slot, accepted) = accepted => match accepted {
-                Ok((stream, _)) => (slot, stream),
-                Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
-                    tokio::time::sleep(ACCEPT_RETRY).await;
-                    continue;
-                }
-            },
+            accepted = accepted => accepted,
         };
-        let connection = graceful.watch(connection(stream, router.clone()));
-        tokio::spawn(async move {
-            let _slot = slot;
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "an HTTP connection broke");
+        match accepted {
+            Ok((stream, _)) => {
+                let (connection, stopping) =
+                    (connection(stream, router.clone()), stopping.subscribe());
+                tokio::spawn(async move {
+                    let _slot = slot;
+                    drive(connection, stopping).await;
+                });
             }
-        });
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_RETRY).await;
+            }
+        }
     }
     drop(listener);
-    if tokio::time::timeout(STOP_GRACE, graceful.shutdown()).await.is_err() {
+    stopping.send_replace(true);
+    // All slots are free when the last connection has ended.
+    let ended = slots.acquire_many(u32::try_from(MAX_HTTP_CONNECTIONS).unwrap_or(u32::MAX));
+    if tokio::time::timeout(STOP_GRACE, ended).await.is_err() {
         tracing::warn!("requests were still under way when the server stopped");
+    }
+}
+
+/// Runs one connection to its end; once the server stops, to the end of the request under way.
+async fn drive(connection: Connection, mut stopping: watch::Receiver<bool>) {
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        // An error means that the server is gone altogether.
+        _ = stopping.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an HTTP connection broke");
     }
 }
 

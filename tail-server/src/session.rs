@@ -26,7 +26,10 @@ use crate::admission::{Admission, Admitted};
 use crate::capacity::Capacity;
 use crate::config::Timeouts;
 use crate::drain::{Drain, Stage};
-use crate::engine::{EngineError, EngineHandle, EngineSession, MAX_PIPELINED_STEPS, OpenSession, StepOutput, StepReply};
+use crate::engine::{
+    EngineError, EngineHandle, EngineSession, MAX_PIPELINED_STEPS, OpenSession, StepOutput,
+    StepReply,
+};
 use crate::error::Error;
 use crate::metrics::Metrics;
 
@@ -55,13 +58,22 @@ impl SessionService {
         timeouts: Timeouts,
     ) -> Self {
         let queued_rows_kib = Arc::new(Semaphore::new(MAX_QUEUED_ROWS_KIB));
-        Self { admission, capacity, engine, drain, metrics, timeouts, queued_rows_kib }
+        Self {
+            admission,
+            capacity,
+            engine,
+            drain,
+            metrics,
+            timeouts,
+            queued_rows_kib,
+        }
     }
 
     /// Serves one socket until it ends. An error refuses this session and touches no other.
     pub(crate) async fn serve(&self, socket: WebSocket) {
         let limits = *self.admission.limits();
-        let mut connection = Connection::new(socket, limits, self.timeouts, Arc::clone(&self.metrics));
+        let mut connection =
+            Connection::new(socket, limits, self.timeouts, Arc::clone(&self.metrics));
         match self.open_and_run(&mut connection).await {
             Ok(()) => connection.close().await,
             Err(error) => connection.refuse(&error).await,
@@ -71,12 +83,15 @@ impl SessionService {
     async fn open_and_run(&self, connection: &mut Connection) -> Result<(), Error> {
         // Before anything else, so that no change of the stage is missed.
         let mut stage = self.drain.stage();
-        let Some(open) = self.first_frame(connection).await? else {
+        let first_frame = tokio::select! {
+            // In this order, so that a tail that is leaving says so and not what else is wrong.
+            biased;
+            () = no_longer_serving(&mut stage) => return Err(Error::Draining),
+            first_frame = self.first_frame(connection) => first_frame?,
+        };
+        let Some(open) = first_frame else {
             return Ok(());
         };
-        if *stage.borrow_and_update() != Stage::Serving {
-            return Err(Error::Draining);
-        }
         let admitted = self.admission.admit(&open)?;
         let checker = StepChecker::new(&admitted, &self.admission);
         let session = self.open(admitted).await?;
@@ -84,7 +99,13 @@ impl SessionService {
         let id = session.id().0;
         let (split_layer, traceparent) = (open.split_layer, &open.traceparent);
         let span = tracing::info_span!("session", id, split_layer, traceparent);
-        let running = RunningSession { service: self, connection, session, checker, stage };
+        let running = RunningSession {
+            service: self,
+            connection,
+            session,
+            checker,
+            stage,
+        };
         let granted = Opened {
             protocol_version: PROTOCOL_VERSION,
             session_id: id,
@@ -97,7 +118,9 @@ impl SessionService {
     /// The frame that opens the session; `None` where the device leaves without one.
     async fn first_frame(&self, connection: &mut Connection) -> Result<Option<Open>, Error> {
         let waited = timeout(self.timeouts.open, connection.receive()).await;
-        match waited.map_err(|_| Error::OpenTimeout { open_timeout: self.timeouts.open })?? {
+        match waited.map_err(|_| Error::OpenTimeout {
+            open_timeout: self.timeouts.open,
+        })?? {
             None | Some(client_frame::Message::Close(_)) => Ok(None),
             Some(client_frame::Message::Open(open)) => Ok(Some(open)),
             Some(client_frame::Message::Step(_)) => Err(Error::StepBeforeOpen),
@@ -105,9 +128,21 @@ impl SessionService {
     }
 
     async fn open(&self, admitted: Admitted) -> Result<EngineSession, Error> {
-        let Admitted { split_layer, max_positions, sampler, kv_bytes, is_resumed, .. } = admitted;
+        let Admitted {
+            split_layer,
+            max_positions,
+            sampler,
+            kv_bytes,
+            is_resumed,
+            ..
+        } = admitted;
         let reservation = self.capacity.reserve(kv_bytes)?;
-        let open = OpenSession { entry_layer: split_layer, max_positions, sampler, reservation };
+        let open = OpenSession {
+            entry_layer: split_layer,
+            max_positions,
+            sampler,
+            reservation,
+        };
         let session = self.engine.open(open).await?;
         self.metrics.sessions_opened.inc();
         if is_resumed {
@@ -115,6 +150,11 @@ impl SessionService {
         }
         Ok(session)
     }
+}
+
+async fn no_longer_serving(stage: &mut watch::Receiver<Stage>) {
+    // The sender outlives every session.
+    let _ = stage.wait_for(|stage| *stage != Stage::Serving).await;
 }
 
 /// A session that has been opened.
@@ -128,7 +168,13 @@ struct RunningSession<'a> {
 
 impl RunningSession<'_> {
     async fn run(self, granted: Opened) -> Result<(), Error> {
-        let Self { service, connection, session, mut checker, mut stage } = self;
+        let Self {
+            service,
+            connection,
+            session,
+            mut checker,
+            mut stage,
+        } = self;
         tracing::info!(max_positions = granted.max_positions, "session opened");
         connection.send(granted).await?;
 
@@ -165,11 +211,14 @@ impl RunningSession<'_> {
                     }
                     connection.ping().await?;
                 }
-                _ = stage.changed() => match *stage.borrow_and_update() {
-                    Stage::Serving => {}
-                    Stage::Draining { deadline } => connection.send(go_away(deadline)).await?,
-                    Stage::Closing => return Err(Error::Draining),
-                },
+                _ = stage.changed() => {
+                    let now = *stage.borrow_and_update();
+                    match now {
+                        Stage::Serving => {}
+                        Stage::Draining { deadline } => connection.send(go_away(deadline)).await?,
+                        Stage::Closing => return Err(Error::Draining),
+                    }
+                }
             }
         }
         tracing::info!("session closed");
@@ -186,7 +235,13 @@ fn go_away(deadline: tokio::time::Instant) -> GoAway {
 }
 
 fn step_result(output: StepOutput) -> StepResult {
-    let StepOutput { positions, sampled, compute_us, saved_us, queue_us } = output;
+    let StepOutput {
+        positions,
+        sampled,
+        compute_us,
+        saved_us,
+        queue_us,
+    } = output;
     let mut result = StepResult {
         // Bounded by the session's `max_positions`, which came as a u32.
         positions: u32::try_from(positions).unwrap_or(u32::MAX),
@@ -199,7 +254,9 @@ fn step_result(output: StepOutput) -> StepResult {
         result.token_id = Some(sampled.token_id);
         result.logprob = sampled.logprob;
         let top = sampled.top_logprobs.into_iter();
-        result.top_logprobs = top.map(|(token_id, logprob)| TokenLogprob { token_id, logprob }).collect();
+        result.top_logprobs = top
+            .map(|(token_id, logprob)| TokenLogprob { token_id, logprob })
+            .collect();
     }
     result
 }

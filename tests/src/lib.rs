@@ -1,1 +1,42 @@
-//! Work in progress.
+//! What the end-to-end tests share: the real model, golden data, and the two processes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde::de::DeserializeOwned;
+
+/// The file name under which `cargo xtask model` keeps SmolLM2-135M-Instruct.
+pub const SMOLLM2_FILE: &str = "smollm2-135m-instruct-q4_1.gguf";
+
+/// Where the commands of this repository keep what they fetched.
+#[must_use]
+pub fn cache_dir() -> PathBuf {
+    dirs::cache_dir().unwrap_or_else(std::env::temp_dir).join("headway")
+}
+
+/// The real model that tests run on.
+///
+/// # Panics
+/// Where it has not been fetched yet; the message says how to.
+#[must_use]
+pub fn smollm2() -> PathBuf {
+    let path = cache_dir().join("models").join(SMOLLM2_FILE);
+    assert!(path.is_file(), "{} is missing; `cargo xtask model` fetches it", path.display());
+    path
+}
+
+/// The folder with golden data.
+#[must_use]
+pub fn golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
+}
+
+/// Reads a JSON file below [`golden_dir`].
+///
+/// # Errors
+/// Where the file is missing or holds something else.
+pub fn golden<T: DeserializeOwned>(path: &str) -> anyhow::Result<T> {
+    let path = golden_dir().join(path);
+    let json = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    serde_json::from_slice(&json).with_context(|| format!("parsing {}", path.display()))
+}

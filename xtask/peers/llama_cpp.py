@@ -1,12 +1,18 @@
 """Measures llama.cpp on a GGUF file: prefill and decode speed, as JSON on standard output.
 
-    CMAKE_ARGS="-DGGML_NATIVE=ON" pip install -r requirements.txt    # compiles llama.cpp
+    export CFLAGS="-fno-tree-dse -fno-dse" CXXFLAGS="-fno-tree-dse -fno-dse"    # see below
+    CMAKE_ARGS="-DGGML_NATIVE=ON -DMTMD_BUILD=OFF" pip install -r requirements.txt    # compiles llama.cpp
     python llama_cpp.py --model MODEL.gguf --threads 2 --prefill 128,512 --decode 64 --repeats 5
 
 Prefill: `n` random token ids in one batch into an empty KV cache, logits of the last position only.
 Decode: greedy, one token a step, from a context of `--context` random tokens; the prefill before it is
 not in its time, the argmax over the vocabulary is. Each is run once unmeasured, then `--repeats` times;
-the median is reported, and every run in `seconds`.
+the median is reported, and every run in `seconds`. Other load slows the run on all cores most: llama.cpp's
+threads wait for each other after every operation.
+
+The flags: GCC 12 takes the AMX tile configuration's `ldtilecfg` to read 8 of its 64 bytes and drops the
+stores of the rest, so that on a processor with AMX the first prefill ends in a segmentation fault. Instead,
+`-mno-amx-tile -mno-amx-int8 -mno-amx-bf16` leaves AMX out, at about a fifth of the prefill speed.
 """
 
 import sys

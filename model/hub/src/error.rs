@@ -6,7 +6,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
     /// A local path that is not there.
-    #[error("{path} does not exist; expected a model's file or folder, hf://org/repo or https://host/file.gguf")]
+    #[error(
+        "{path} does not exist; expected a model's file or folder, hf://org/repo or https://host/file.gguf"
+    )]
     NoSuchPath {
         /// The path.
         path: PathBuf,
@@ -100,6 +102,9 @@ pub enum HubError {
 impl HubError {
     /// Binds an I/O error to the path it happened on.
     pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::Io { path: path.to_owned(), source }
+        move |source| Self::Io {
+            path: path.to_owned(),
+            source,
+        }
     }
 }

@@ -64,7 +64,10 @@ impl Hub {
     /// The model hub's public endpoint, without a token.
     #[must_use]
     pub fn new(cache_dir: &Path) -> Self {
-        Self { cache_dir: cache_dir.to_owned(), ..Self::default() }
+        Self {
+            cache_dir: cache_dir.to_owned(),
+            ..Self::default()
+        }
     }
 
     /// Endpoint and token from `HF_ENDPOINT` and `HF_TOKEN`.
@@ -76,7 +79,11 @@ impl Hub {
     )]
     pub fn from_env(cache_dir: &Path) -> Self {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        Self { endpoint: variable("HF_ENDPOINT"), token: variable("HF_TOKEN"), ..Self::new(cache_dir) }
+        Self {
+            endpoint: variable("HF_ENDPOINT"),
+            token: variable("HF_TOKEN"),
+            ..Self::new(cache_dir)
+        }
     }
 
     /// Base URL of the model hub, or of a mirror with the same layout.
@@ -127,8 +134,16 @@ impl Meter {
     const REPORT_BYTES: u64 = 4 << 20;
 
     pub(crate) fn new(hub: &Hub, file: &str, total_bytes: Option<u64>) -> Self {
-        let progress = Progress { file: file.to_owned(), done_bytes: 0, total_bytes };
-        Self { progress, reported_bytes: 0, callback: hub.progress.clone() }
+        let progress = Progress {
+            file: file.to_owned(),
+            done_bytes: 0,
+            total_bytes,
+        };
+        Self {
+            progress,
+            reported_bytes: 0,
+            callback: hub.progress.clone(),
+        }
     }
 
     pub(crate) fn start(&mut self, total_bytes: Option<u64>) {
@@ -147,7 +162,11 @@ impl Meter {
 
     pub(crate) fn finish(&mut self) {
         self.report();
-        tracing::info!(file = self.progress.file, bytes = self.progress.done_bytes, "download is complete");
+        tracing::info!(
+            file = self.progress.file,
+            bytes = self.progress.done_bytes,
+            "download is complete"
+        );
     }
 
     fn report(&mut self) {

@@ -30,7 +30,11 @@ impl Wanted {
 const RETRIES: usize = 3;
 
 const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-const OPTIONAL: [&str; 3] = ["tokenizer_config.json", "generation_config.json", "chat_template.jinja"];
+const OPTIONAL: [&str; 3] = [
+    "tokenizer_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+];
 const SINGLE_WEIGHTS: &str = "model.safetensors";
 const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 
@@ -43,21 +47,30 @@ pub(crate) fn download(hub: &Hub, wanted: &Wanted) -> Result<PathBuf, HubError> 
     // Absolute, because the hub crate links its files by paths relative to each other and asserts it.
     let cache_dir = cache_dir.canonicalize().map_err(HubError::io(&cache_dir))?;
     let cache = Cache::new(cache_dir);
-    let mut builder = ApiBuilder::from_cache(cache.clone()).with_progress(false).with_retries(RETRIES);
+    let mut builder = ApiBuilder::from_cache(cache.clone())
+        .with_progress(false)
+        .with_retries(RETRIES);
     if let Some(endpoint) = &hub.endpoint {
         builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
     }
     if let Some(token) = &hub.token {
         builder = builder.with_token(Some(token.clone()));
     }
-    let api = builder.build().map_err(|source| hub_error(&wanted.id, source))?;
+    let api = builder
+        .build()
+        .map_err(|source| hub_error(&wanted.id, source))?;
     let info = match api.repo(wanted.named()).info() {
         Ok(info) => info,
-        Err(error) => return offline(&cache, wanted).ok_or_else(|| repository_error(wanted, error)),
+        Err(error) => {
+            return offline(&cache, wanted).ok_or_else(|| repository_error(wanted, error));
+        }
     };
     let path = Commit::new(hub, wanted, &api, &cache, &info).download()?;
     // The name now leads to this commit; without a network the next run finds it by that.
-    cache.repo(wanted.named()).create_ref(&info.sha).map_err(HubError::io(cache.path()))?;
+    cache
+        .repo(wanted.named())
+        .create_ref(&info.sha)
+        .map_err(HubError::io(cache.path()))?;
     Ok(path)
 }
 
@@ -75,7 +88,14 @@ impl<'a> Commit<'a> {
     fn new(hub: &'a Hub, wanted: &'a Wanted, api: &Api, cache: &Cache, info: &'a RepoInfo) -> Self {
         let repo = api.repo(wanted.at(&info.sha));
         let cached = cache.repo(wanted.at(&info.sha));
-        Self { hub, id: &wanted.id, file: wanted.file.as_deref(), repo, cached, info }
+        Self {
+            hub,
+            id: &wanted.id,
+            file: wanted.file.as_deref(),
+            repo,
+            cached,
+            info,
+        }
     }
 
     fn download(&self) -> Result<PathBuf, HubError> {
@@ -102,13 +122,21 @@ impl<'a> Commit<'a> {
         if !self.has(WEIGHTS_INDEX) {
             return Err(self.no_such_file(SINGLE_WEIGHTS));
         }
-        let mut shards: Vec<String> = self.files().filter(|file| is_shard(file)).map(ToOwned::to_owned).collect();
+        let mut shards: Vec<String> = self
+            .files()
+            .filter(|file| is_shard(file))
+            .map(ToOwned::to_owned)
+            .collect();
         shards.push(WEIGHTS_INDEX.to_owned());
         Ok(shards)
     }
 
     fn require(&self, file: &str) -> Result<PathBuf, HubError> {
-        if self.has(file) { self.fetch(file) } else { Err(self.no_such_file(file)) }
+        if self.has(file) {
+            self.fetch(file)
+        } else {
+            Err(self.no_such_file(file))
+        }
     }
 
     fn fetch(&self, file: &str) -> Result<PathBuf, HubError> {
@@ -124,11 +152,16 @@ impl<'a> Commit<'a> {
         if file.parent() == Some(folder) {
             return Ok(());
         }
-        Err(HubError::MixedCommits { repository: self.id.to_owned() })
+        Err(HubError::MixedCommits {
+            repository: self.id.to_owned(),
+        })
     }
 
     fn files(&self) -> impl Iterator<Item = &str> {
-        self.info.siblings.iter().map(|sibling| sibling.rfilename.as_str())
+        self.info
+            .siblings
+            .iter()
+            .map(|sibling| sibling.rfilename.as_str())
     }
 
     fn has(&self, file: &str) -> bool {
@@ -136,13 +169,25 @@ impl<'a> Commit<'a> {
     }
 
     fn no_such_file(&self, file: &str) -> HubError {
-        let ggufs: Vec<&str> = self.files().filter(|found| found.ends_with(".gguf")).take(20).collect();
+        let ggufs: Vec<&str> = self
+            .files()
+            .filter(|found| found.ends_with(".gguf"))
+            .take(20)
+            .collect();
         let hint = if ggufs.is_empty() {
             "expected config.json, tokenizer.json and model.safetensors (or its index), or a .gguf file".to_owned()
         } else {
-            format!("it has these GGUF files: {}; name one as hf://{}/FILE", ggufs.join(", "), self.id)
+            format!(
+                "it has these GGUF files: {}; name one as hf://{}/FILE",
+                ggufs.join(", "),
+                self.id
+            )
         };
-        HubError::NoSuchFile { repository: self.id.to_owned(), file: file.to_owned(), hint }
+        HubError::NoSuchFile {
+            repository: self.id.to_owned(),
+            file: file.to_owned(),
+            hint,
+        }
     }
 }
 
@@ -162,7 +207,10 @@ fn offline(cache: &Cache, wanted: &Wanted) -> Option<PathBuf> {
             .find_map(|file| cached.get(file))
             .and_then(|file| file.parent().map(Path::to_owned)),
     }?;
-    tracing::warn!(repository = wanted.id, "the model hub gave no answer; using the files of an earlier run");
+    tracing::warn!(
+        repository = wanted.id,
+        "the model hub gave no answer; using the files of an earlier run"
+    );
     Some(found)
 }
 
@@ -171,13 +219,20 @@ fn repository_error(wanted: &Wanted, error: ApiError) -> HubError {
     if let ApiError::RequestError(request) = &error
         && let ureq::Error::StatusCode(status @ (401 | 403 | 404)) = **request
     {
-        return HubError::NoSuchRepository { repository, revision, status };
+        return HubError::NoSuchRepository {
+            repository,
+            revision,
+            status,
+        };
     }
     hub_error(&repository, error)
 }
 
 fn hub_error(what: &str, source: ApiError) -> HubError {
-    HubError::Hub { what: what.to_owned(), source: Box::new(source) }
+    HubError::Hub {
+        what: what.to_owned(),
+        source: Box::new(source),
+    }
 }
 
 /// The hub crate's idea of progress.

@@ -27,7 +27,8 @@ pub enum Source {
     },
 }
 
-const REPOSITORY_FORM: &str = "expected hf://org/repo, hf://org/repo@revision or hf://org/repo/file.gguf";
+const REPOSITORY_FORM: &str =
+    "expected hf://org/repo, hf://org/repo@revision or hf://org/repo/file.gguf";
 
 impl Source {
     /// Reads a source's text.
@@ -35,16 +36,22 @@ impl Source {
     /// # Errors
     /// [`HubError::Source`] for a known scheme with the wrong form, and for an unknown scheme.
     pub fn parse(text: &str) -> Result<Self, HubError> {
-        let refuse = |reason: String| HubError::Source { source_text: text.to_owned(), reason };
+        let refuse = |reason: String| HubError::Source {
+            source_text: text.to_owned(),
+            reason,
+        };
         match text.split_once("://") {
             None if text.is_empty() => Err(refuse("it is empty".to_owned())),
             None => Ok(Self::Local(PathBuf::from(text))),
-            Some(("hf", rest)) => Self::parse_repository(rest).ok_or_else(|| refuse(REPOSITORY_FORM.to_owned())),
-            Some(("https" | "http", _)) => Self::parse_url(text)
-                .ok_or_else(|| refuse("expected a URL whose path ends with a file name in .gguf".to_owned())),
-            Some((scheme, _)) => {
-                Err(refuse(format!("scheme {scheme} is not known; expected a path, hf:// or https://")))
+            Some(("hf", rest)) => {
+                Self::parse_repository(rest).ok_or_else(|| refuse(REPOSITORY_FORM.to_owned()))
             }
+            Some(("https" | "http", _)) => Self::parse_url(text).ok_or_else(|| {
+                refuse("expected a URL whose path ends with a file name in .gguf".to_owned())
+            }),
+            Some((scheme, _)) => Err(refuse(format!(
+                "scheme {scheme} is not known; expected a path, hf:// or https://"
+            ))),
         }
     }
 
@@ -59,17 +66,28 @@ impl Source {
         let file: Vec<&str> = segments.collect();
         let file = match file.as_slice() {
             [] | [""] => None,
-            path if path.iter().all(|segment| is_name(segment)) && rest.ends_with(".gguf") => Some(path.join("/")),
+            path if path.iter().all(|segment| is_name(segment)) && rest.ends_with(".gguf") => {
+                Some(path.join("/"))
+            }
             _ => return None,
         };
-        Some(Self::Repository { id: format!("{organisation}/{repository}"), revision: revision.to_owned(), file })
+        Some(Self::Repository {
+            id: format!("{organisation}/{repository}"),
+            revision: revision.to_owned(),
+            file,
+        })
     }
 
     fn parse_url(url: &str) -> Option<Self> {
         let (_, rest) = url.split_once("://")?;
         let path = rest.split(['?', '#']).next()?;
-        let (_, file) = path.split_once('/').map(|(host, path)| (host, path.rsplit('/').next().unwrap_or(path)))?;
-        (is_name(file) && file.ends_with(".gguf")).then(|| Self::Url { url: url.to_owned(), file: file.to_owned() })
+        let (_, file) = path
+            .split_once('/')
+            .map(|(host, path)| (host, path.rsplit('/').next().unwrap_or(path)))?;
+        (is_name(file) && file.ends_with(".gguf")).then(|| Self::Url {
+            url: url.to_owned(),
+            file: file.to_owned(),
+        })
     }
 }
 
@@ -78,5 +96,7 @@ fn is_name(segment: &str) -> bool {
     !segment.is_empty()
         && segment != "."
         && segment != ".."
-        && segment.chars().all(|c| c.is_ascii_alphanumeric() || "-_.+=%".contains(c))
+        && segment
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.+=%".contains(c))
 }

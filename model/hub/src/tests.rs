@@ -27,8 +27,16 @@ struct FakeHub {
 
 impl FakeHub {
     fn new(files: &[(&'static str, &[u8])]) -> Self {
-        let files = files.iter().map(|(name, bytes)| (*name, bytes.to_vec())).collect();
-        Self { files: Arc::new(files), requests: Arc::default(), ranges: Arc::default(), break_after_bytes: None }
+        let files = files
+            .iter()
+            .map(|(name, bytes)| (*name, bytes.to_vec()))
+            .collect();
+        Self {
+            files: Arc::new(files),
+            requests: Arc::default(),
+            ranges: Arc::default(),
+            break_after_bytes: None,
+        }
     }
 
     fn serve(&self) -> Server {
@@ -45,7 +53,11 @@ async fn info(State(hub): State<FakeHub>, UrlPath(revision): UrlPath<String>) ->
     if revision != "main" && revision != COMMIT {
         return StatusCode::NOT_FOUND.into_response();
     }
-    let siblings: Vec<_> = hub.files.iter().map(|(name, _)| serde_json::json!({ "rfilename": name })).collect();
+    let siblings: Vec<_> = hub
+        .files
+        .iter()
+        .map(|(name, _)| serde_json::json!({ "rfilename": name }))
+        .collect();
     axum::Json(serde_json::json!({ "sha": COMMIT, "siblings": siblings })).into_response()
 }
 
@@ -57,18 +69,33 @@ async fn file(
     plain(State(hub), UrlPath(file), headers).await
 }
 
-async fn plain(State(hub): State<FakeHub>, UrlPath(file): UrlPath<String>, headers: HeaderMap) -> Response {
+async fn plain(
+    State(hub): State<FakeHub>,
+    UrlPath(file): UrlPath<String>,
+    headers: HeaderMap,
+) -> Response {
     let Some((_, bytes)) = hub.files.iter().find(|(name, _)| *name == file) else {
         return StatusCode::NOT_FOUND.into_response();
     };
     let request = hub.requests.fetch_add(1, Ordering::Relaxed);
-    let range = headers.get("range").map(|range| range.to_str().unwrap().to_owned());
-    hub.ranges.lock().unwrap().push(range.clone().unwrap_or_default());
-    let builder = Response::builder().header("etag", format!("\"etag-of-{file}\"")).header("x-repo-commit", COMMIT);
+    let range = headers
+        .get("range")
+        .map(|range| range.to_str().unwrap().to_owned());
+    hub.ranges
+        .lock()
+        .unwrap()
+        .push(range.clone().unwrap_or_default());
+    let builder = Response::builder()
+        .header("etag", format!("\"etag-of-{file}\""))
+        .header("x-repo-commit", COMMIT);
     let (start, end) = match &range {
         None => (0, bytes.len()),
         Some(range) => {
-            let (start, end) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+            let (start, end) = range
+                .strip_prefix("bytes=")
+                .unwrap()
+                .split_once('-')
+                .unwrap();
             let end = end.parse::<usize>().map_or(bytes.len(), |end| end + 1);
             (start.parse::<usize>().unwrap(), end.min(bytes.len()))
         }
@@ -76,14 +103,20 @@ async fn plain(State(hub): State<FakeHub>, UrlPath(file): UrlPath<String>, heade
     let body = bytes[start..end].to_vec();
     let builder = match range {
         None => builder,
-        Some(_) => builder
-            .status(StatusCode::PARTIAL_CONTENT)
-            .header("content-range", format!("bytes {start}-{}/{}", end.max(1) - 1, bytes.len())),
+        Some(_) => builder.status(StatusCode::PARTIAL_CONTENT).header(
+            "content-range",
+            format!("bytes {start}-{}/{}", end.max(1) - 1, bytes.len()),
+        ),
     };
     let builder = builder.header("content-length", body.len());
     match hub.break_after_bytes.filter(|_| request == 0) {
         None => builder.body(Body::from(body)).unwrap(),
-        Some(most) => builder.body(Body::new(Broken(vec![None, Some(body[..most].to_vec().into())]))).unwrap(),
+        Some(most) => builder
+            .body(Body::new(Broken(vec![
+                None,
+                Some(body[..most].to_vec().into()),
+            ])))
+            .unwrap(),
     }
 }
 
@@ -119,11 +152,20 @@ struct Server {
 
 impl Server {
     fn start(router: Router) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = runtime
+            .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
+            .unwrap();
         let address = listener.local_addr().unwrap();
         runtime.spawn(async move { axum::serve(listener, router).await });
-        Self { address, _runtime: runtime }
+        Self {
+            address,
+            _runtime: runtime,
+        }
     }
 
     fn hub(&self, cache_dir: &Path) -> Hub {
@@ -160,11 +202,24 @@ fn sources_are_told_apart_by_their_scheme() {
         revision: revision.to_owned(),
         file: file.map(ToOwned::to_owned),
     };
-    assert_eq!(Source::parse("hf://org/repo").unwrap(), repository("main", None));
-    assert_eq!(Source::parse("hf://org/repo@v1.0/").unwrap(), repository("v1.0", None));
-    assert_eq!(Source::parse("hf://org/repo@v1/a/b.gguf").unwrap(), repository("v1", Some("a/b.gguf")));
-    assert_eq!(Source::parse("models/a.gguf").unwrap(), Source::Local("models/a.gguf".into()));
-    let Source::Url { file, .. } = Source::parse("https://host:1/x/m.gguf?download=true").unwrap() else {
+    assert_eq!(
+        Source::parse("hf://org/repo").unwrap(),
+        repository("main", None)
+    );
+    assert_eq!(
+        Source::parse("hf://org/repo@v1.0/").unwrap(),
+        repository("v1.0", None)
+    );
+    assert_eq!(
+        Source::parse("hf://org/repo@v1/a/b.gguf").unwrap(),
+        repository("v1", Some("a/b.gguf"))
+    );
+    assert_eq!(
+        Source::parse("models/a.gguf").unwrap(),
+        Source::Local("models/a.gguf".into())
+    );
+    let Source::Url { file, .. } = Source::parse("https://host:1/x/m.gguf?download=true").unwrap()
+    else {
         panic!("a URL is a URL")
     };
     assert_eq!(file, "m.gguf");
@@ -225,7 +280,10 @@ fn a_second_run_downloads_nothing_and_needs_no_hub() {
     assert_eq!(first, second);
     assert_eq!(fake.requests.load(Ordering::Relaxed), requests);
     let nobody = Server::start(Router::new());
-    assert_eq!(nobody.hub(cache.path()).resolve("hf://org/repo").unwrap(), first);
+    assert_eq!(
+        nobody.hub(cache.path()).resolve("hf://org/repo").unwrap(),
+        first
+    );
 }
 
 #[test]
@@ -233,7 +291,10 @@ fn one_gguf_file_of_a_repository_is_fetched_alone() {
     let fake = FakeHub::new(&[("sub/m.gguf", b"GGUF...."), ("config.json", b"{}")]);
     let server = fake.serve();
     let cache = tempfile::tempdir().unwrap();
-    let path = server.hub(cache.path()).resolve("hf://org/repo/sub/m.gguf").unwrap();
+    let path = server
+        .hub(cache.path())
+        .resolve("hf://org/repo/sub/m.gguf")
+        .unwrap();
     assert_eq!(std::fs::read(&path).unwrap(), b"GGUF....");
     assert!(path.ends_with("sub/m.gguf"));
 }
@@ -242,8 +303,14 @@ fn one_gguf_file_of_a_repository_is_fetched_alone() {
 fn a_gguf_repository_without_configuration_names_its_gguf_files() {
     let server = FakeHub::new(&[("m-q8.gguf", b"GGUF")]).serve();
     let cache = tempfile::tempdir().unwrap();
-    let error = server.hub(cache.path()).resolve("hf://org/repo").unwrap_err();
-    assert!(matches!(&error, HubError::NoSuchFile { file, .. } if file == "config.json"), "{error}");
+    let error = server
+        .hub(cache.path())
+        .resolve("hf://org/repo")
+        .unwrap_err();
+    assert!(
+        matches!(&error, HubError::NoSuchFile { file, .. } if file == "config.json"),
+        "{error}"
+    );
     assert!(error.to_string().contains("m-q8.gguf"), "{error}");
 }
 
@@ -251,7 +318,10 @@ fn a_gguf_repository_without_configuration_names_its_gguf_files() {
 fn an_unknown_revision_is_named() {
     let server = FakeHub::new(&FOLDER).serve();
     let cache = tempfile::tempdir().unwrap();
-    let error = server.hub(cache.path()).resolve("hf://org/repo@v9").unwrap_err();
+    let error = server
+        .hub(cache.path())
+        .resolve("hf://org/repo@v9")
+        .unwrap_err();
     assert!(
         matches!(&error, HubError::NoSuchRepository { revision, status: 404, .. } if revision == "v9"),
         "{error}"
@@ -286,11 +356,21 @@ fn a_broken_download_is_continued_where_it_broke() {
     let url = format!("http://{}/plain/m.gguf", server.address);
     let hub = Hub::new(cache.path());
     let error = hub.resolve(&url).unwrap_err();
-    let HubError::Incomplete { expected_bytes: 13, got_bytes, .. } = error else { panic!("{error}") };
+    let HubError::Incomplete {
+        expected_bytes: 13,
+        got_bytes,
+        ..
+    } = error
+    else {
+        panic!("{error}")
+    };
     let path = hub.resolve(&url).unwrap();
     assert_eq!(std::fs::read(path).unwrap(), b"GGUF and more");
     if got_bytes > 0 {
-        assert_eq!(*fake.ranges.lock().unwrap(), [String::new(), format!("bytes={got_bytes}-")]);
+        assert_eq!(
+            *fake.ranges.lock().unwrap(),
+            [String::new(), format!("bytes={got_bytes}-")]
+        );
     }
 }
 
@@ -300,9 +380,16 @@ fn a_page_that_is_no_gguf_is_refused_and_not_kept() {
     let cache = tempfile::tempdir().unwrap();
     let url = format!("http://{}/plain/m.gguf", server.address);
     let error = Hub::new(cache.path()).resolve(&url).unwrap_err();
-    assert!(matches!(&error, HubError::NotGguf { start, .. } if start.starts_with("<html>")), "{error}");
+    assert!(
+        matches!(&error, HubError::NotGguf { start, .. } if start.starts_with("<html>")),
+        "{error}"
+    );
     let left = walk(cache.path());
-    assert!(left.iter().all(|name| !name.ends_with(".gguf") && !name.ends_with(".part")), "{left:?}");
+    assert!(
+        left.iter()
+            .all(|name| !name.ends_with(".gguf") && !name.ends_with(".part")),
+        "{left:?}"
+    );
 }
 
 fn walk(folder: &Path) -> Vec<String> {

@@ -28,7 +28,15 @@ pub(crate) fn download(hub: &Hub, url: &str, file: &str) -> Result<PathBuf, HubE
     if path.exists() {
         return Ok(path);
     }
-    fetch(hub, url, file, Part { file: &mut part, path: &part_path })?;
+    fetch(
+        hub,
+        url,
+        file,
+        Part {
+            file: &mut part,
+            path: &part_path,
+        },
+    )?;
     expect_gguf(url, &mut part).inspect_err(|_| {
         // Kept, it would be continued for ever.
         let _ = std::fs::remove_file(&part_path);
@@ -46,20 +54,35 @@ struct Part<'a> {
 
 /// Opens the part file and waits until no other process writes to it.
 fn open_part(path: &Path) -> Result<File, HubError> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path);
     let file = file.map_err(HubError::io(path))?;
     file.lock().map_err(HubError::io(path))?;
     Ok(file)
 }
 
 fn fetch(hub: &Hub, url: &str, file: &str, part: Part<'_>) -> Result<(), HubError> {
-    let http_error = |source| HubError::Http { url: url.to_owned(), source: Box::new(source) };
+    let http_error = |source| HubError::Http {
+        url: url.to_owned(),
+        source: Box::new(source),
+    };
     let etag_path = etag_path(part.path);
-    let have_bytes = part.file.seek(SeekFrom::End(0)).map_err(HubError::io(part.path))?;
-    let etag = std::fs::read_to_string(&etag_path).ok().filter(|_| have_bytes > 0);
+    let have_bytes = part
+        .file
+        .seek(SeekFrom::End(0))
+        .map_err(HubError::io(part.path))?;
+    let etag = std::fs::read_to_string(&etag_path)
+        .ok()
+        .filter(|_| have_bytes > 0);
     let mut request = ureq::get(url);
     if let Some(etag) = &etag {
-        request = request.header("Range", format!("bytes={have_bytes}-")).header("If-Range", etag);
+        request = request
+            .header("Range", format!("bytes={have_bytes}-"))
+            .header("If-Range", etag);
     }
     let response = match request.call() {
         // Nothing follows what is here: whole or foreign, the part file does not say. Start again.
@@ -71,7 +94,12 @@ fn fetch(hub: &Hub, url: &str, file: &str, part: Part<'_>) -> Result<(), HubErro
     };
     let continues = response.status() == 206;
     let start_bytes = if continues { have_bytes } else { 0 };
-    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let header = |name: &str| {
+        response
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
     let body_bytes = header("content-length").and_then(|text| text.parse::<u64>().ok());
     let total_bytes = body_bytes.map(|bytes| start_bytes + bytes);
     if !continues {
@@ -82,16 +110,20 @@ fn fetch(hub: &Hub, url: &str, file: &str, part: Part<'_>) -> Result<(), HubErro
             None => drop(std::fs::remove_file(&etag_path)),
         }
     }
-    part.file.seek(SeekFrom::Start(start_bytes)).map_err(HubError::io(part.path))?;
+    part.file
+        .seek(SeekFrom::Start(start_bytes))
+        .map_err(HubError::io(part.path))?;
     let mut meter = Meter::new(hub, file, total_bytes);
     meter.start(total_bytes);
     meter.add(start_bytes);
     let copied = copy(response.into_body().into_reader(), &part, &mut meter)?;
     let got_bytes = start_bytes + copied.bytes;
     match (copied.broken, total_bytes) {
-        (_, Some(expected_bytes)) if expected_bytes != got_bytes => {
-            Err(HubError::Incomplete { url: url.to_owned(), expected_bytes, got_bytes })
-        }
+        (_, Some(expected_bytes)) if expected_bytes != got_bytes => Err(HubError::Incomplete {
+            url: url.to_owned(),
+            expected_bytes,
+            got_bytes,
+        }),
         (Some(error), None) => Err(http_error(ureq::Error::Io(error))),
         _ => {
             meter.finish();
@@ -114,12 +146,23 @@ fn copy(mut body: impl Read, part: &Part<'_>, meter: &mut Meter) -> Result<Copie
     let mut bytes = 0;
     loop {
         let read = match body.read(&mut buffer) {
-            Ok(0) => return Ok(Copied { bytes, broken: None }),
+            Ok(0) => {
+                return Ok(Copied {
+                    bytes,
+                    broken: None,
+                });
+            }
             Ok(read) => read,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) => return Ok(Copied { bytes, broken: Some(error) }),
+            Err(error) => {
+                return Ok(Copied {
+                    bytes,
+                    broken: Some(error),
+                });
+            }
         };
-        file.write_all(&buffer[..read]).map_err(HubError::io(part.path))?;
+        file.write_all(&buffer[..read])
+            .map_err(HubError::io(part.path))?;
         bytes += read as u64;
         meter.add(read as u64);
     }
@@ -128,11 +171,16 @@ fn copy(mut body: impl Read, part: &Part<'_>, meter: &mut Meter) -> Result<Copie
 /// A login page or an error page is no model.
 fn expect_gguf(url: &str, file: &mut File) -> Result<(), HubError> {
     let mut start = Vec::with_capacity(16);
-    let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.take(16).read_to_end(&mut start));
+    let read = file
+        .seek(SeekFrom::Start(0))
+        .and_then(|_| file.take(16).read_to_end(&mut start));
     if read.is_ok() && start.starts_with(MAGIC) {
         return Ok(());
     }
-    Err(HubError::NotGguf { url: url.to_owned(), start: String::from_utf8_lossy(&start).into_owned() })
+    Err(HubError::NotGguf {
+        url: url.to_owned(),
+        start: String::from_utf8_lossy(&start).into_owned(),
+    })
 }
 
 fn etag_path(part_path: &Path) -> PathBuf {
@@ -142,9 +190,12 @@ fn etag_path(part_path: &Path) -> PathBuf {
 /// Files of the same name behind different URLs stay apart.
 fn short_name(url: &str) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(url.as_bytes()).iter().take(8).fold(String::new(), |mut name, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(name, "{byte:02x}");
-        name
-    })
+    Sha256::digest(url.as_bytes())
+        .iter()
+        .take(8)
+        .fold(String::new(), |mut name, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(name, "{byte:02x}");
+            name
+        })
 }

@@ -6,11 +6,15 @@ use serde_json::{Map, Value};
 use super::{Architecture, ModelConfig, RopeLayout, RopeScaling, config_error};
 use crate::error::LoadError;
 
+#[derive(Deserialize)]
+struct Family {
+    model_type: String,
+}
+
 /// The keys of `config.json` that matter here. Newer files put RoPE's base and scaling into
 /// `rope_parameters`, older ones into `rope_theta` and `rope_scaling`.
 #[derive(Deserialize)]
 struct Raw {
-    model_type: String,
     num_hidden_layers: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -39,13 +43,10 @@ impl ModelConfig {
     /// [`LoadError::Architecture`] for a family that is not supported and [`LoadError::Config`] for a
     /// value that is missing or out of range.
     pub fn from_huggingface(json: &str) -> Result<Self, LoadError> {
-        let model_type = serde_json::from_str::<Map<String, Value>>(json)
-            .map_err(|e| config_error("config.json", e, "a JSON object"))?
-            .get("model_type")
-            .and_then(Value::as_str)
-            .unwrap_or("missing")
-            .to_owned();
-        let architecture = Architecture::from_name(&model_type)?;
+        // The family first: another family's file has other keys, and that is not what is wrong with it.
+        let family: Family =
+            serde_json::from_str(json).map_err(|e| config_error("config.json", e, "an object with model_type"))?;
+        let architecture = Architecture::from_name(&family.model_type)?;
         let raw: Raw = serde_json::from_str(json)
             .map_err(|e| config_error("config.json", e, "the keys of a Llama-family model"))?;
         raw.refuse_unsupported(architecture)?;

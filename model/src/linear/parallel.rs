@@ -47,11 +47,6 @@ impl<'a> DisjointOut<'a> {
         Self { first_column: self.first_column + column, ..*self }
     }
 
-    /// Number of rows.
-    pub(crate) const fn rows(&self) -> usize {
-        self.len / self.stride
-    }
-
     /// Writes `values` to row `row`, from column `column` on.
     ///
     /// Callers on different threads must write different places; every kernel gives each tile of

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::quantized::gguf_file::Value;
 use tokenizers::decoders::{DecoderWrapper, byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as Decoders, strip::Strip};
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence as Normalizers, unicode::NFC};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -80,7 +80,7 @@ fn byte_level(metadata: &Metadata, tokens: &[&str]) -> Result<Inner, LoadError> 
     };
     let whole_words_first = matches!(pre, "llama-bpe" | "llama3" | "llama-v3" | "tekken");
     let model = BPE::builder()
-        .vocab_and_merges(vocabulary(tokens), merges)
+        .vocab_and_merges(vocabulary::<Vocab>(tokens), merges)
         .ignore_merges(whole_words_first)
         .build()
         .map_err(tokenizer_error)?;
@@ -99,7 +99,7 @@ fn sentencepiece(metadata: &Metadata, tokens: &[&str]) -> Result<Inner, LoadErro
         Some(Value::Array(scores)) if scores.len() == tokens.len() => scores,
         _ => return Err(tokenizer_error("tokenizer.ggml.scores is missing, or not one score for each token")),
     };
-    let vocab = vocabulary(tokens);
+    let vocab: Vocab = vocabulary(tokens);
     let mut merges = Vec::new();
     for (token, score) in tokens.iter().zip(scores) {
         let score = score.to_f32().unwrap_or(f32::NEG_INFINITY);

@@ -3,60 +3,119 @@ use proptest::prelude::*;
 use super::*;
 
 fn rows(entry_layer: usize, rows: usize, sampled: usize) -> Rows {
-    Rows { entry_layer, rows, sampled }
+    Rows {
+        entry_layer,
+        rows,
+        sampled,
+    }
 }
 
 #[test]
 fn a_session_alone_is_charged_the_whole_step() {
-    let times = StepTimes { assemble_ns: 7, first_layer: 2, layers_ns: vec![100, 110], finish_ns: 50 };
+    let times = StepTimes {
+        assemble_ns: 7,
+        first_layer: 2,
+        layers_ns: vec![100, 110],
+        finish_ns: 50,
+    };
     let shares = attribute(&times, &[rows(2, 3, 1)]);
     assert_eq!(shares[0].compute_ns, times.busy_ns());
 }
 
 #[test]
 fn layers_that_nobody_ran_are_valued_at_the_mean_of_those_that_ran_all() {
-    let times = StepTimes { assemble_ns: 0, first_layer: 10, layers_ns: vec![100, 300], finish_ns: 5 };
+    let times = StepTimes {
+        assemble_ns: 0,
+        first_layer: 10,
+        layers_ns: vec![100, 300],
+        finish_ns: 5,
+    };
     let shares = attribute(&times, &[rows(10, 1, 1)]);
     assert_eq!(shares[0].saved_ns, 10 * 200);
 }
 
 #[test]
 fn a_session_that_enters_at_layer_0_saves_nothing() {
-    let times = StepTimes { assemble_ns: 0, first_layer: 0, layers_ns: vec![60, 60, 100, 100], finish_ns: 0 };
+    let times = StepTimes {
+        assemble_ns: 0,
+        first_layer: 0,
+        layers_ns: vec![60, 60, 100, 100],
+        finish_ns: 0,
+    };
     let shares = attribute(&times, &[rows(0, 1, 0), rows(2, 1, 0)]);
-    assert_eq!(shares[0], Share { compute_ns: 60 + 60 + 50 + 50, saved_ns: 0 });
-    assert_eq!(shares[1], Share { compute_ns: 50 + 50, saved_ns: 40 + 40 });
+    assert_eq!(
+        shares[0],
+        Share {
+            compute_ns: 60 + 60 + 50 + 50,
+            saved_ns: 0
+        }
+    );
+    assert_eq!(
+        shares[1],
+        Share {
+            compute_ns: 50 + 50,
+            saved_ns: 40 + 40
+        }
+    );
 }
 
 #[test]
 fn a_layer_slower_with_part_of_the_batch_saves_nothing_instead_of_less() {
-    let times = StepTimes { assemble_ns: 0, first_layer: 0, layers_ns: vec![150, 100], finish_ns: 0 };
+    let times = StepTimes {
+        assemble_ns: 0,
+        first_layer: 0,
+        layers_ns: vec![150, 100],
+        finish_ns: 0,
+    };
     let shares = attribute(&times, &[rows(0, 1, 0), rows(1, 1, 0)]);
     assert_eq!(shares[1].saved_ns, 0);
 }
 
 #[test]
 fn the_lm_head_is_paid_by_those_who_sampled() {
-    let times = StepTimes { assemble_ns: 0, first_layer: 0, layers_ns: vec![0], finish_ns: 90 };
+    let times = StepTimes {
+        assemble_ns: 0,
+        first_layer: 0,
+        layers_ns: vec![0],
+        finish_ns: 90,
+    };
     let shares = attribute(&times, &[rows(0, 64, 0), rows(0, 1, 1), rows(0, 1, 1)]);
-    assert_eq!(shares.iter().map(|share| share.compute_ns).collect::<Vec<_>>(), [0, 45, 45]);
+    assert_eq!(
+        shares
+            .iter()
+            .map(|share| share.compute_ns)
+            .collect::<Vec<_>>(),
+        [0, 45, 45]
+    );
 }
 
 fn any_step() -> impl Strategy<Value = (StepTimes, Vec<Rows>)> {
     let ns = 0_u64..10_000_000_000;
     let layers = prop::collection::vec(ns.clone(), 1..40);
-    (layers, ns.clone(), ns, 0_usize..20).prop_flat_map(|(layers_ns, assemble_ns, finish_ns, first_layer)| {
-        let last_layer = first_layer + layers_ns.len() - 1;
-        let session = (first_layer..=last_layer, 1_usize..500, 0_usize..2);
-        prop::collection::vec(session, 1..30).prop_map(move |sessions| {
-            let mut batch: Vec<Rows> =
-                sessions.into_iter().map(|(entry, count, sampled)| rows(entry, count, sampled)).collect();
-            batch.sort_by_key(|rows| rows.entry_layer);
-            // A step starts at the lowest entry layer of its batch.
-            batch[0].entry_layer = first_layer;
-            (StepTimes { assemble_ns, first_layer, layers_ns: layers_ns.clone(), finish_ns }, batch)
-        })
-    })
+    (layers, ns.clone(), ns, 0_usize..20).prop_flat_map(
+        |(layers_ns, assemble_ns, finish_ns, first_layer)| {
+            let last_layer = first_layer + layers_ns.len() - 1;
+            let session = (first_layer..=last_layer, 1_usize..500, 0_usize..2);
+            prop::collection::vec(session, 1..30).prop_map(move |sessions| {
+                let mut batch: Vec<Rows> = sessions
+                    .into_iter()
+                    .map(|(entry, count, sampled)| rows(entry, count, sampled))
+                    .collect();
+                batch.sort_by_key(|rows| rows.entry_layer);
+                // A step starts at the lowest entry layer of its batch.
+                batch[0].entry_layer = first_layer;
+                (
+                    StepTimes {
+                        assemble_ns,
+                        first_layer,
+                        layers_ns: layers_ns.clone(),
+                        finish_ns,
+                    },
+                    batch,
+                )
+            })
+        },
+    )
 }
 
 proptest! {

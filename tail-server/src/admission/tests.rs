@@ -29,7 +29,11 @@ pub(crate) fn admission(min: usize) -> Admission {
     };
     let identity = Identity {
         config,
-        tokenizer: Artifact { name: "tokenizer".to_owned(), bytes: 0, digest: String::new() },
+        tokenizer: Artifact {
+            name: "tokenizer".to_owned(),
+            bytes: 0,
+            digest: String::new(),
+        },
         parts: Vec::new(),
         chat_template: None,
         bos_token_id: None,
@@ -41,7 +45,11 @@ pub(crate) fn admission(min: usize) -> Admission {
         model_digest: identity.digest(),
         identity,
         protocol_version: PROTOCOL_VERSION,
-        split: SplitRange { min, max: 6, default: min },
+        split: SplitRange {
+            min,
+            max: 6,
+            default: min,
+        },
         dtype: WeightDtype::Native,
         codecs: codecs.iter().map(ToString::to_string).collect(),
         quantizations: vec![Quantization::None],
@@ -73,7 +81,11 @@ fn refused(admission: &Admission, open: &Open) -> AdmissionError {
 #[test]
 fn a_session_is_admitted_with_the_cache_of_its_layers() {
     let admission = admission(2);
-    let of_layer = |split_layer| admission.admit(&open(&admission, split_layer)).map(|admitted| admitted.kv_bytes);
+    let of_layer = |split_layer| {
+        admission
+            .admit(&open(&admission, split_layer))
+            .map(|admitted| admitted.kv_bytes)
+    };
     let (four_layers, two_layers) = (of_layer(4).unwrap(), of_layer(6).unwrap());
     assert_eq!(four_layers, 2 * two_layers);
 }
@@ -82,9 +94,18 @@ fn a_session_is_admitted_with_the_cache_of_its_layers() {
 fn another_digest_is_refused_with_both_digests() {
     let admission = admission(2);
     let other = format!("sha256:{}", "0".repeat(64));
-    let error = refused(&admission, &Open { model_digest: other.clone(), ..open(&admission, 4) });
+    let error = refused(
+        &admission,
+        &Open {
+            model_digest: other.clone(),
+            ..open(&admission, 4)
+        },
+    );
     let message = error.to_string();
-    assert!(message.contains(&other) && message.contains(&admission.manifest.model_digest), "{message}");
+    assert!(
+        message.contains(&other) && message.contains(&admission.manifest.model_digest),
+        "{message}"
+    );
 }
 
 #[test]
@@ -92,7 +113,10 @@ fn split_layers_outside_the_range_are_refused_with_the_range() {
     let admission = admission(2);
     for split_layer in [0, 1, 7, 8, 1024] {
         let error = refused(&admission, &open(&admission, split_layer));
-        assert!(matches!(error, AdmissionError::SplitLayer { min: 2, max: 6, .. }), "{split_layer}: {error}");
+        assert!(
+            matches!(error, AdmissionError::SplitLayer { min: 2, max: 6, .. }),
+            "{split_layer}: {error}"
+        );
     }
 }
 
@@ -100,37 +124,78 @@ fn split_layers_outside_the_range_are_refused_with_the_range() {
 fn a_codec_that_is_not_offered_is_refused_with_those_that_are() {
     let admission = admission(2);
     let codec = Some(message::Codec::from(Codec::F16));
-    let error = refused(&admission, &Open { codec, ..open(&admission, 4) });
+    let error = refused(
+        &admission,
+        &Open {
+            codec,
+            ..open(&admission, 4)
+        },
+    );
     assert!(error.to_string().contains("f32, int8"), "{error}");
 }
 
 #[test]
 fn token_ids_need_no_codec() {
     let admission = admission(0);
-    let admitted = admission.admit(&Open { codec: None, ..open(&admission, 0) });
+    let admitted = admission.admit(&Open {
+        codec: None,
+        ..open(&admission, 0)
+    });
     assert!(admitted.is_ok_and(|admitted| admitted.codec.is_none()));
 }
 
 #[test]
 fn more_positions_than_the_tail_has_are_refused() {
     let admission = admission(2);
-    let error = refused(&admission, &Open { max_positions: 1001, ..open(&admission, 4) });
-    assert!(matches!(error, AdmissionError::Positions { max: 1000, got: 1001 }));
+    let error = refused(
+        &admission,
+        &Open {
+            max_positions: 1001,
+            ..open(&admission, 4)
+        },
+    );
+    assert!(matches!(
+        error,
+        AdmissionError::Positions {
+            max: 1000,
+            got: 1001
+        }
+    ));
 }
 
 #[test]
 fn a_logit_bias_outside_the_vocabulary_is_refused() {
     let admission = admission(2);
-    let logit_bias = vec![LogitBias { token_id: 100, bias: 1.0 }];
-    let sampling = Some(Sampling { logit_bias, ..Sampling::default() });
-    let error = refused(&admission, &Open { sampling, ..open(&admission, 4) });
-    assert!(matches!(error, AdmissionError::LogitBias { vocab_size: 100, got: 100 }));
+    let logit_bias = vec![LogitBias {
+        token_id: 100,
+        bias: 1.0,
+    }];
+    let sampling = Some(Sampling {
+        logit_bias,
+        ..Sampling::default()
+    });
+    let error = refused(
+        &admission,
+        &Open {
+            sampling,
+            ..open(&admission, 4)
+        },
+    );
+    assert!(matches!(
+        error,
+        AdmissionError::LogitBias {
+            vocab_size: 100,
+            got: 100
+        }
+    ));
 }
 
 #[test]
 fn absent_sampling_fields_are_off() {
     let admission = admission(2);
-    let params = admission.sampling_params(Some(&Sampling::default())).unwrap();
+    let params = admission
+        .sampling_params(Some(&Sampling::default()))
+        .unwrap();
     assert_eq!(params, SamplingParams::default());
 }
 

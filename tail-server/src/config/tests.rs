@@ -3,13 +3,21 @@ use clap::Parser as _;
 use super::*;
 
 fn config(options: &[&str]) -> Result<Config, ConfigError> {
-    let base = ["tail-server", "--model", "model.gguf", "--cache-dir", "cache"];
+    let base = [
+        "tail-server",
+        "--model",
+        "model.gguf",
+        "--cache-dir",
+        "cache",
+    ];
     let args = Args::try_parse_from(base.iter().chain(options)).expect("clap accepts the form");
     Config::try_from(args)
 }
 
 fn message(options: &[&str]) -> String {
-    config(options).map(|_| "accepted".to_owned()).unwrap_or_else(|error| error.to_string())
+    config(options)
+        .map(|_| "accepted".to_owned())
+        .unwrap_or_else(|error| error.to_string())
 }
 
 #[test]
@@ -24,7 +32,10 @@ fn the_defaults_are_lossless_and_local() {
 #[test]
 fn an_open_address_is_refused_and_the_way_out_is_named() {
     let message = message(&["--listen", "0.0.0.0:8089"]);
-    assert!(message.contains("0.0.0.0:8089") && message.contains("--insecure-listen"), "{message}");
+    assert!(
+        message.contains("0.0.0.0:8089") && message.contains("--insecure-listen"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -47,13 +58,19 @@ fn an_unknown_device_is_refused_with_the_known_ones() {
 #[test]
 fn an_unknown_quantisation_is_refused_with_the_known_ones() {
     let message = message(&["--head-quantizations", "none,q3"]);
-    assert!(message.contains("q3") && message.contains("q8_0"), "{message}");
+    assert!(
+        message.contains("q3") && message.contains("q8_0"),
+        "{message}"
+    );
 }
 
 #[test]
 fn an_unknown_codec_is_refused_with_the_known_ones() {
     let message = message(&["--codecs", "f32,zip"]);
-    assert!(message.contains("zip") && message.contains("int8"), "{message}");
+    assert!(
+        message.contains("zip") && message.contains("int8"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -47,7 +47,10 @@ pub(super) struct CpuDevice {
 
 impl CpuDevice {
     pub(super) fn new(decoder: Decoder) -> Self {
-        Self { decoder, hidden_states: Vec::new() }
+        Self {
+            decoder,
+            hidden_states: Vec::new(),
+        }
     }
 
     pub(super) fn decoder(&self) -> &Decoder {
@@ -62,10 +65,17 @@ impl CpuDevice {
     /// prefix longer, and nothing is copied between layers.
     ///
     /// `started`: when the engine began to put the step together; the laps begin there.
-    pub(super) fn run(&mut self, members: &mut [Member<'_>], started: Instant) -> Result<StepRun, ForwardError> {
+    pub(super) fn run(
+        &mut self,
+        members: &mut [Member<'_>],
+        started: Instant,
+    ) -> Result<StepRun, ForwardError> {
         let mut laps = Laps { last: started };
         self.assemble(members)?;
-        let mut times = StepTimes { assemble_ns: laps.lap(), ..StepTimes::default() };
+        let mut times = StepTimes {
+            assemble_ns: laps.lap(),
+            ..StepTimes::default()
+        };
 
         self.forward(members, &mut times, &mut laps)?;
         for member in members.iter_mut() {
@@ -82,7 +92,8 @@ impl CpuDevice {
         for member in members {
             match member.input {
                 MemberRows::TokenIds(token_ids) => {
-                    self.hidden_states.extend_from_slice(&self.decoder.embed(token_ids)?);
+                    self.hidden_states
+                        .extend_from_slice(&self.decoder.embed(token_ids)?);
                 }
                 MemberRows::HiddenStates(values) => self.hidden_states.extend_from_slice(values),
             }
@@ -98,7 +109,9 @@ impl CpuDevice {
     ) -> Result<(), ForwardError> {
         let hidden_size = self.decoder.config().hidden_size;
         let num_layers = self.decoder.config().num_layers;
-        times.first_layer = members.first().map_or(num_layers, |member| member.entry_layer);
+        times.first_layer = members
+            .first()
+            .map_or(num_layers, |member| member.entry_layer);
 
         let mut segments: Vec<Segment<'_>> = Vec::with_capacity(members.len());
         let mut active_rows = 0;
@@ -106,7 +119,10 @@ impl CpuDevice {
         for layer in times.first_layer..num_layers {
             while let Some(member) = joining.next_if(|member| member.entry_layer <= layer) {
                 active_rows += member.rows;
-                segments.push(Segment { cache: &mut *member.cache, rows: member.rows });
+                segments.push(Segment {
+                    cache: &mut *member.cache,
+                    rows: member.rows,
+                });
             }
             let active = &mut self.hidden_states[..active_rows * hidden_size];
             self.decoder.forward_layer(layer, active, &mut segments)?;
@@ -134,7 +150,9 @@ impl CpuDevice {
                 last_rows.extend_from_slice(&self.hidden_states[start..start + config.hidden_size]);
             }
             let mut logits = self.decoder.logits(&last_rows)?; // [wanted, vocab_size]
-            for (&(index, _, sampler, position), logits) in wanted.iter().zip(logits.chunks_mut(config.vocab_size)) {
+            for (&(index, _, sampler, position), logits) in
+                wanted.iter().zip(logits.chunks_mut(config.vocab_size))
+            {
                 samples[index] = Some(sampler.sample(logits, position));
             }
         }

@@ -8,7 +8,9 @@ use headway_model::sampler::{Sampled, Sampler};
 use tokio::sync::oneshot;
 
 use super::cpu::{Member, MemberRows};
-use super::{EngineError, MAX_PIPELINED_STEPS, SessionId, StepInput, StepOutput, StepReply, StepRequest};
+use super::{
+    EngineError, MAX_PIPELINED_STEPS, SessionId, StepInput, StepOutput, StepReply, StepRequest,
+};
 use crate::accounting::{Rows, Share};
 use crate::batcher::{Phase, Ready};
 use crate::capacity::Reservation;
@@ -40,7 +42,12 @@ pub(super) struct Begun {
 }
 
 impl Session {
-    pub(super) fn new(entry_layer: usize, cache: KvCache, sampler: Sampler, reservation: Reservation) -> Self {
+    pub(super) fn new(
+        entry_layer: usize,
+        cache: KvCache,
+        sampler: Sampler,
+        reservation: Reservation,
+    ) -> Self {
         Self {
             entry_layer,
             cache,
@@ -52,37 +59,66 @@ impl Session {
     }
 
     pub(super) fn enqueue(&mut self, request: StepRequest, reply: oneshot::Sender<StepReply>) {
-        self.waiting.push_back(Waiting { request, reply, rows_done: 0, queued: None, used: Share::default() });
+        self.waiting.push_back(Waiting {
+            request,
+            reply,
+            rows_done: 0,
+            queued: None,
+            used: Share::default(),
+        });
     }
 
     /// What the session could put into the next engine step: rows of its first step that is not done.
     pub(super) fn ready(&self, id: SessionId) -> Option<Ready> {
         let first = self.waiting.front()?;
         let rows = first.request.rows - first.rows_done;
-        Some(Ready { session: id, entry_layer: self.entry_layer, rows, phase: first.request.phase })
+        Some(Ready {
+            session: id,
+            entry_layer: self.entry_layer,
+            rows,
+            phase: first.request.phase,
+        })
     }
 
     /// Notes that the next `rows` rows enter an engine step, and shows them to the sampler.
     pub(super) fn begin(&mut self, rows: usize, now: Instant) -> Option<Begun> {
         let first = self.waiting.front_mut()?;
         let position = self.cache.len();
-        let token_ids = first.request.history.iter().skip(first.rows_done).take(rows);
+        let token_ids = first
+            .request
+            .history
+            .iter()
+            .skip(first.rows_done)
+            .take(rows);
         for (offset, &token_id) in token_ids.enumerate() {
             self.sampler.observe(position + offset, token_id);
         }
-        let begun = Begun { phase: first.request.phase, queued: None };
+        let begun = Begun {
+            phase: first.request.phase,
+            queued: None,
+        };
         if first.queued.is_some() {
             return Some(begun);
         }
         let queued = now.saturating_duration_since(first.request.arrived);
         first.queued = Some(queued);
-        Some(Begun { queued: Some(queued), ..begun })
+        Some(Begun {
+            queued: Some(queued),
+            ..begun
+        })
     }
 
     /// For the accounting of an engine step with `rows` of this session's rows.
     pub(super) fn rows(&self, rows: usize) -> Rows {
-        let samples = self.waiting.front().is_some_and(|first| first.samples_after(rows));
-        Rows { entry_layer: self.entry_layer, rows, sampled: usize::from(samples) }
+        let samples = self
+            .waiting
+            .front()
+            .is_some_and(|first| first.samples_after(rows));
+        Rows {
+            entry_layer: self.entry_layer,
+            rows,
+            sampled: usize::from(samples),
+        }
     }
 
     /// The session's next `rows` rows, for the device.
@@ -97,7 +133,13 @@ impl Session {
             }
         };
         let sampler = first.samples_after(rows).then_some(&self.sampler);
-        Some(Member { entry_layer: self.entry_layer, rows, input, cache: &mut self.cache, sampler })
+        Some(Member {
+            entry_layer: self.entry_layer,
+            rows,
+            input,
+            cache: &mut self.cache,
+            sampler,
+        })
     }
 
     /// Notes that `rows` rows are done, and answers the step where they were its last.
@@ -111,9 +153,18 @@ impl Session {
         if first.rows_done < first.request.rows {
             return;
         }
-        let Some(Waiting { reply, queued, used, .. }) = self.waiting.pop_front() else {
+        let Some(Waiting {
+            request,
+            reply,
+            queued,
+            used,
+            ..
+        }) = self.waiting.pop_front()
+        else {
             return;
         };
+        // Before the answer: a session may be waiting for this memory.
+        drop(request.memory);
         let output = StepOutput {
             positions: self.cache.len(),
             sampled,

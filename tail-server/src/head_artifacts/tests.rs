@@ -2,7 +2,12 @@ use super::*;
 
 fn offer(max_layers: usize) -> Offer {
     let quantizations = vec![Quantization::None, Quantization::Q8_0];
-    Offer { quantizations, max_layers, default_layers: 10.min(max_layers), num_layers: 30 }
+    Offer {
+        quantizations,
+        max_layers,
+        default_layers: 10.min(max_layers),
+        num_layers: 30,
+    }
 }
 
 fn names(keys: &[PartKey]) -> Vec<String> {
@@ -31,10 +36,19 @@ fn tail_layers_are_not_served_and_the_answer_says_what_is() {
     let offer = offer(20);
     for part in ["layer-20", "layer-29", "lm_head"] {
         let error = offer.part("none", part).unwrap_err();
-        assert!(!error.is_internal() && error.to_string().contains("layer-0 to layer-19"), "{error}");
+        assert!(
+            !error.is_internal() && error.to_string().contains("layer-0 to layer-19"),
+            "{error}"
+        );
     }
-    assert!(matches!(offer.parts("none", Some("0-21")), Err(ArtifactError::NotServed { max_layers: 20, .. })));
-    assert!(matches!(offer.parts("none", Some("0-30")), Err(ArtifactError::NotServed { .. })));
+    assert!(matches!(
+        offer.parts("none", Some("0-21")),
+        Err(ArtifactError::NotServed { max_layers: 20, .. })
+    ));
+    assert!(matches!(
+        offer.parts("none", Some("0-30")),
+        Err(ArtifactError::NotServed { .. })
+    ));
 }
 
 #[test]
@@ -45,8 +59,21 @@ fn a_tail_that_takes_token_ids_only_serves_no_part() {
 
 #[test]
 fn names_that_are_no_parts_are_not_served() {
-    for part in ["", "layer-", "layer--1", "../layer-0", "layer-0.gguf", "layer-99999999999999999999"] {
-        assert!(matches!(offer(20).part("none", part), Err(ArtifactError::NotServed { .. })), "{part}");
+    for part in [
+        "",
+        "layer-",
+        "layer--1",
+        "../layer-0",
+        "layer-0.gguf",
+        "layer-99999999999999999999",
+    ] {
+        assert!(
+            matches!(
+                offer(20).part("none", part),
+                Err(ArtifactError::NotServed { .. })
+            ),
+            "{part}"
+        );
     }
 }
 
@@ -58,8 +85,19 @@ fn a_quantisation_that_is_not_offered_is_refused_with_those_that_are() {
 
 #[test]
 fn ranges_that_cannot_be_read_are_refused() {
-    for layers in ["", "5", "a-b", "5-3", "0-", "-1-3", "0-99999999999999999999"] {
+    for layers in [
+        "",
+        "5",
+        "a-b",
+        "5-3",
+        "0-",
+        "-1-3",
+        "0-99999999999999999999",
+    ] {
         let refused = offer(20).parts("none", Some(layers));
-        assert!(matches!(refused, Err(ArtifactError::Range { .. })), "{layers}");
+        assert!(
+            matches!(refused, Err(ArtifactError::Range { .. })),
+            "{layers}"
+        );
     }
 }

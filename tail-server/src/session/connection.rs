@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use bytes::Bytes;
-use headway_wire::{FrameError, Limits};
 use headway_wire::frame::{decode_client_frame, encode_server_frame};
 use headway_wire::message::{Refusal, RefusalCode, ServerFrame, client_frame};
+use headway_wire::{FrameError, Limits};
 use tokio::time::timeout;
 
 use crate::config::Timeouts;
@@ -31,8 +31,19 @@ pub(super) struct Connection {
 
 impl Connection {
     /// The socket must have been limited to `limits.max_frame_bytes` already.
-    pub(super) fn new(socket: WebSocket, limits: Limits, timeouts: Timeouts, metrics: Arc<Metrics>) -> Self {
-        Self { socket, limits, timeouts, metrics, last_heard: Instant::now() }
+    pub(super) fn new(
+        socket: WebSocket,
+        limits: Limits,
+        timeouts: Timeouts,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            socket,
+            limits,
+            timeouts,
+            metrics,
+            last_heard: Instant::now(),
+        }
     }
 
     /// The next frame; `None` where the device has closed or gone. Loses nothing when cancelled.
@@ -67,7 +78,11 @@ impl Connection {
         match error.downcast_ref::<WsError>() {
             Some(WsError::Capacity(CapacityError::MessageTooLong { size, .. })) => {
                 let (max_bytes, got_bytes) = (self.limits.max_frame_bytes, *size);
-                Err(FrameError::TooLarge { max_bytes, got_bytes }.into())
+                Err(FrameError::TooLarge {
+                    max_bytes,
+                    got_bytes,
+                }
+                .into())
             }
             Some(
                 WsError::ConnectionClosed
@@ -115,16 +130,24 @@ impl Connection {
         }
         let refusal = refusal(error);
         self.metrics.record_refusal(code_name(refusal.code()));
-        tracing::info!(code = code_name(refusal.code()), message = refusal.message, "session refused");
+        tracing::info!(
+            code = code_name(refusal.code()),
+            reason = refusal.message,
+            "session refused"
+        );
         let close = close_frame(&refusal);
-        if self.send(refusal).await.is_ok() && self.write(Message::Close(Some(close))).await.is_ok() {
+        if self.send(refusal).await.is_ok() && self.write(Message::Close(Some(close))).await.is_ok()
+        {
             self.linger().await;
         }
     }
 
     /// Ends a session that is over.
     pub(super) async fn close(mut self) {
-        let close = CloseFrame { code: close_code::NORMAL, reason: "".into() };
+        let close = CloseFrame {
+            code: close_code::NORMAL,
+            reason: "".into(),
+        };
         if self.write(Message::Close(Some(close))).await.is_ok() {
             self.linger().await;
         }
@@ -150,5 +173,8 @@ fn close_frame(refusal: &Refusal) -> CloseFrame {
         RefusalCode::Internal => close_code::ERROR,
         _ => close_code::POLICY,
     };
-    CloseFrame { code, reason: code_name(refusal.code()).into() }
+    CloseFrame {
+        code,
+        reason: code_name(refusal.code()).into(),
+    }
 }

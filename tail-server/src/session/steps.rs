@@ -17,15 +17,23 @@ mod tests;
 /// Why a step is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StepError {
-    #[error("the step starts at position {got}; {expected} positions have been received, so it must start there")]
+    #[error(
+        "the step starts at position {got}; {expected} positions have been received, so it must start there"
+    )]
     Position { expected: usize, got: usize },
     #[error("the step ends at position {got}; the session was opened with max_positions {max}")]
     BeyondSession { max: usize, got: usize },
     #[error("the step carries {got}; a session with split layer {split_layer} sends {expected}")]
-    Input { split_layer: usize, expected: &'static str, got: &'static str },
+    Input {
+        split_layer: usize,
+        expected: &'static str,
+        got: &'static str,
+    },
     #[error("token id {got} is outside the vocabulary of {vocab_size}")]
     TokenId { vocab_size: usize, got: u32 },
-    #[error("the session's sampling has penalties, which need the token ids of every step in Step.history")]
+    #[error(
+        "the session's sampling has penalties, which need the token ids of every step in Step.history"
+    )]
     HistoryMissing,
     #[error("the activations cannot be read")]
     Activations(#[from] CodecError),
@@ -82,16 +90,34 @@ impl StepChecker {
     ) -> Result<StepRequest, StepError> {
         let position = step.position as usize;
         if position != self.received {
-            return Err(StepError::Position { expected: self.received, got: position });
+            return Err(StepError::Position {
+                expected: self.received,
+                got: position,
+            });
         }
         let (input, rows, history) = self.rows(step.input, step.history)?;
         let end = position + rows;
         if end > self.max_positions {
-            return Err(StepError::BeyondSession { max: self.max_positions, got: end });
+            return Err(StepError::BeyondSession {
+                max: self.max_positions,
+                got: end,
+            });
         }
         self.received = end;
-        let phase = if position < self.prefill_positions { Phase::Prefill } else { Phase::Decode };
-        Ok(StepRequest { input, rows, history, sample: step.sample, phase, arrived, memory })
+        let phase = if position < self.prefill_positions {
+            Phase::Prefill
+        } else {
+            Phase::Decode
+        };
+        Ok(StepRequest {
+            input,
+            rows,
+            history,
+            sample: step.sample,
+            phase,
+            arrived,
+            memory,
+        })
     }
 
     fn rows(
@@ -102,14 +128,22 @@ impl StepChecker {
         match (input, self.codec) {
             (Some(step::Input::TokenIds(TokenIds { ids })), None) => {
                 self.check_token_ids(&ids)?;
-                let history = if self.needs_history { ids.clone() } else { Vec::new() };
+                let history = if self.needs_history {
+                    ids.clone()
+                } else {
+                    Vec::new()
+                };
                 let rows = ids.len();
                 Ok((StepInput::TokenIds(ids), rows, history))
             }
             (Some(step::Input::Activations(activations)), Some(codec)) => {
                 let history = self.history(history)?;
                 let values = codec::decode(&activations, codec, self.hidden_size, &self.limits)?;
-                Ok((StepInput::HiddenStates(values), activations.rows as usize, history))
+                Ok((
+                    StepInput::HiddenStates(values),
+                    activations.rows as usize,
+                    history,
+                ))
             }
             (input, _) => Err(self.wrong_input(input.as_ref())),
         }
@@ -143,7 +177,15 @@ impl StepChecker {
             Some(step::Input::TokenIds(_)) => TOKEN_IDS,
             Some(step::Input::Activations(_)) => ACTIVATIONS,
         };
-        let expected = if self.codec.is_none() { TOKEN_IDS } else { ACTIVATIONS };
-        StepError::Input { split_layer: self.split_layer, expected, got }
+        let expected = if self.codec.is_none() {
+            TOKEN_IDS
+        } else {
+            ACTIVATIONS
+        };
+        StepError::Input {
+            split_layer: self.split_layer,
+            expected,
+            got,
+        }
     }
 }

@@ -1,0 +1,371 @@
+//! The command line, read and checked.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use edge_lite::{
+    ChatMessage, Codec, GenerateRequest, Prompt, Quantization, SamplingParams, WeightDtype,
+};
+
+/// Runs the head of a language model here and its tail on a tail server.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Cli {
+    /// Threads for the layers; 0 is one for each core
+    #[arg(long, global = true, default_value_t = 0)]
+    pub threads: usize,
+    /// What to log to stderr, as `tracing` filters are written
+    #[arg(long, global = true, env = "RUST_LOG", default_value = "warn")]
+    pub log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answer one prompt
+    Generate(GenerateArgs),
+    /// Talk with the model, line by line
+    Chat(ChatArgs),
+    /// Fetch and check what this device needs of a tail's model
+    Pull(PullArgs),
+    /// Measure what a split costs in quality
+    Eval(EvalArgs),
+}
+
+/// Where the model is.
+#[derive(Debug, Args)]
+pub struct EngineArgs {
+    /// A tail's address: ws://HOST:PORT or wss://HOST
+    #[arg(long, required_unless_present = "model", conflicts_with = "model")]
+    pub tail: Option<String>,
+    /// Run everything here: a GGUF file, a folder, hf://org/repo or https://host/file.gguf
+    #[arg(long)]
+    pub model: Option<String>,
+    #[command(flatten)]
+    pub head: HeadArgs,
+    /// Positions of a session: prompt and answer together [default: the tail's or the model's limit]
+    #[arg(long)]
+    pub max_positions: Option<usize>,
+}
+
+/// What runs here of a tail's model.
+#[derive(Debug, Args)]
+pub struct HeadArgs {
+    /// Layers to run here; auto takes what the tail recommends
+    #[arg(long, default_value = "auto", value_parser = split_layer)]
+    pub split_layer: SplitLayer,
+    /// How hidden states go up: f32, f16, bf16, int8 or int4 [default: what the tail recommends]
+    #[arg(long)]
+    pub codec: Option<Codec>,
+    /// How head weights are quantised: none, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0 or q4_k [default: what the tail recommends]
+    #[arg(long)]
+    pub head_quantization: Option<Quantization>,
+    /// The type in which weights are held: native, f32, f16 or bf16 [default: the tail's for unquantised weights]
+    #[arg(long)]
+    pub dtype: Option<WeightDtype>,
+    /// Where weights are kept [default: the user's cache folder]
+    #[arg(long)]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// A number of layers, or the tail's recommendation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitLayer {
+    /// What the tail recommends.
+    Auto,
+    /// This many.
+    Layers(usize),
+}
+
+impl SplitLayer {
+    /// `None` for the tail's recommendation.
+    pub const fn layers(self) -> Option<usize> {
+        match self {
+            Self::Auto => None,
+            Self::Layers(layers) => Some(layers),
+        }
+    }
+}
+
+fn split_layer(text: &str) -> Result<SplitLayer, String> {
+    match text {
+        "auto" => Ok(SplitLayer::Auto),
+        digits => digits
+            .parse()
+            .map(SplitLayer::Layers)
+            .map_err(|_| "expected a number of layers or auto".to_owned()),
+    }
+}
+
+/// How tokens are chosen, and when to end.
+#[derive(Debug, Args)]
+pub struct SamplingArgs {
+    /// The most tokens of the answer
+    #[arg(long, default_value_t = edge_lite::request::DEFAULT_MAX_TOKENS)]
+    pub max_tokens: usize,
+    /// 0 takes the most likely token
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Keep this many most likely tokens; 0 keeps all
+    #[arg(long, default_value_t = 0)]
+    pub top_k: usize,
+    /// Keep the most likely tokens up to this sum of probabilities
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Keep tokens of at least this fraction of the best one's probability
+    #[arg(long, default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Weakens tokens of prompt and answer; 1 is off
+    #[arg(long, default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Weakens tokens of the answer; 0 is off
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Weakens tokens of the answer by their count; 0 is off
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Selects the random draws
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// End the answer before this text; may be given several times
+    #[arg(long)]
+    pub stop: Vec<String>,
+    /// Go on behind the model's end of turn
+    #[arg(long)]
+    pub ignore_end_of_turn: bool,
+}
+
+impl SamplingArgs {
+    /// The request for `prompt`.
+    pub fn request(&self, prompt: Prompt) -> GenerateRequest {
+        GenerateRequest {
+            max_tokens: self.max_tokens,
+            sampling: SamplingParams {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repetition_penalty: self.repetition_penalty,
+                presence_penalty: self.presence_penalty,
+                frequency_penalty: self.frequency_penalty,
+                seed: self.seed,
+                ..SamplingParams::default()
+            },
+            stop: self.stop.clone(),
+            ignore_end_of_turn: self.ignore_end_of_turn,
+            ..GenerateRequest::new(prompt)
+        }
+    }
+}
+
+/// `edge-lite generate`
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// The prompt
+    #[arg(long)]
+    pub prompt: String,
+    /// Send the prompt as it is, without the chat template
+    #[arg(long, conflicts_with = "system")]
+    pub raw: bool,
+    /// The system message
+    #[arg(long)]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// text streams to stdout, with the report on stderr; json prints one object
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+    pub format: OutputFormat,
+}
+
+impl GenerateArgs {
+    /// The request.
+    pub fn request(&self) -> GenerateRequest {
+        let prompt = if self.raw {
+            Prompt::Raw(self.prompt.clone())
+        } else {
+            let system = self.system.iter().map(|content| message("system", content));
+            Prompt::Chat(system.chain([message("user", &self.prompt)]).collect())
+        };
+        self.sampling.request(prompt)
+    }
+}
+
+/// A message of a chat.
+pub fn message(role: &str, content: &str) -> ChatMessage {
+    ChatMessage {
+        role: role.to_owned(),
+        content: content.to_owned(),
+    }
+}
+
+/// How an answer is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    /// As it comes.
+    Text,
+    /// As one object at the end.
+    Json,
+}
+
+/// `edge-lite chat`
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// The system message
+    #[arg(long)]
+    pub system: Option<String>,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// `edge-lite pull`
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// A tail's address: ws://HOST:PORT or wss://HOST
+    #[arg(long)]
+    pub tail: String,
+    #[command(flatten)]
+    pub head: HeadArgs,
+}
+
+/// `edge-lite eval`
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A GGUF file, a folder, hf://org/repo or https://host/file.gguf
+    #[arg(long)]
+    pub model: String,
+    /// The text's file
+    #[arg(long)]
+    pub text: PathBuf,
+    /// Layers before the cut, separated by commas
+    #[arg(long, alias = "split-layer", value_delimiter = ',', required = true)]
+    pub split_layers: Vec<usize>,
+    /// Codecs, separated by commas
+    #[arg(long, alias = "codec", value_delimiter = ',', default_value = "f32")]
+    pub codecs: Vec<Codec>,
+    /// Head quantisations, separated by commas
+    #[arg(
+        long,
+        alias = "head-quantization",
+        value_delimiter = ',',
+        default_value = "none"
+    )]
+    pub head_quantizations: Vec<Quantization>,
+    /// Positions of a window
+    #[arg(long, default_value_t = 512)]
+    pub window: usize,
+    /// Tokens of the text to use [default: all]
+    #[arg(long)]
+    pub max_tokens: Option<usize>,
+    /// How the table is written
+    #[arg(long, value_enum, default_value_t = TableFormat::Markdown)]
+    pub format: TableFormat,
+    /// Where downloaded models are kept [default: the user's cache folder]
+    #[arg(long)]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// How a table is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TableFormat {
+    /// A Markdown table.
+    Markdown,
+    /// One object.
+    Json,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_generation_on_a_tail_takes_the_tails_recommendations() {
+        let cli = parse("edge-lite generate --tail ws://h:1 --prompt hi").unwrap();
+        let Command::Generate(args) = cli.command else {
+            panic!("generate is generate")
+        };
+        assert_eq!(args.engine.head.split_layer, SplitLayer::Auto);
+        assert_eq!(
+            (args.engine.head.codec, args.engine.head.head_quantization),
+            (None, None)
+        );
+        let request = args.request();
+        assert!(matches!(request.prompt, Prompt::Chat(messages) if messages.len() == 1));
+        assert_eq!(request.sampling, SamplingParams::default());
+    }
+
+    #[test]
+    fn every_choice_of_a_generation_is_read() {
+        let line = "edge-lite generate --threads 3 --tail ws://h:1 --split-layer 10 --codec int8:64 \
+                    --head-quantization q4_k --prompt hi --raw --max-tokens 5 --temperature 0.5 --top-k 4 \
+                    --top-p 0.9 --min-p 0.1 --repetition-penalty 1.1 --presence-penalty -1 \
+                    --frequency-penalty 0.2 --seed 7 --stop a --stop b --format json";
+        let cli = parse(line).unwrap();
+        assert_eq!(cli.threads, 3);
+        let Command::Generate(args) = cli.command else {
+            panic!("generate is generate")
+        };
+        assert_eq!(args.engine.head.split_layer.layers(), Some(10));
+        assert_eq!(args.engine.head.codec, Some(Codec::Int8 { group_size: 64 }));
+        assert_eq!(args.engine.head.head_quantization, Some(Quantization::Q4K));
+        assert_eq!(args.format, OutputFormat::Json);
+        let request = args.request();
+        assert!(matches!(request.prompt, Prompt::Raw(text) if text == "hi"));
+        assert_eq!(
+            (
+                request.max_tokens,
+                request.sampling.seed,
+                request.sampling.top_k
+            ),
+            (5, 7, 4)
+        );
+        assert_eq!(request.stop, ["a", "b"]);
+    }
+
+    #[test]
+    fn settings_of_an_evaluation_are_lists() {
+        let line = "edge-lite eval --model m --text t --split-layers 10,15 --codecs f32,int4 \
+                    --head-quantizations none,q8_0";
+        let Command::Eval(args) = parse(line).unwrap().command else {
+            panic!("eval is eval")
+        };
+        assert_eq!(args.split_layers, [10, 15]);
+        assert_eq!(args.codecs, [Codec::F32, Codec::Int4 { group_size: 32 }]);
+        assert_eq!(
+            args.head_quantizations,
+            [Quantization::None, Quantization::Q8_0]
+        );
+    }
+
+    #[test]
+    fn bad_arguments_exit_with_2() {
+        for line in [
+            "edge-lite",
+            "edge-lite generate --prompt hi",
+            "edge-lite generate --tail ws://h --model m --prompt hi",
+            "edge-lite generate --tail ws://h --prompt hi --codec int9",
+            "edge-lite generate --tail ws://h --prompt hi --split-layer most",
+            "edge-lite generate --tail ws://h --prompt hi --raw --system s",
+            "edge-lite eval --model m --text t",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+}

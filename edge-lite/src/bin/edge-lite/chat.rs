@@ -1,0 +1,55 @@
+//! `edge-lite chat`
+
+use std::io::Write as _;
+
+use anyhow::Result;
+use edge_lite::{ChatMessage, Prompt};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+
+use crate::args::{ChatArgs, message};
+use crate::engine::Engine;
+use crate::generate::{stream_text, summary};
+
+const HELP: &str =
+    "/reset forgets the conversation, /quit or end of input leaves, Ctrl-C ends an answer";
+
+pub async fn run(args: ChatArgs) -> Result<()> {
+    let engine = Engine::open(&args.engine).await?;
+    let system: Vec<ChatMessage> = args
+        .system
+        .iter()
+        .map(|content| message("system", content))
+        .collect();
+    let mut messages = system.clone();
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    writeln!(std::io::stderr(), "{HELP}")?;
+    loop {
+        write!(std::io::stderr(), "> ")?;
+        let Some(line) = lines.next_line().await? else {
+            return Ok(());
+        };
+        match line.trim() {
+            "" => continue,
+            "/quit" => return Ok(()),
+            "/reset" => {
+                messages.clone_from(&system);
+                continue;
+            }
+            text => messages.push(message("user", text)),
+        }
+        // The whole conversation goes into the template each time; a template may look back.
+        let request = args.sampling.request(Prompt::Chat(messages.clone()));
+        let report = async { stream_text(engine.generate(request).await?).await }.await;
+        match report {
+            Ok(report) => {
+                writeln!(std::io::stderr(), "{}", summary(&report))?;
+                messages.push(message("assistant", &report.text));
+            }
+            // The conversation outlives a failed answer: the question can be asked again.
+            Err(error) => {
+                writeln!(std::io::stderr(), "error: {error:#}")?;
+                messages.pop();
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What answers: a tail with the head layers here, or a model that is all here.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use edge_lite::client::default_cache_dir;
+use edge_lite::{Client, ClientConfig, GenerateRequest, Generation, LocalConfig, LocalModel};
+
+use crate::args::{EngineArgs, HeadArgs};
+
+/// What answers.
+pub enum Engine {
+    /// A tail and the head layers for it.
+    Tail(Box<Client>),
+    /// All layers here.
+    Device(LocalModel),
+}
+
+impl Engine {
+    /// Connects or loads.
+    pub async fn open(args: &EngineArgs) -> Result<Self> {
+        let Some(model) = &args.model else {
+            let tail = args
+                .tail
+                .as_deref()
+                .context("--tail or --model is missing")?;
+            let config = ClientConfig {
+                max_positions: args.max_positions,
+                ..client_config(&args.head)
+            };
+            return Ok(Self::Tail(Box::new(Client::connect(tail, config).await?)));
+        };
+        let (model, cache_dir) = (model.clone(), args.head.cache_dir.clone());
+        let config = LocalConfig {
+            dtype: args.head.dtype.unwrap_or_default(),
+            max_positions: args.max_positions,
+            ..LocalConfig::default()
+        };
+        let load = move || -> Result<LocalModel> {
+            Ok(LocalModel::load(
+                &model_path(&model, cache_dir.as_deref())?,
+                &config,
+            )?)
+        };
+        Ok(Self::Device(tokio::task::spawn_blocking(load).await??))
+    }
+
+    /// Starts a generation.
+    pub async fn generate(&self, request: GenerateRequest) -> Result<Generation> {
+        Ok(match self {
+            Self::Tail(client) => client.generate(request).await?,
+            Self::Device(model) => model.generate(request).await?,
+        })
+    }
+}
+
+/// The client's configuration for what the command line says about the head.
+pub fn client_config(args: &HeadArgs) -> ClientConfig {
+    ClientConfig {
+        cache_dir: args.cache_dir.clone(),
+        split_layer: args.split_layer.layers(),
+        codec: args.codec,
+        head_quantization: args.head_quantization,
+        dtype: args.dtype,
+        ..ClientConfig::default()
+    }
+}
+
+/// The path of a model that may have to be downloaded. Blocks.
+pub fn model_path(source: &str, cache_dir: Option<&Path>) -> Result<PathBuf> {
+    let cache_dir = cache_dir.map(Path::to_owned).or_else(default_cache_dir);
+    let cache_dir = cache_dir.context("this system names no cache folder; give --cache-dir")?;
+    Ok(headway_hub::resolve(source, &cache_dir)?)
+}

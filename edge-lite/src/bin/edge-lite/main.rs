@@ -1,0 +1,63 @@
+//! `edge-lite`: the command line of the client library.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command};
+
+mod args;
+mod chat;
+mod engine;
+mod eval;
+mod generate;
+mod pull;
+
+/// Threads that wait for the network. Layers run on the threads of `--threads`, so two are plenty, and each
+/// more costs memory on a small device.
+const RUNTIME_THREADS: usize = 2;
+
+fn main() -> ExitCode {
+    // Bad arguments end the process here, with exit code 2.
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // A closed stderr leaves nobody to tell.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let filter = EnvFilter::try_new(&cli.log).context("--log")?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    // 0 is one thread for each core.
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(cli.threads)
+        .build_global()
+        .context("cannot start threads")?;
+    if let Command::Eval(args) = &cli.command {
+        return eval::run(args);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Generate(args) => generate::run(args).await,
+            Command::Chat(args) => chat::run(args).await,
+            Command::Pull(args) => pull::run(args).await,
+            Command::Eval(_) => Ok(()),
+        }
+    })
+}

@@ -1,0 +1,48 @@
+//! `edge-lite pull`
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use anyhow::Result;
+use edge_lite::client::{Progress, pull};
+
+use crate::args::PullArgs;
+use crate::engine::client_config;
+
+pub async fn run(args: PullArgs) -> Result<()> {
+    let mut config = client_config(&args.head);
+    config.progress = Some(Arc::new(show));
+    let pulled = pull(&args.tail, &config).await?;
+    let mut stdout = std::io::stdout();
+    writeln!(
+        stdout,
+        "{} {}",
+        pulled.manifest.name, pulled.manifest.model_digest
+    )?;
+    for (part, file) in pulled.parts.iter().zip(&pulled.files) {
+        writeln!(
+            stdout,
+            "{}\t{}\t{}\t{}",
+            part.name,
+            part.bytes,
+            part.digest,
+            file.display()
+        )?;
+    }
+    Ok(())
+}
+
+/// Lines to stderr; a stderr that is closed is no reason to stop the download.
+fn show(progress: &Progress) {
+    let Progress {
+        part,
+        done_bytes,
+        total_bytes,
+        cached,
+    } = progress;
+    let note = if *cached { " (cached)" } else { "" };
+    let _ = writeln!(
+        std::io::stderr(),
+        "{part}: {done_bytes} of {total_bytes} bytes{note}"
+    );
+}

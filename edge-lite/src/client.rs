@@ -1,0 +1,412 @@
+//! A client of one tail: what it took from the manifest, and the head layers it loaded for it.
+
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use headway_model::Tokenizer;
+use headway_model::manifest::{Artifact, Manifest};
+use headway_model::quantization::Quantization;
+use headway_model::weights::WeightDtype;
+use headway_wire::{Codec, Limits};
+
+pub use crate::artifact_cache::{Progress, ProgressCallback};
+
+use crate::answer::Plan;
+use crate::artifact_cache::ArtifactCache;
+use crate::connection::Dialer;
+use crate::error::{DeviceError, Error, RequestError, TailError};
+use crate::generation::Generation;
+use crate::head_layers::HeadLayers;
+use crate::local::{LocalConfig, LocalModel};
+use crate::report::Route;
+use crate::request::GenerateRequest;
+use crate::session::{self, SessionConfig};
+use crate::tail_api::TailApi;
+use crate::tail_url::TailUrl;
+use crate::tls;
+use crate::vocabulary::Vocabulary;
+
+/// How often and for how long a lost session is rebuilt before its generation fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReconnectPolicy {
+    /// Attempts after a failure, counted anew from each token on; 0: the first failure is final.
+    pub max_attempts: u32,
+    /// Wait before the second attempt; it doubles with each one. The first comes at once.
+    pub min_backoff: Duration,
+    /// The longest wait, but for a longer one that the tail asks for.
+    pub max_backoff: Duration,
+    /// No attempt begins later than this after the failure.
+    pub deadline: Duration,
+}
+
+impl Default for ReconnectPolicy {
+    fn default() -> Self {
+        Self {
+            max_attempts: 16,
+            min_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(5),
+            deadline: Duration::from_secs(60),
+        }
+    }
+}
+
+/// How to connect, and what to run here.
+#[derive(Clone)]
+pub struct ClientConfig {
+    /// Where head weights are kept; `None`: the folder that [`default_cache_dir`] names.
+    pub cache_dir: Option<PathBuf>,
+    /// Layers to run here; `None`: what the tail recommends.
+    pub split_layer: Option<usize>,
+    /// How hidden states go up; `None`: what the tail recommends.
+    pub codec: Option<Codec>,
+    /// How head weights are quantised; `None`: what the tail recommends.
+    pub head_quantization: Option<Quantization>,
+    /// The type in which head weights are held. `None`: the tail's own where they are not quantised, which
+    /// is what makes the split lossless; otherwise that of the files.
+    pub dtype: Option<WeightDtype>,
+    /// The most positions of a session; `None`: the tail's limit.
+    pub max_positions: Option<usize>,
+    /// Positions of the prompt that are computed and sent at a time.
+    pub prompt_chunk_positions: usize,
+    /// Bytes of sent activations that a generation keeps, to send them again on another tail. What does not
+    /// fit is computed again when it is needed.
+    pub max_replay_bytes: usize,
+    /// For a connection, up to the opened session, and for each read of a download.
+    pub connect_timeout: Duration,
+    /// For the answer to a step. Beyond it the tail counts as lost.
+    pub result_timeout: Duration,
+    /// What to do about a lost session.
+    pub reconnect: ReconnectPolicy,
+    /// Bounds on frames. A larger frame from the tail is refused.
+    pub limits: Limits,
+    /// Is told of downloads.
+    pub progress: Option<ProgressCallback>,
+}
+
+impl Default for ClientConfig {
+    fn default() -> Self {
+        Self {
+            cache_dir: None,
+            split_layer: None,
+            codec: None,
+            head_quantization: None,
+            dtype: None,
+            max_positions: None,
+            prompt_chunk_positions: 256,
+            max_replay_bytes: 64 << 20,
+            connect_timeout: Duration::from_secs(10),
+            result_timeout: Duration::from_secs(60),
+            reconnect: ReconnectPolicy::default(),
+            limits: Limits::default(),
+            progress: None,
+        }
+    }
+}
+
+/// The user's cache folder for Headway (`~/.cache/headway` on Linux), where the system names one.
+#[must_use]
+pub fn default_cache_dir() -> Option<PathBuf> {
+    dirs::cache_dir().map(|folder| folder.join("headway"))
+}
+
+/// What was chosen from the manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// Layers that run here.
+    pub split_layer: usize,
+    /// How hidden states go up.
+    pub codec: Codec,
+    /// How head weights are quantised.
+    pub head_quantization: Quantization,
+}
+
+/// A tail's manifest and the head's files on this disk, all checked; nothing is loaded yet.
+pub struct Pulled {
+    /// What the tail serves.
+    pub manifest: Manifest,
+    /// What was chosen from it.
+    pub choice: Choice,
+    /// The parts of the head, in order; empty for split layer 0.
+    pub parts: Vec<Artifact>,
+    /// Their files, in the same order.
+    pub files: Vec<PathBuf>,
+    tokenizer_file: PathBuf,
+    url: TailUrl,
+    tls: Arc<rustls::ClientConfig>,
+}
+
+/// Fetches the manifest and what this device needs of the model, and checks all of it.
+///
+/// # Errors
+/// [`RequestError`] where the tail does not serve what `config` asks for, [`TailError`] where it cannot be
+/// reached or a digest does not fit, [`DeviceError::Cache`] where the cache cannot be written.
+pub async fn pull(tail_url: &str, config: &ClientConfig) -> Result<Pulled, Error> {
+    let url = TailUrl::parse(tail_url)?;
+    let tls = tls::client_config(url.is_tls())?;
+    let api = TailApi::new(url.clone(), &tls, config.connect_timeout)?;
+    let manifest = api.manifest().await?;
+    let choice = choose(&manifest, config)?;
+    let cache_dir = config
+        .cache_dir
+        .clone()
+        .or_else(default_cache_dir)
+        .ok_or(DeviceError::NoCacheDir)?;
+    let progress = config.progress.clone();
+    let cache = ArtifactCache::open(&api, &cache_dir, &manifest.model_digest, progress).await?;
+    let tokenizer_file = cache.tokenizer(&manifest).await?;
+    let parts = match choice.split_layer {
+        0 => Vec::new(),
+        split_layer => {
+            api.head_parts(&manifest, choice.head_quantization, split_layer)
+                .await?
+        }
+    };
+    let files = cache.parts(&parts, choice.head_quantization).await?;
+    Ok(Pulled {
+        manifest,
+        choice,
+        parts,
+        files,
+        tokenizer_file,
+        url,
+        tls,
+    })
+}
+
+/// What `config` asks for, or else what the manifest recommends.
+fn choose(manifest: &Manifest, config: &ClientConfig) -> Result<Choice, Error> {
+    let split = manifest.split;
+    let split_layer = config.split_layer.unwrap_or(split.default);
+    if !(split.min..=split.max).contains(&split_layer) {
+        return Err(RequestError::SplitLayer {
+            got: split_layer,
+            min: split.min,
+            max: split.max,
+        }
+        .into());
+    }
+    let codecs = manifest
+        .codecs
+        .iter()
+        .map(|name| name.parse::<Codec>())
+        .collect::<Result<Vec<_>, _>>();
+    let offered = || manifest.codecs.join(", ");
+    let codecs = codecs.map_err(|_| TailError::Manifest {
+        field: "codecs",
+        got: offered(),
+        expected: "names that this version knows".to_owned(),
+    })?;
+    let codec = config
+        .codec
+        .or(codecs.first().copied())
+        .unwrap_or(Codec::F32);
+    // Group sizes are the device's choice; the manifest lists kinds.
+    let kind = std::mem::discriminant(&codec);
+    if !codecs
+        .iter()
+        .any(|offered| std::mem::discriminant(offered) == kind)
+    {
+        return Err(RequestError::Codec {
+            got: codec,
+            offered: offered(),
+        }
+        .into());
+    }
+    let quantizations = &manifest.quantizations;
+    let head_quantization = config
+        .head_quantization
+        .or(quantizations.first().copied())
+        .unwrap_or(Quantization::None);
+    if split_layer > 0 && !quantizations.contains(&head_quantization) {
+        let offered = quantizations
+            .iter()
+            .map(|offered| offered.name())
+            .collect::<Vec<_>>()
+            .join(", ");
+        return Err(RequestError::Quantization {
+            got: head_quantization.to_string(),
+            offered,
+        }
+        .into());
+    }
+    Ok(Choice {
+        split_layer,
+        codec,
+        head_quantization,
+    })
+}
+
+/// A tail and the head layers for it. Cheap to clone; generations of one client share the weights.
+#[derive(Clone)]
+pub struct Client {
+    manifest: Arc<Manifest>,
+    choice: Choice,
+    session: Arc<SessionConfig>,
+    /// All layers are here: nothing is left for the tail.
+    local: Option<LocalModel>,
+    max_positions: usize,
+}
+
+impl Client {
+    /// Fetches and loads what this device runs of the model that `tail_url` serves.
+    ///
+    /// # Errors
+    /// As [`pull`], and [`DeviceError::Load`].
+    pub async fn connect(tail_url: &str, config: ClientConfig) -> Result<Self, Error> {
+        Self::load(pull(tail_url, &config).await?, config).await
+    }
+
+    /// Loads what was pulled.
+    ///
+    /// # Errors
+    /// [`DeviceError::Load`].
+    pub async fn load(pulled: Pulled, config: ClientConfig) -> Result<Self, Error> {
+        let Pulled {
+            manifest,
+            choice,
+            files,
+            tokenizer_file,
+            url,
+            tls,
+            ..
+        } = pulled;
+        let manifest = Arc::new(manifest);
+        let (vocabulary, head_layers) = {
+            let (manifest, dtype) = (Arc::clone(&manifest), config.dtype);
+            let load = move || load_head(&manifest, choice, dtype, (&tokenizer_file, &files));
+            tokio::task::spawn_blocking(load)
+                .await
+                .map_err(DeviceError::Worker)??
+        };
+        let vocabulary = Arc::new(vocabulary);
+        let model = &manifest.identity.config;
+        let max_positions = config
+            .max_positions
+            .unwrap_or(usize::MAX)
+            .min(manifest.max_positions);
+        let local = head_layers
+            .as_ref()
+            .filter(|_| choice.split_layer == model.num_layers)
+            .map(|head_layers| {
+                let config = LocalConfig {
+                    max_positions: Some(max_positions),
+                    prompt_chunk_positions: config.prompt_chunk_positions,
+                    ..LocalConfig::default()
+                };
+                LocalModel::new(
+                    Arc::clone(head_layers.decoder()),
+                    Arc::clone(&vocabulary),
+                    &config,
+                )
+            });
+        let session = Arc::new(SessionConfig {
+            dialer: Dialer {
+                url,
+                tls,
+                limits: config.limits,
+                connect_timeout: config.connect_timeout,
+                result_timeout: config.result_timeout,
+            },
+            model_digest: manifest.model_digest.clone(),
+            split_layer: choice.split_layer,
+            num_layers: model.num_layers,
+            hidden_size: model.hidden_size,
+            codec: choice.codec,
+            head_layers,
+            vocabulary,
+            prompt_chunk_positions: config.prompt_chunk_positions.max(1),
+            max_replay_bytes: config.max_replay_bytes,
+            reconnect: config.reconnect,
+        });
+        Ok(Self {
+            manifest,
+            choice,
+            session,
+            local,
+            max_positions,
+        })
+    }
+
+    /// What the tail serves.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// What was chosen from it.
+    #[must_use]
+    pub fn choice(&self) -> Choice {
+        self.choice
+    }
+
+    /// Where this client's layers run.
+    #[must_use]
+    pub fn route(&self) -> Route {
+        Route::of(
+            self.choice.split_layer,
+            self.manifest.identity.config.num_layers,
+        )
+    }
+
+    /// The model's text side.
+    #[must_use]
+    pub fn vocabulary(&self) -> &Vocabulary {
+        &self.session.vocabulary
+    }
+
+    /// Bytes that the head weights take in memory.
+    #[must_use]
+    pub fn head_weight_bytes(&self) -> usize {
+        self.session
+            .head_layers
+            .as_ref()
+            .map_or(0, |head_layers| head_layers.decoder().weight_bytes())
+    }
+
+    /// Starts a generation. To be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`RequestError`] where the request does not fit the model. What goes wrong later comes as an event.
+    pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, Error> {
+        if let Some(local) = &self.local {
+            return local.generate(request).await;
+        }
+        let (session, max_positions) = (Arc::clone(&self.session), self.max_positions);
+        let plan = move || Plan::new(request, &session.vocabulary, max_positions);
+        let plan = tokio::task::spawn_blocking(plan)
+            .await
+            .map_err(DeviceError::Worker)??;
+        let (generation, progress) = Generation::channel();
+        tokio::spawn(session::run(Arc::clone(&self.session), plan, progress));
+        Ok(generation)
+    }
+}
+
+/// Reads tokenizer and head layers from their files. Blocks.
+fn load_head(
+    manifest: &Manifest,
+    choice: Choice,
+    dtype: Option<WeightDtype>,
+    (tokenizer_file, files): (&PathBuf, &[PathBuf]),
+) -> Result<(Vocabulary, Option<HeadLayers>), Error> {
+    let json = std::fs::read(tokenizer_file).map_err(DeviceError::cache(tokenizer_file))?;
+    let tokenizer = Tokenizer::from_json(&json)?;
+    drop(json);
+    let vocabulary = Vocabulary::of_identity(&manifest.identity, tokenizer)?;
+    if choice.split_layer == 0 {
+        return Ok((vocabulary, None));
+    }
+    let dtype = dtype.unwrap_or(match choice.head_quantization {
+        Quantization::None => manifest.dtype,
+        _ => WeightDtype::Native,
+    });
+    let config = manifest.identity.config.clone();
+    Ok((
+        vocabulary,
+        Some(HeadLayers::load(config, files, choice.split_layer, dtype)?),
+    ))
+}

@@ -1,0 +1,193 @@
+use std::path::Path;
+
+use headway_model::sampler::SamplingParams;
+use headway_model::weights::{WeightDtype, Weights};
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::capacity::Capacity;
+
+const PROMPT: [u32; 9] = [3, 17, 64, 9, 100, 42, 5, 77, 12];
+
+/// An engine over the tiny Llama: 3 layers, hidden size 64.
+struct Rig {
+    engine: EngineHandle,
+    thread: JoinHandle<()>,
+    weights: Weights,
+    capacity: Capacity,
+    metrics: Arc<Metrics>,
+}
+
+impl Rig {
+    fn new(step_tokens: usize) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny/llama");
+        let weights = Weights::open(&path).unwrap();
+        let decoder = Decoder::load(&weights, LayerRange::new(0, 3), WeightDtype::Native).unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let capacity = Capacity::new(64, 1 << 30, Arc::clone(&metrics));
+        let (engine, thread) =
+            EngineHandle::start(decoder, step_tokens, 64, Arc::clone(&metrics)).unwrap();
+        Self {
+            engine,
+            thread,
+            weights,
+            capacity,
+            metrics,
+        }
+    }
+
+    async fn open(&self, entry_layer: usize) -> EngineSession {
+        let sampler = Sampler::new(SamplingParams::default(), PROMPT.len()).unwrap();
+        let reservation = self
+            .capacity
+            .reserve(1)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let open = OpenSession {
+            entry_layer,
+            max_positions: 64,
+            sampler,
+            reservation,
+        };
+        self.engine.open(open).await.unwrap()
+    }
+
+    /// The first `count` greedy tokens of a session that runs `entry_layer` layers itself.
+    async fn tokens(&self, entry_layer: usize, count: usize) -> Vec<u32> {
+        let head_layers = LayerRange::new(0, entry_layer);
+        let head = Decoder::load(&self.weights, head_layers, WeightDtype::Native).unwrap();
+        let mut head_cache = head.new_cache(64);
+        let session = self.open(entry_layer).await;
+        let mut tokens: Vec<u32> = Vec::new();
+        let mut next_ids = PROMPT.to_vec();
+        for _ in 0..count {
+            let input = if entry_layer == 0 {
+                StepInput::TokenIds(next_ids.clone())
+            } else {
+                let mut hidden_states = head.embed(&next_ids).unwrap();
+                head.forward(head_layers, &mut hidden_states, &mut head_cache)
+                    .unwrap();
+                StepInput::HiddenStates(hidden_states)
+            };
+            let output = run_step(&session, request(input, next_ids.len()))
+                .await
+                .unwrap();
+            let token_id = output.sampled.unwrap().token_id;
+            tokens.push(token_id);
+            next_ids = vec![token_id];
+        }
+        tokens
+    }
+}
+
+fn request(input: StepInput, rows: usize) -> StepRequest {
+    let memory = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+    let phase = if rows > 1 {
+        Phase::Prefill
+    } else {
+        Phase::Decode
+    };
+    StepRequest {
+        input,
+        rows,
+        history: Vec::new(),
+        sample: true,
+        phase,
+        arrived: Instant::now(),
+        memory,
+    }
+}
+
+async fn run_step(session: &EngineSession, request: StepRequest) -> StepReply {
+    session
+        .step(request)
+        .await?
+        .await
+        .map_err(|_| EngineError::Stopped)?
+}
+
+#[tokio::test]
+async fn sessions_of_every_entry_layer_give_the_same_tokens_alone_and_together() {
+    // Four rows a step: prompts are chunked and mix with the decodes of the others.
+    let rig = Rig::new(4);
+    let alone = rig.tokens(0, 12).await;
+    let (k0, k1, k2) = tokio::join!(rig.tokens(0, 12), rig.tokens(1, 12), rig.tokens(2, 12));
+    assert_eq!([&k0, &k1, &k2], [&alone; 3]);
+}
+
+#[tokio::test]
+async fn a_step_that_fails_ends_its_session_and_no_other() {
+    let rig = Rig::new(16);
+    let bystander = rig.open(0).await;
+    let failing = rig.open(0).await;
+    let no_such_id = request(StepInput::TokenIds(vec![1_000_000]), 1);
+    assert_eq!(
+        run_step(&failing, no_such_id).await.err(),
+        Some(EngineError::Failed)
+    );
+    let after = request(StepInput::TokenIds(vec![1]), 1);
+    assert_eq!(
+        run_step(&failing, after).await.err(),
+        Some(EngineError::Failed)
+    );
+    assert!(
+        run_step(&bystander, request(StepInput::TokenIds(vec![1]), 1))
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test]
+async fn a_panic_in_a_step_ends_its_session_and_not_the_engine() {
+    let rig = Rig::new(16);
+    let failing = rig.open(1).await;
+    // Fewer values than rows: the invariant that the session's check keeps is broken here.
+    let broken = request(StepInput::HiddenStates(vec![0.0]), 2);
+    assert_eq!(
+        run_step(&failing, broken).await.err(),
+        Some(EngineError::Failed)
+    );
+    let next = rig.open(0).await;
+    assert!(
+        run_step(&next, request(StepInput::TokenIds(vec![1]), 1))
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test]
+async fn attributed_time_equals_busy_time() {
+    let rig = Rig::new(4);
+    tokio::join!(rig.tokens(0, 5), rig.tokens(1, 5), rig.tokens(2, 5));
+    let text = rig.metrics.render().unwrap();
+    let value = |name: &str| -> f64 {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let (busy, attributed) = (
+        value("headway_tail_busy_seconds_total"),
+        value("headway_tail_compute_seconds_total"),
+    );
+    assert!(
+        busy > 0.0 && (busy - attributed).abs() < 1e-9,
+        "{busy} {attributed}"
+    );
+    assert!(value("headway_tail_saved_seconds_total") > 0.0);
+}
+
+#[tokio::test]
+async fn closing_gives_the_room_back_and_the_last_handle_ends_the_thread() {
+    let rig = Rig::new(16);
+    drop(rig.open(0).await);
+    drop(rig.open(2).await);
+    let Rig {
+        engine,
+        thread,
+        metrics,
+        ..
+    } = rig;
+    drop(engine);
+    tokio::task::spawn_blocking(move || thread.join().unwrap())
+        .await
+        .unwrap();
+    assert_eq!((metrics.sessions.get(), metrics.kv_bytes.get()), (0, 0));
+}

@@ -1,0 +1,12 @@
+//! The server in process, on a port of its own, with a tiny model and real clients.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "clippy.toml allows it in tests; their helpers are tests too"
+)]
+
+mod drain;
+mod http;
+mod refusals;
+mod rig;
+mod sessions;

@@ -1,0 +1,269 @@
+//! A running server and a WebSocket client for it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser as _;
+use futures_util::{SinkExt as _, StreamExt as _};
+use headway_model::manifest::Manifest;
+use headway_model::weights::{WeightDtype, Weights};
+use headway_model::{Decoder, KvCache, LayerRange};
+use headway_wire::frame::{decode_server_frame, encode_client_frame};
+use headway_wire::message::server_frame::Message as Answer;
+use headway_wire::message::{ClientFrame, Open, Opened, Refusal, Step, StepResult, TokenIds, step};
+use headway_wire::{Codec, Limits, PROTOCOL_VERSION, codec};
+use tail_server::{Args, Config, LoadedModel, RunError, Timeouts};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
+
+/// No test waits longer for anything.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Long enough for a prompt in several chunks.
+pub const PROMPT: [u32; 11] = [3, 17, 64, 9, 100, 42, 5, 77, 12, 90, 31];
+
+pub fn model_path() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny/llama")
+}
+
+pub struct Server {
+    pub address: SocketAddr,
+    pub manifest: Manifest,
+    pub cache_dir: PathBuf,
+    shutdown: Option<oneshot::Sender<()>>,
+    running: JoinHandle<Result<(), RunError>>,
+    _cache: Option<TempDir>,
+}
+
+impl Server {
+    pub async fn start(options: &[&str]) -> Self {
+        Self::start_with(options, Timeouts::default()).await
+    }
+
+    pub async fn start_with(options: &[&str], timeouts: Timeouts) -> Self {
+        let cache = tempfile::tempdir().unwrap();
+        let path = cache.path().to_owned();
+        let server = Self::start_in(&path, options, timeouts).await;
+        Self {
+            _cache: Some(cache),
+            ..server
+        }
+    }
+
+    pub async fn start_in(cache_dir: &Path, options: &[&str], timeouts: Timeouts) -> Self {
+        let model = model_path();
+        let base = [
+            "tail-server",
+            "--listen",
+            "127.0.0.1:0",
+            "--step-tokens",
+            "8",
+            "--model",
+        ];
+        let paths = [
+            model.to_str().unwrap(),
+            "--cache-dir",
+            cache_dir.to_str().unwrap(),
+        ];
+        let args = Args::try_parse_from(base.iter().chain(&paths).chain(options)).unwrap();
+        let config = Config {
+            timeouts,
+            ..Config::try_from(args).unwrap()
+        };
+        let model = LoadedModel::load(&config).unwrap();
+        let manifest = model.manifest().clone();
+        let listener = TcpListener::bind(config.listen).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (shutdown, signalled) = oneshot::channel();
+        let running = tokio::spawn(tail_server::run(listener, config, model, async {
+            signalled.await.unwrap();
+        }));
+        let cache_dir = cache_dir.to_owned();
+        Self {
+            address,
+            manifest,
+            cache_dir,
+            shutdown: Some(shutdown),
+            running,
+            _cache: None,
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        reqwest::get(self.url(path)).await.unwrap()
+    }
+
+    /// The value of a metric without labels, or with those in `name`.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await.text().await.unwrap();
+        let line = text.lines().find(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(' '))
+        });
+        line.and_then(|line| line.rsplit(' ').next())
+            .map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Asks until the metric has the value.
+    pub async fn wait_for_metric(&self, name: &str, value: f64) {
+        let reached = async { while self.metric(name).await != value {} };
+        timeout(PATIENCE, reached)
+            .await
+            .unwrap_or_else(|_| panic!("{name} is never {value}"));
+    }
+
+    pub fn signal(&mut self) {
+        self.shutdown.take().unwrap().send(()).unwrap();
+    }
+
+    /// Waits until the server has ended by itself.
+    pub async fn ended(self) {
+        timeout(PATIENCE, self.running)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
+    }
+
+    /// An `Open` that this server admits.
+    pub fn open(&self, split_layer: u32) -> Open {
+        Open {
+            protocol_version: PROTOCOL_VERSION,
+            model_digest: self.manifest.model_digest.clone(),
+            split_layer,
+            codec: Some(Codec::F32.into()),
+            max_positions: 64,
+            prompt_tokens: u32::try_from(PROMPT.len()).unwrap(),
+            ..Open::default()
+        }
+    }
+
+    pub async fn connect(&self) -> Client {
+        let url = format!("ws://{}/v1/session", self.address);
+        let (socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+        Client { socket }
+    }
+
+    /// A client with an open session.
+    pub async fn session(&self, split_layer: u32) -> Client {
+        let mut client = self.connect().await;
+        client.send(self.open(split_layer)).await;
+        client.opened().await;
+        client
+    }
+}
+
+pub struct Client {
+    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+}
+
+impl Client {
+    pub async fn send(&mut self, frame: impl Into<ClientFrame>) {
+        self.send_raw(Message::Binary(encode_client_frame(&frame.into())))
+            .await;
+    }
+
+    pub async fn send_raw(&mut self, message: Message) {
+        self.socket.send(message).await.unwrap();
+    }
+
+    /// The next frame; `None` where the server closes.
+    pub async fn answer(&mut self) -> Option<Answer> {
+        loop {
+            match timeout(PATIENCE, self.socket.next()).await.unwrap() {
+                Some(Ok(Message::Binary(bytes))) => {
+                    return decode_server_frame(bytes, &Limits::default())
+                        .unwrap()
+                        .message;
+                }
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                _ => return None,
+            }
+        }
+    }
+
+    pub async fn opened(&mut self) -> Opened {
+        match self.answer().await {
+            Some(Answer::Opened(opened)) => opened,
+            other => panic!("expected Opened, got {other:?}"),
+        }
+    }
+
+    pub async fn result(&mut self) -> StepResult {
+        match self.answer().await {
+            Some(Answer::StepResult(result)) => result,
+            other => panic!("expected StepResult, got {other:?}"),
+        }
+    }
+
+    /// The refusal, after which the server closes.
+    pub async fn refusal(&mut self) -> Refusal {
+        match self.answer().await {
+            Some(Answer::Refusal(refusal)) => {
+                assert!(
+                    self.answer().await.is_none(),
+                    "the server must close after a refusal"
+                );
+                refusal
+            }
+            other => panic!("expected Refusal, got {other:?}"),
+        }
+    }
+}
+
+pub fn token_ids(position: usize, ids: &[u32], sample: bool) -> Step {
+    let input = Some(step::Input::TokenIds(TokenIds { ids: ids.to_vec() }));
+    Step {
+        position: u32::try_from(position).unwrap(),
+        input,
+        sample,
+        history: None,
+    }
+}
+
+/// A device: the head layers of the tiny model.
+pub struct Device {
+    decoder: Decoder,
+    cache: KvCache,
+}
+
+impl Device {
+    pub fn new(split_layer: usize) -> Self {
+        let weights = Weights::open(&model_path()).unwrap();
+        let decoder = Decoder::load(
+            &weights,
+            LayerRange::new(0, split_layer),
+            WeightDtype::Native,
+        )
+        .unwrap();
+        let cache = decoder.new_cache(64);
+        Self { decoder, cache }
+    }
+
+    /// The step that carries `ids` through the head layers.
+    pub fn step(&mut self, ids: &[u32], position: usize, sample: bool) -> Step {
+        if self.decoder.layers().is_empty() {
+            return token_ids(position, ids, sample);
+        }
+        let mut hidden_states = self.decoder.embed(ids).unwrap();
+        self.decoder
+            .forward(self.decoder.layers(), &mut hidden_states, &mut self.cache)
+            .unwrap();
+        let columns = self.decoder.config().hidden_size;
+        let activations = codec::encode(Codec::F32, &hidden_states, columns).unwrap();
+        Step {
+            input: Some(step::Input::Activations(activations)),
+            ..token_ids(position, &[], sample)
+        }
+    }
+}
