@@ -5,18 +5,16 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use headway_model::Tokenizer;
 use headway_model::manifest::{Artifact, Manifest};
 use headway_model::quantization::Quantization;
 use headway_model::weights::WeightDtype;
-use headway_wire::{Codec, Limits};
-
-pub use crate::artifact_cache::{Progress, ProgressCallback};
+use headway_wire::Codec;
 
 use crate::answer::Plan;
 use crate::artifact_cache::ArtifactCache;
+use crate::config::{ClientConfig, default_cache_dir};
 use crate::connection::Dialer;
 use crate::error::{DeviceError, Error, RequestError, TailError};
 use crate::generation::Generation;
@@ -29,89 +27,6 @@ use crate::tail_api::TailApi;
 use crate::tail_url::TailUrl;
 use crate::tls;
 use crate::vocabulary::Vocabulary;
-
-/// How often and for how long a lost session is rebuilt before its generation fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReconnectPolicy {
-    /// Attempts after a failure, counted anew from each token on; 0: the first failure is final.
-    pub max_attempts: u32,
-    /// Wait before the second attempt; it doubles with each one. The first comes at once.
-    pub min_backoff: Duration,
-    /// The longest wait, but for a longer one that the tail asks for.
-    pub max_backoff: Duration,
-    /// No attempt begins later than this after the failure.
-    pub deadline: Duration,
-}
-
-impl Default for ReconnectPolicy {
-    fn default() -> Self {
-        Self {
-            max_attempts: 16,
-            min_backoff: Duration::from_millis(100),
-            max_backoff: Duration::from_secs(5),
-            deadline: Duration::from_secs(60),
-        }
-    }
-}
-
-/// How to connect, and what to run here.
-#[derive(Clone)]
-pub struct ClientConfig {
-    /// Where head weights are kept; `None`: the folder that [`default_cache_dir`] names.
-    pub cache_dir: Option<PathBuf>,
-    /// Layers to run here; `None`: what the tail recommends.
-    pub split_layer: Option<usize>,
-    /// How hidden states go up; `None`: what the tail recommends.
-    pub codec: Option<Codec>,
-    /// How head weights are quantised; `None`: what the tail recommends.
-    pub head_quantization: Option<Quantization>,
-    /// The type in which head weights are held. `None`: the tail's own where they are not quantised, which
-    /// is what makes the split lossless; otherwise that of the files.
-    pub dtype: Option<WeightDtype>,
-    /// The most positions of a session; `None`: the tail's limit.
-    pub max_positions: Option<usize>,
-    /// Positions of the prompt that are computed and sent at a time.
-    pub prompt_chunk_positions: usize,
-    /// Bytes of sent activations that a generation keeps, to send them again on another tail. What does not
-    /// fit is computed again when it is needed.
-    pub max_replay_bytes: usize,
-    /// For a connection, up to the opened session, and for each read of a download.
-    pub connect_timeout: Duration,
-    /// For the answer to a step. Beyond it the tail counts as lost.
-    pub result_timeout: Duration,
-    /// What to do about a lost session.
-    pub reconnect: ReconnectPolicy,
-    /// Bounds on frames. A larger frame from the tail is refused.
-    pub limits: Limits,
-    /// Is told of downloads.
-    pub progress: Option<ProgressCallback>,
-}
-
-impl Default for ClientConfig {
-    fn default() -> Self {
-        Self {
-            cache_dir: None,
-            split_layer: None,
-            codec: None,
-            head_quantization: None,
-            dtype: None,
-            max_positions: None,
-            prompt_chunk_positions: 256,
-            max_replay_bytes: 64 << 20,
-            connect_timeout: Duration::from_secs(10),
-            result_timeout: Duration::from_secs(60),
-            reconnect: ReconnectPolicy::default(),
-            limits: Limits::default(),
-            progress: None,
-        }
-    }
-}
-
-/// The user's cache folder for Headway (`~/.cache/headway` on Linux), where the system names one.
-#[must_use]
-pub fn default_cache_dir() -> Option<PathBuf> {
-    dirs::cache_dir().map(|folder| folder.join("headway"))
-}
 
 /// What was chosen from the manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -27,6 +27,7 @@
 mod answer;
 mod artifact_cache;
 pub mod client;
+pub mod config;
 mod connection;
 pub mod error;
 pub mod eval;
@@ -48,7 +49,8 @@ mod test_tail;
 mod tls;
 pub mod vocabulary;
 
-pub use client::{Client, ClientConfig, ReconnectPolicy};
+pub use client::Client;
+pub use config::{ClientConfig, ReconnectPolicy};
 pub use error::{DeviceError, Error, Refused, RequestError, TailError};
 pub use event::{Event, TokenEvent};
 pub use generation::Generation;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::client::ReconnectPolicy;
+use crate::config::ReconnectPolicy;
 use crate::error::TailError;
 
 /// The failures since the last sign of life.

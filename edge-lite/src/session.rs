@@ -16,7 +16,7 @@ use headway_wire::message::{LogitBias, Open, Sampling, StepResult};
 use headway_wire::{Codec, PROTOCOL_VERSION};
 
 use crate::answer::{Account, Answer, Plan};
-use crate::client::ReconnectPolicy;
+use crate::config::ReconnectPolicy;
 use crate::connection::{Connection, Dialer};
 use crate::error::{Error, TailError};
 use crate::event::Event;

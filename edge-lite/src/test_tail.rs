@@ -22,7 +22,7 @@ use headway_wire::message::{
 };
 use headway_wire::{Limits, PROTOCOL_VERSION, frame};
 
-use crate::client::{ClientConfig, ReconnectPolicy};
+use crate::config::{ClientConfig, ReconnectPolicy};
 
 pub(crate) const VOCAB_SIZE: usize = 50;
 /// Ends a turn; the fake tail never samples it by itself.

@@ -27,9 +27,7 @@ fn main() -> anyhow::Result<()> {
     // Before the runtime: fetching and loading block.
     let model = LoadedModel::load(&config)?;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Runtime::new()?;
     let served = runtime.block_on(serve(config, model));
     // A task that did not end in time must not keep the process.
     runtime.shutdown_background();

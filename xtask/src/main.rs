@@ -1,2 +1,47 @@
-//! Repository commands.
-fn main() {}
+//! Every command of this repository: `cargo xtask demo`, `test`, `bench`, `model`, `tidy`.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks to a person")]
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod demo;
+mod model;
+mod paths;
+mod processes;
+mod test;
+mod tidy;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The commands of this repository")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a real model split between a device process and a tail process, and prints what ran where.
+    Demo(demo::Arguments),
+    /// Formatting, lints, house rules and all tests.
+    Test,
+    /// Measures, beside peers, and prints Markdown tables.
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Fetches the small real model of the tests and prints its path.
+    Model,
+    /// Checks the house rules that clippy cannot.
+    Tidy,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Test => test::run(),
+        Command::Bench(command) => bench::run(command),
+        Command::Model => {
+            println!("{}", model::fetch()?.display());
+            Ok(())
+        }
+        Command::Tidy => tidy::run(),
+    }
+}

@@ -1,6 +1,7 @@
 use headway_wire::message::RefusalCode;
 
-use crate::client::{Client, ClientConfig};
+use crate::client::Client;
+use crate::config::ClientConfig;
 use crate::error::{Error, TailError};
 use crate::event::Event;
 use crate::report::{FinishReason, Report, Route};

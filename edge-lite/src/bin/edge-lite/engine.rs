@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use edge_lite::client::default_cache_dir;
+use edge_lite::config::default_cache_dir;
 use edge_lite::{Client, ClientConfig, GenerateRequest, Generation, LocalConfig, LocalModel};
 
 use crate::args::{EngineArgs, HeadArgs};

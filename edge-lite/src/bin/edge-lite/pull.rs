@@ -4,7 +4,8 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use anyhow::Result;
-use edge_lite::client::{Progress, pull};
+use edge_lite::client::pull;
+use edge_lite::config::Progress;
 
 use crate::args::PullArgs;
 use crate::engine::client_config;

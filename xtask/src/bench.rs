@@ -1,0 +1,39 @@
+//! Measurements, always beside something measured in the same run: this machine's absolute numbers say
+//! little elsewhere, the ratios more.
+
+use clap::Subcommand;
+
+mod edge;
+mod memory;
+mod quality;
+mod relay;
+mod split;
+
+/// What to measure.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Prompt and decode speed on the CPU, beside llama.cpp on the same file.
+    Edge(edge::Arguments),
+    /// Decode speed and time to first token of a split model over emulated networks.
+    Split(split::Arguments),
+    /// Resident memory of device and tail at several split layers.
+    Memory,
+    /// What each codec and each head quantisation costs in quality.
+    Quality(quality::Arguments),
+}
+
+/// Runs one measurement and prints its table.
+pub fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Edge(arguments) => edge::run(&arguments),
+        Command::Split(arguments) => split::run(&arguments),
+        Command::Memory => memory::run(),
+        Command::Quality(arguments) => quality::run(&arguments),
+    }
+}
+
+/// The middle value; of an even number, the upper one.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

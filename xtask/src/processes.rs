@@ -1,0 +1,80 @@
+//! Building and starting the programs of this workspace.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+
+use crate::paths::{program, root};
+
+/// How long a tail may take to load its model.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Builds `tail-server` and `edge-lite` in the profile xtask itself runs in.
+pub fn build() -> anyhow::Result<()> {
+    cargo(&["build", "--release", "--package", "tail-server", "--package", "edge-lite"])
+}
+
+/// Runs cargo in the repository's root.
+pub fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+    let status = Command::new("cargo").args(arguments).current_dir(root()).status().context("running cargo")?;
+    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
+}
+
+/// A running tail server; killed when dropped.
+pub struct Tail {
+    child: Child,
+    /// `ws://IP:PORT`.
+    pub url: String,
+}
+
+impl Tail {
+    /// Starts a tail on a free port of loopback and waits until it listens.
+    pub fn start(model: &Path, arguments: &[&str]) -> anyhow::Result<Self> {
+        let mut child = Command::new(program("tail-server")?)
+            .arg("--model")
+            .arg(model)
+            .args(["--listen", "127.0.0.1:0"])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting tail-server")?;
+        let stderr = child.stderr.take().context("tail-server has a stderr")?;
+        let (found, url) = mpsc::sync_channel(1);
+        // The log is drained to its end: a full pipe would stop the server.
+        std::thread::spawn(move || {
+            let mut log = String::new();
+            let mut lines = BufReader::new(stderr);
+            while lines.by_ref().take(1 << 16).read_line(&mut log).is_ok_and(|read| read > 0) {
+                if let Some((_, rest)) = log.split_once("listening on ") {
+                    let url = rest.split_whitespace().next().unwrap_or_default().to_owned();
+                    let _ = found.try_send(Ok(url));
+                    log.clear();
+                }
+            }
+            let _ = found.try_send(Err(log));
+        });
+        let url = match url.recv_timeout(START_TIMEOUT) {
+            Ok(Ok(url)) => url,
+            Ok(Err(log)) => anyhow::bail!("tail-server ended: {}", log.trim()),
+            Err(_) => anyhow::bail!("tail-server did not listen within {START_TIMEOUT:?}"),
+        };
+        Ok(Self { child, url })
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
