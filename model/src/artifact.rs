@@ -38,7 +38,11 @@ impl Part {
     pub fn of(layers: LayerRange, num_layers: usize) -> Vec<Self> {
         let first = (layers.start == 0).then_some(Self::Embedding);
         let last = (layers.end == num_layers).then_some(Self::LmHead);
-        first.into_iter().chain(layers.iter().map(Self::Layer)).chain(last).collect()
+        first
+            .into_iter()
+            .chain(layers.iter().map(Self::Layer))
+            .chain(last)
+            .collect()
     }
 
     fn tensors(self, config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
@@ -49,7 +53,11 @@ impl Part {
             Self::LmHead => {
                 let norm = (names::OUTPUT_NORM.to_owned(), vec![config.hidden_size]);
                 let lm_head = (names::LM_HEAD.to_owned(), vocabulary);
-                if config.tied_embeddings { vec![norm] } else { vec![norm, lm_head] }
+                if config.tied_embeddings {
+                    vec![norm]
+                } else {
+                    vec![norm, lm_head]
+                }
             }
         }
     }
@@ -76,14 +84,20 @@ impl FromStr for Part {
     type Err = UnknownPart;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let unknown = || UnknownPart { found: text.to_owned() };
+        let unknown = || UnknownPart {
+            found: text.to_owned(),
+        };
         match text {
             "embedding" => Ok(Self::Embedding),
             "lm_head" => Ok(Self::LmHead),
             _ => {
-                let part = text.strip_prefix("layer-").and_then(|layer| layer.parse().ok()).map(Self::Layer);
+                let part = text
+                    .strip_prefix("layer-")
+                    .and_then(|layer| layer.parse().ok())
+                    .map(Self::Layer);
                 // `layer-07` and `layer-+7` would be second names of the same file.
-                part.filter(|part| part.to_string() == text).ok_or_else(unknown)
+                part.filter(|part| part.to_string() == text)
+                    .ok_or_else(unknown)
             }
         }
     }
@@ -127,24 +141,41 @@ pub fn write_part(
     let mut tensors = Vec::new();
     for (name, shape) in part.tensors(weights.config()) {
         let tensor = weights.read(&name, &shape)?;
-        let tensor = if shape.len() == 2 { StoreAs::Quantized(quantization).apply(tensor)? } else { tensor };
+        let tensor = if shape.len() == 2 {
+            StoreAs::Quantized(quantization).apply(tensor)?
+        } else {
+            tensor
+        };
         let storage = QStorage::from_data(Cow::Borrowed(&tensor.data), &Device::Cpu, tensor.dtype);
-        let tensor = storage.and_then(|storage| QTensor::new(storage, shape)).map_err(|e| LoadError::Quantization {
-            tensor: name.clone(),
-            quantization: quantization.to_string(),
-            reason: e.to_string(),
-        })?;
+        let tensor = storage
+            .and_then(|storage| QTensor::new(storage, shape))
+            .map_err(|e| LoadError::Quantization {
+                tensor: name.clone(),
+                quantization: quantization.to_string(),
+                reason: e.to_string(),
+            })?;
         tensors.push((name, tensor));
     }
     let architecture = Value::String(weights.config().architecture.name().to_owned());
     let metadata = [("general.architecture", &architecture)];
-    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let mut out = HashingWriter { out, sha256: Sha256::new(), bytes: 0 };
+    let tensors: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), tensor))
+        .collect();
+    let mut out = HashingWriter {
+        out,
+        sha256: Sha256::new(),
+        bytes: 0,
+    };
     gguf_file::write(&mut out, &metadata, &tensors).map_err(|e| LoadError::Io {
         path: part.to_string().into(),
         source: io::Error::other(e),
     })?;
-    Ok(Artifact { name: part.to_string(), bytes: out.bytes, digest: format_digest(&out.sha256.finalize()) })
+    Ok(Artifact {
+        name: part.to_string(),
+        bytes: out.bytes,
+        digest: format_digest(&out.sha256.finalize()),
+    })
 }
 
 /// Hashes and counts what it passes on.
@@ -183,18 +214,40 @@ mod tests {
 
     #[test]
     fn part_names_are_read_back_and_have_one_spelling() {
-        for part in [Part::Embedding, Part::Layer(0), Part::Layer(17), Part::LmHead] {
+        for part in [
+            Part::Embedding,
+            Part::Layer(0),
+            Part::Layer(17),
+            Part::LmHead,
+        ] {
             assert_eq!(part.to_string().parse(), Ok(part));
         }
-        for wrong in ["layer-07", "layer-+7", "layer-", "layer--1", "Embedding", "../embedding", ""] {
+        for wrong in [
+            "layer-07",
+            "layer-+7",
+            "layer-",
+            "layer--1",
+            "Embedding",
+            "../embedding",
+            "",
+        ] {
             assert!(wrong.parse::<Part>().is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn a_device_needs_the_embedding_and_its_own_layers() {
-        assert_eq!(Part::of(LayerRange::new(0, 2), 30), [Part::Embedding, Part::Layer(0), Part::Layer(1)]);
-        assert_eq!(Part::of(LayerRange::new(29, 30), 30), [Part::Layer(29), Part::LmHead]);
-        assert_eq!(Part::of(LayerRange::new(0, 1), 1), [Part::Embedding, Part::Layer(0), Part::LmHead]);
+        assert_eq!(
+            Part::of(LayerRange::new(0, 2), 30),
+            [Part::Embedding, Part::Layer(0), Part::Layer(1)]
+        );
+        assert_eq!(
+            Part::of(LayerRange::new(29, 30), 30),
+            [Part::Layer(29), Part::LmHead]
+        );
+        assert_eq!(
+            Part::of(LayerRange::new(0, 1), 1),
+            [Part::Embedding, Part::Layer(0), Part::LmHead]
+        );
     }
 }

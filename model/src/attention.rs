@@ -21,17 +21,37 @@ impl AttentionShape {
     ///
     /// `q`: `[rows, q_stride]`, of which the first `num_attention_heads · head_dim` columns are the
     /// rotated queries. Writes `out`: `[rows, num_attention_heads, head_dim]`.
-    pub(crate) fn forward(self, cache: &KvCache, layer: usize, q: &[f32], q_stride: usize, out: &mut [f32]) {
+    pub(crate) fn forward(
+        self,
+        cache: &KvCache,
+        layer: usize,
+        q: &[f32],
+        q_stride: usize,
+        out: &mut [f32],
+    ) {
         let rows = q.len() / q_stride;
         let q_size = self.num_attention_heads * self.head_dim;
         let products = rows * q_size * (cache.len() + rows);
         let out = DisjointOut::new(out, q_size);
         let first_position = cache.len();
         let work = |items: std::ops::Range<usize>| {
-            dispatch(Attend { shape: self, cache, layer, q, q_stride, first_position, out, items });
+            dispatch(Attend {
+                shape: self,
+                cache,
+                layer,
+                q,
+                q_stride,
+                first_position,
+                out,
+                items,
+            });
         };
         let items = rows * self.num_kv_heads;
-        if products < PARALLEL_PRODUCTS { work(0..items) } else { parallel(items, 4, work) }
+        if products < PARALLEL_PRODUCTS {
+            work(0..items)
+        } else {
+            parallel(items, 4, work)
+        }
     }
 }
 
@@ -50,19 +70,26 @@ struct Attend<'a> {
 impl Work for Attend<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let AttentionShape { num_attention_heads, num_kv_heads, head_dim, window } = self.shape;
+        let AttentionShape {
+            num_attention_heads,
+            num_kv_heads,
+            head_dim,
+            window,
+        } = self.shape;
         let group = num_attention_heads / num_kv_heads;
         let mut scores = Vec::new();
         let mut context = vec![0.0; head_dim.next_multiple_of(LANES)];
         for item in self.items.clone() {
             let (row, kv_head) = (item / num_kv_heads, item % num_kv_heads);
             let position = self.first_position + row;
-            let visible = window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1;
+            let visible =
+                window.map_or(0, |window| (position + 1).saturating_sub(window))..position + 1;
             let head = self.cache.head(self.layer, kv_head);
             for query_head in kv_head * group..(kv_head + 1) * group {
                 let q = &self.q[row * self.q_stride + query_head * head_dim..][..head_dim];
                 one_query::<S>(q, head, visible.clone(), &mut scores, &mut context);
-                self.out.write(row, query_head * head_dim, &context[..head_dim]);
+                self.out
+                    .write(row, query_head * head_dim, &context[..head_dim]);
             }
         }
     }
@@ -97,7 +124,12 @@ fn one_query<S: Simd>(
     scores[..visible.start - first].fill(f32::NEG_INFINITY);
     scores[visible.end - first..].fill(f32::NEG_INFINITY);
     let total = softmax_numerators::<S>(scores);
-    weighted_values::<S>(&scores[visible.start - first..visible.end - first], &head.values[visible.start * head_dim..], context, head_dim);
+    weighted_values::<S>(
+        &scores[visible.start - first..visible.end - first],
+        &head.values[visible.start * head_dim..],
+        context,
+        head_dim,
+    );
     let inverse = 1.0 / total;
     context.iter_mut().for_each(|value| *value *= inverse);
 }
@@ -111,7 +143,9 @@ fn softmax_numerators<S: Simd>(scores: &mut [f32]) -> f32 {
     }
     let mut lanes = [0.0; LANES];
     S::store(largest, &mut lanes);
-    let largest = lanes.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
+    let largest = lanes
+        .iter()
+        .fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
     let mut total = S::splat(0.0);
     for scores in scores.as_chunks_mut::<LANES>().0 {
         exp(scores, largest);
@@ -131,13 +165,20 @@ fn weighted_values<S: Simd>(weights: &[f32], values: &[f32], context: &mut [f32]
     }
     context.fill(0.0);
     for (weight, values) in weights.iter().zip(values.chunks_exact(head_dim)) {
-        context.iter_mut().zip(values).for_each(|(sum, value)| *sum = value.mul_add(*weight, *sum));
+        context
+            .iter_mut()
+            .zip(values)
+            .for_each(|(sum, value)| *sum = value.mul_add(*weight, *sum));
     }
 }
 
 /// [`weighted_values`] with `head_dim = 16 · VECTORS`, its sums in registers.
 #[inline(always)]
-fn weighted_values_of<S: Simd, const VECTORS: usize>(weights: &[f32], values: &[f32], context: &mut [f32]) {
+fn weighted_values_of<S: Simd, const VECTORS: usize>(
+    weights: &[f32],
+    values: &[f32],
+    context: &mut [f32],
+) {
     let mut sums = [S::splat(0.0); VECTORS];
     for (weight, values) in weights.iter().zip(values.chunks_exact(VECTORS * LANES)) {
         let weight = S::splat(*weight);

@@ -34,7 +34,9 @@ impl Block {
     pub fn load(weights: &Weights, layer: usize, store_as: StoreAs) -> Result<Self, LoadError> {
         let config = weights.config();
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
-        let matrix = |name: &str, outputs: usize, columns: usize| weights.read(&in_layer(layer, name), &[outputs, columns]);
+        let matrix = |name: &str, outputs: usize, columns: usize| {
+            weights.read(&in_layer(layer, name), &[outputs, columns])
+        };
         let norm = |name: &str, len: usize| {
             let weight = weights.read_vector(&in_layer(layer, name), len)?;
             Ok::<_, LoadError>(RmsNorm::new(weight, config.rms_norm_eps))
@@ -44,9 +46,15 @@ impl Block {
             matrix("attn_k.weight", config.kv_size(), hidden)?,
             matrix("attn_v.weight", config.kv_size(), hidden)?,
         ];
-        let gate_up = vec![matrix("ffn_gate.weight", inter, hidden)?, matrix("ffn_up.weight", inter, hidden)?];
+        let gate_up = vec![
+            matrix("ffn_gate.weight", inter, hidden)?,
+            matrix("ffn_up.weight", inter, hidden)?,
+        ];
         let qk_norm = if config.architecture.has_qk_norm() {
-            Some((norm("attn_q_norm.weight", config.head_dim)?, norm("attn_k_norm.weight", config.head_dim)?))
+            Some((
+                norm("attn_q_norm.weight", config.head_dim)?,
+                norm("attn_k_norm.weight", config.head_dim)?,
+            ))
         } else {
             None
         };
@@ -55,10 +63,18 @@ impl Block {
             attention_norm: norm("attn_norm.weight", hidden)?,
             qkv: Linear::new(qkv, qkv_bias(weights, layer)?, store_as)?,
             qk_norm,
-            output: Linear::new(vec![matrix("attn_output.weight", hidden, config.q_size())?], None, store_as)?,
+            output: Linear::new(
+                vec![matrix("attn_output.weight", hidden, config.q_size())?],
+                None,
+                store_as,
+            )?,
             mlp_norm: norm("ffn_norm.weight", hidden)?,
             gate_up: Linear::new(gate_up, None, store_as)?,
-            down: Linear::new(vec![matrix("ffn_down.weight", hidden, inter)?], None, store_as)?,
+            down: Linear::new(
+                vec![matrix("ffn_down.weight", hidden, inter)?],
+                None,
+                store_as,
+            )?,
             shape: AttentionShape {
                 num_attention_heads: config.num_attention_heads,
                 num_kv_heads: config.num_kv_heads,
@@ -74,12 +90,20 @@ impl Block {
     pub fn bytes(&self) -> usize {
         let norms = self.attention_norm.bytes()
             + self.mlp_norm.bytes()
-            + self.qk_norm.as_ref().map_or(0, |(q, k)| q.bytes() + k.bytes());
+            + self
+                .qk_norm
+                .as_ref()
+                .map_or(0, |(q, k)| q.bytes() + k.bytes());
         norms + self.qkv.bytes() + self.output.bytes() + self.gate_up.bytes() + self.down.bytes()
     }
 
     /// Runs the layer on rows of several sessions, in place. `hidden_states`: `[rows, hidden_size]`.
-    pub(crate) fn forward(&self, hidden_states: &mut [f32], segments: &mut [Segment<'_>], rope: &Rope) {
+    pub(crate) fn forward(
+        &self,
+        hidden_states: &mut [f32],
+        segments: &mut [Segment<'_>],
+        rope: &Rope,
+    ) {
         let rows = segments.iter().map(|segment| segment.rows).sum();
         let mut normed = vec![0.0; hidden_states.len()];
         self.attention_norm.forward(hidden_states, &mut normed);
@@ -100,7 +124,13 @@ impl Block {
     }
 
     /// Rotates q and k, writes k and v to the caches, and attends, session by session.
-    fn attend(&self, qkv: &mut [f32], context: &mut [f32], segments: &mut [Segment<'_>], rope: &Rope) {
+    fn attend(
+        &self,
+        qkv: &mut [f32],
+        context: &mut [f32],
+        segments: &mut [Segment<'_>],
+        rope: &Rope,
+    ) {
         let stride = self.qkv.outputs();
         let q_size = self.shape.num_attention_heads * self.shape.head_dim;
         let kv_size = self.shape.num_kv_heads * self.shape.head_dim;
@@ -118,7 +148,8 @@ impl Block {
                 segment.cache.write(self.layer, position, &qk[q_size..], v);
             }
             let context = &mut context[row * q_size..(row + segment.rows) * q_size];
-            self.shape.forward(segment.cache, self.layer, qkv, stride, context);
+            self.shape
+                .forward(segment.cache, self.layer, qkv, stride, context);
             row += segment.rows;
         }
     }
@@ -153,13 +184,23 @@ pub(crate) fn tensors(config: &ModelConfig, layer: usize) -> Vec<(String, Vec<us
         ("ffn_down.weight", vec![hidden, inter]),
     ];
     if config.architecture.has_qkv_bias() {
-        tensors.extend([("attn_q.bias", vec![q]), ("attn_k.bias", vec![kv]), ("attn_v.bias", vec![kv])]);
+        tensors.extend([
+            ("attn_q.bias", vec![q]),
+            ("attn_k.bias", vec![kv]),
+            ("attn_v.bias", vec![kv]),
+        ]);
     }
     if config.architecture.has_qk_norm() {
         let head_dim = config.head_dim;
-        tensors.extend([("attn_q_norm.weight", vec![head_dim]), ("attn_k_norm.weight", vec![head_dim])]);
+        tensors.extend([
+            ("attn_q_norm.weight", vec![head_dim]),
+            ("attn_k_norm.weight", vec![head_dim]),
+        ]);
     }
-    tensors.into_iter().map(|(name, shape)| (in_layer(layer, name), shape)).collect()
+    tensors
+        .into_iter()
+        .map(|(name, shape)| (in_layer(layer, name), shape))
+        .collect()
 }
 
 fn add(to: &mut [f32], from: &[f32]) {
@@ -173,9 +214,15 @@ fn silu_product(gate_up: &[f32], out: &mut [f32], size: usize) {
         dispatch(SiluProduct { gate, up, out });
     };
     if out.len() < 16 * size {
-        gate_up.chunks_exact(2 * size).zip(out.chunks_exact_mut(size)).for_each(one);
+        gate_up
+            .chunks_exact(2 * size)
+            .zip(out.chunks_exact_mut(size))
+            .for_each(one);
     } else {
-        gate_up.par_chunks_exact(2 * size).zip(out.par_chunks_exact_mut(size)).for_each(one);
+        gate_up
+            .par_chunks_exact(2 * size)
+            .zip(out.par_chunks_exact_mut(size))
+            .for_each(one);
     }
 }
 
@@ -188,11 +235,17 @@ struct SiluProduct<'a> {
 impl Work for SiluProduct<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let chunks = self.gate.chunks(LANES).zip(self.up.chunks(LANES)).zip(self.out.chunks_mut(LANES));
+        let chunks = self
+            .gate
+            .chunks(LANES)
+            .zip(self.up.chunks(LANES))
+            .zip(self.out.chunks_mut(LANES));
         for ((gate, up), out) in chunks {
             // exp(-|g|) never overflows: silu(g) = g / (1 + e^-g), or g e^g / (1 + e^g) below zero.
             let mut e = [0.0; LANES];
-            e.iter_mut().zip(gate).for_each(|(e, gate)| *e = -gate.abs());
+            e.iter_mut()
+                .zip(gate)
+                .for_each(|(e, gate)| *e = -gate.abs());
             exp(&mut e, 0.0);
             for (((out, gate), up), e) in out.iter_mut().zip(gate).zip(up).zip(e) {
                 let numerator = if *gate < 0.0 { gate * e } else { *gate };

@@ -38,23 +38,41 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TemplateError`] with the place where the text is not Jinja.
-    pub fn new(source: &str, bos_token: Option<String>, eos_token: Option<String>) -> Result<Self, TemplateError> {
+    pub fn new(
+        source: &str,
+        bos_token: Option<String>,
+        eos_token: Option<String>,
+    ) -> Result<Self, TemplateError> {
         let mut environment = Environment::new();
         environment.set_fuel(Some(TEMPLATE_FUEL));
         // The two settings that the models' own code renders its templates with.
-        environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_syntax(
+            SyntaxConfig::builder()
+                .trim_blocks(true)
+                .lstrip_blocks(true)
+                .build()?,
+        );
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", to_json);
         environment.add_template_owned("chat", source.to_owned())?;
-        Ok(Self { environment, bos_token, eos_token })
+        Ok(Self {
+            environment,
+            bos_token,
+            eos_token,
+        })
     }
 
     /// The conversation as the text the model was trained on.
     ///
     /// # Errors
     /// [`TemplateError`] where the template refuses the conversation (roles out of order, for one).
-    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, TemplateError> {
+    pub fn render(
+        &self,
+        messages: &[ChatMessage],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
         let template = self.environment.get_template("chat")?;
         Ok(template.render(context! {
             messages => Value::from(Serde(messages)),
@@ -66,7 +84,10 @@ impl ChatTemplate {
 }
 
 fn raise_exception(message: String) -> Result<String, minijinja::Error> {
-    Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
+    Err(minijinja::Error::new(
+        minijinja::ErrorKind::InvalidOperation,
+        message,
+    ))
 }
 
 /// As Python's `json.dumps(value, ensure_ascii=False, indent=indent)`: minijinja's own filter escapes for
@@ -74,17 +95,24 @@ fn raise_exception(message: String) -> Result<String, minijinja::Error> {
 fn to_json(value: Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;
-    let failed = |e| minijinja::Error::new(ErrorKind::BadSerialization, "tojson failed").with_source(e);
+    let failed =
+        |e| minijinja::Error::new(ErrorKind::BadSerialization, "tojson failed").with_source(e);
     let mut json = Vec::new();
     match indent {
         Some(indent) => {
             let indent = " ".repeat(indent.min(16));
             let formatter = PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut Serializer::with_formatter(&mut json, formatter)).map_err(failed)?;
+            value
+                .serialize(&mut Serializer::with_formatter(&mut json, formatter))
+                .map_err(failed)?;
         }
-        None => value.serialize(&mut Serializer::with_formatter(&mut json, Spaced)).map_err(failed)?,
+        None => value
+            .serialize(&mut Serializer::with_formatter(&mut json, Spaced))
+            .map_err(failed)?,
     }
-    Ok(Value::from_safe_string(String::from_utf8_lossy(&json).into_owned()))
+    Ok(Value::from_safe_string(
+        String::from_utf8_lossy(&json).into_owned(),
+    ))
 }
 
 /// JSON on one line with a space after each comma and colon.
@@ -109,20 +137,33 @@ mod tests {
     use super::*;
 
     fn user(content: &str) -> ChatMessage {
-        ChatMessage { role: "user".to_owned(), content: content.to_owned() }
+        ChatMessage {
+            role: "user".to_owned(),
+            content: content.to_owned(),
+        }
     }
 
     #[test]
     fn a_template_sees_messages_and_special_tokens() {
         let source = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'].strip() }}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}";
         let template = ChatTemplate::new(source, Some("<s>".to_owned()), None).unwrap();
-        assert_eq!(template.render(&[user(" hi ")], true).unwrap(), "<s>user: hi\n>");
+        assert_eq!(
+            template.render(&[user(" hi ")], true).unwrap(),
+            "<s>user: hi\n>"
+        );
     }
 
     #[test]
     fn a_refusal_of_the_template_is_passed_on() {
-        let template = ChatTemplate::new("{{ raise_exception('no system turn') }}", None, None).unwrap();
-        assert!(template.render(&[user("hi")], false).unwrap_err().to_string().contains("no system turn"));
+        let template =
+            ChatTemplate::new("{{ raise_exception('no system turn') }}", None, None).unwrap();
+        assert!(
+            template
+                .render(&[user("hi")], false)
+                .unwrap_err()
+                .to_string()
+                .contains("no system turn")
+        );
     }
 
     #[test]

@@ -39,7 +39,9 @@ impl Architecture {
             "mistral" => Ok(Self::Mistral),
             "qwen2" => Ok(Self::Qwen2),
             "qwen3" => Ok(Self::Qwen3),
-            _ => Err(LoadError::Architecture { found: name.to_owned() }),
+            _ => Err(LoadError::Architecture {
+                found: name.to_owned(),
+            }),
         }
     }
 
@@ -161,7 +163,8 @@ impl ModelConfig {
     /// The window of `layer`, or `None` where it sees every position before it.
     #[must_use]
     pub fn window_of(&self, layer: usize) -> Option<usize> {
-        self.sliding_window.filter(|_| layer >= self.sliding_window_start_layer)
+        self.sliding_window
+            .filter(|_| layer >= self.sliding_window_start_layer)
     }
 
     /// Refuses sizes that no model can have, before memory is taken on their word.
@@ -181,24 +184,36 @@ impl ModelConfig {
                 return Err(config_error(key, found, format!("1 to {most}")));
             }
         }
-        if self.num_attention_heads % self.num_kv_heads != 0 {
-            let expected = format!("a divisor of num_attention_heads = {}", self.num_attention_heads);
+        if !self.num_attention_heads.is_multiple_of(self.num_kv_heads) {
+            let expected = format!(
+                "a divisor of num_attention_heads = {}",
+                self.num_attention_heads
+            );
             return Err(config_error("num_kv_heads", self.num_kv_heads, expected));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(config_error("head_dim", self.head_dim, "an even number"));
         }
         if !(self.rms_norm_eps > 0.0 && self.rms_norm_eps < 1.0) {
-            return Err(config_error("rms_norm_eps", self.rms_norm_eps, "between 0 and 1"));
+            return Err(config_error(
+                "rms_norm_eps",
+                self.rms_norm_eps,
+                "between 0 and 1",
+            ));
         }
         if !(self.rope_theta >= 1.0 && self.rope_theta.is_finite()) {
             return Err(config_error("rope_theta", self.rope_theta, "1 or more"));
         }
         if let RopeScaling::Factors { factors } = &self.rope_scaling
-            && (factors.len() != self.head_dim / 2 || factors.iter().any(|f| !(f.is_finite() && *f > 0.0)))
+            && (factors.len() != self.head_dim / 2
+                || factors.iter().any(|f| !(f.is_finite() && *f > 0.0)))
         {
             let expected = format!("{} positive numbers", self.head_dim / 2);
-            return Err(config_error("rope_freqs.weight", format!("{} values", factors.len()), expected));
+            return Err(config_error(
+                "rope_freqs.weight",
+                format!("{} values", factors.len()),
+                expected,
+            ));
         }
         if self.sliding_window == Some(0) {
             return Err(config_error("sliding_window", 0, "1 or more, or absent"));
@@ -208,5 +223,9 @@ impl ModelConfig {
 }
 
 fn config_error(key: &str, found: impl ToString, expected: impl Into<String>) -> LoadError {
-    LoadError::Config { key: key.to_owned(), found: found.to_string(), expected: expected.into() }
+    LoadError::Config {
+        key: key.to_owned(),
+        found: found.to_string(),
+        expected: expected.into(),
+    }
 }

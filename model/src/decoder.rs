@@ -36,7 +36,11 @@ impl Decoder {
     ///
     /// # Errors
     /// [`LoadError`] where the range does not fit the model, or a tensor is missing or misshapen.
-    pub fn load(weights: &Weights, layers: LayerRange, dtype: WeightDtype) -> Result<Self, LoadError> {
+    pub fn load(
+        weights: &Weights,
+        layers: LayerRange,
+        dtype: WeightDtype,
+    ) -> Result<Self, LoadError> {
         Self::load_as(weights, layers, StoreAs::Dtype(dtype))
     }
 
@@ -52,19 +56,33 @@ impl Decoder {
         Self::load_as(weights, layers, StoreAs::Quantized(quantization))
     }
 
-    fn load_as(weights: &Weights, layers: LayerRange, store_as: StoreAs) -> Result<Self, LoadError> {
+    fn load_as(
+        weights: &Weights,
+        layers: LayerRange,
+        store_as: StoreAs,
+    ) -> Result<Self, LoadError> {
         let config = weights.config().clone();
         if layers.start > layers.end || layers.end > config.num_layers {
-            return Err(LoadError::LayerRange { range: layers, num_layers: config.num_layers });
+            return Err(LoadError::LayerRange {
+                range: layers,
+                num_layers: config.num_layers,
+            });
         }
-        let blocks = layers.iter().map(|layer| Block::load(weights, layer, store_as)).collect::<Result<_, _>>()?;
         let vocabulary = |name: &str| {
             let tensor = weights.read(name, &[config.vocab_size, config.hidden_size])?;
             Linear::new(vec![tensor], None, store_as).map(Arc::new)
         };
-        let embedding = if layers.start == 0 { Some(vocabulary(names::EMBEDDING)?) } else { None };
+        // The largest matrices first: one is repacked while nothing else is in memory yet.
+        let embedding = if layers.start == 0 {
+            Some(vocabulary(names::EMBEDDING)?)
+        } else {
+            None
+        };
         let output = if layers.end == config.num_layers {
-            let norm = RmsNorm::new(weights.read_vector(names::OUTPUT_NORM, config.hidden_size)?, config.rms_norm_eps);
+            let norm = RmsNorm::new(
+                weights.read_vector(names::OUTPUT_NORM, config.hidden_size)?,
+                config.rms_norm_eps,
+            );
             let lm_head = match &embedding {
                 Some(embedding) if config.tied_embeddings => Arc::clone(embedding),
                 _ if config.tied_embeddings => vocabulary(names::EMBEDDING)?,
@@ -74,7 +92,18 @@ impl Decoder {
         } else {
             None
         };
-        Ok(Self { rope: Rope::new(&config), config, layers, blocks, embedding, output })
+        let blocks = layers
+            .iter()
+            .map(|layer| Block::load(weights, layer, store_as))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            rope: Rope::new(&config),
+            config,
+            layers,
+            blocks,
+            embedding,
+            output,
+        })
     }
 
     /// Sizes and choices of the model.
@@ -95,7 +124,10 @@ impl Decoder {
         let blocks: usize = self.blocks.iter().map(Block::bytes).sum();
         let embedding = self.embedding.as_ref().map_or(0, |matrix| matrix.bytes());
         let output = self.output.as_ref().map_or(0, |(norm, matrix)| {
-            let shared = self.embedding.as_ref().is_some_and(|embedding| Arc::ptr_eq(embedding, matrix));
+            let shared = self
+                .embedding
+                .as_ref()
+                .is_some_and(|embedding| Arc::ptr_eq(embedding, matrix));
             norm.bytes() + if shared { 0 } else { matrix.bytes() }
         });
         blocks + embedding + output
@@ -113,14 +145,23 @@ impl Decoder {
     /// [`ForwardError::TokenId`] for an id outside the vocabulary, [`ForwardError::Layer`] where the
     /// embedding is not loaded.
     pub fn embed(&self, token_ids: &[u32]) -> Result<Vec<f32>, ForwardError> {
-        let embedding = self.embedding.as_ref().ok_or(ForwardError::Layer { layer: 0, loaded: self.layers })?;
+        let embedding = self.embedding.as_ref().ok_or(ForwardError::Layer {
+            layer: 0,
+            loaded: self.layers,
+        })?;
         let hidden_size = self.config.hidden_size;
         let mut hidden_states = vec![0.0; token_ids.len() * hidden_size];
-        for (token_id, row) in token_ids.iter().zip(hidden_states.chunks_exact_mut(hidden_size)) {
+        for (token_id, row) in token_ids
+            .iter()
+            .zip(hidden_states.chunks_exact_mut(hidden_size))
+        {
             let vocab_size = self.config.vocab_size;
             let index = *token_id as usize;
             if index >= vocab_size {
-                return Err(ForwardError::TokenId { token_id: *token_id, vocab_size });
+                return Err(ForwardError::TokenId {
+                    token_id: *token_id,
+                    vocab_size,
+                });
             }
             embedding.row(index, row);
         }
@@ -139,14 +180,20 @@ impl Decoder {
         segments: &mut [Segment<'_>],
     ) -> Result<(), ForwardError> {
         if !self.layers.contains(layer) {
-            return Err(ForwardError::Layer { layer, loaded: self.layers });
+            return Err(ForwardError::Layer {
+                layer,
+                loaded: self.layers,
+            });
         }
         let rows = segments.iter().map(|segment| segment.rows).sum();
         self.check_rows(hidden_states, rows)?;
         for segment in segments.iter() {
             check_room(segment, &self.config)?;
             if !segment.cache.layers().contains(layer) {
-                return Err(ForwardError::Layer { layer, loaded: segment.cache.layers() });
+                return Err(ForwardError::Layer {
+                    layer,
+                    loaded: segment.cache.layers(),
+                });
             }
         }
         if rows > 0 {
@@ -182,7 +229,10 @@ impl Decoder {
     /// [`ForwardError::Layer`] where the last layer is not among those held, [`ForwardError::Shape`]
     /// for a partial row.
     pub fn logits(&self, hidden_states: &[f32]) -> Result<Vec<f32>, ForwardError> {
-        let last = ForwardError::Layer { layer: self.config.num_layers, loaded: self.layers };
+        let last = ForwardError::Layer {
+            layer: self.config.num_layers,
+            loaded: self.layers,
+        };
         let (norm, lm_head) = self.output.as_ref().ok_or(last)?;
         let rows = hidden_states.len() / self.config.hidden_size;
         self.check_rows(hidden_states, rows)?;
@@ -196,7 +246,11 @@ impl Decoder {
     fn check_rows(&self, hidden_states: &[f32], rows: usize) -> Result<(), ForwardError> {
         let columns = self.config.hidden_size;
         if hidden_states.len() != rows * columns {
-            return Err(ForwardError::Shape { found: hidden_states.len(), rows, columns });
+            return Err(ForwardError::Shape {
+                found: hidden_states.len(),
+                rows,
+                columns,
+            });
         }
         Ok(())
     }
@@ -208,7 +262,11 @@ fn check_room(segment: &Segment<'_>, config: &ModelConfig) -> Result<(), Forward
     // Caches round their capacity up to whole tiles, past the model's last position.
     let capacity = segment.cache.capacity().min(config.max_positions);
     if len + rows > capacity {
-        return Err(ForwardError::CacheFull { len, capacity, rows });
+        return Err(ForwardError::CacheFull {
+            len,
+            capacity,
+            rows,
+        });
     }
     Ok(())
 }

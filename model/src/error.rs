@@ -49,7 +49,9 @@ pub enum LoadError {
         file_bytes: u64,
     },
     /// The model is of a family this crate does not run.
-    #[error("architecture {found:?} is not supported; supported are llama, mistral, qwen2 and qwen3")]
+    #[error(
+        "architecture {found:?} is not supported; supported are llama, mistral, qwen2 and qwen3"
+    )]
     Architecture {
         /// The architecture the file names.
         found: String,
@@ -121,7 +123,10 @@ pub enum LoadError {
 impl LoadError {
     /// Binds an I/O error to the path it happened on.
     pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
-        move |source| Self::Io { path: path.to_owned(), source }
+        move |source| Self::Io {
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 

@@ -85,7 +85,10 @@ impl KvCache {
 
     /// Counts `rows` positions as held, after every layer has written them.
     pub fn advance(&mut self, rows: usize) {
-        assert!(self.len + rows <= self.capacity, "more positions than the cache has room for");
+        assert!(
+            self.len + rows <= self.capacity,
+            "more positions than the cache has room for"
+        );
         self.len += rows;
     }
 
@@ -110,11 +113,18 @@ impl KvCache {
     pub(crate) fn head(&self, layer: usize, kv_head: usize) -> HeadView<'_> {
         let start = self.start_of(layer, kv_head);
         let end = start + self.capacity * self.head_dim;
-        HeadView { keys: &self.keys[start..end], values: &self.values[start..end] }
+        HeadView {
+            keys: &self.keys[start..end],
+            values: &self.values[start..end],
+        }
     }
 
     fn start_of(&self, layer: usize, kv_head: usize) -> usize {
-        assert!(self.layers.contains(layer), "layer {layer} is not in the cache of {}", self.layers);
+        assert!(
+            self.layers.contains(layer),
+            "layer {layer} is not in the cache of {}",
+            self.layers
+        );
         ((layer - self.layers.start) * self.num_kv_heads + kv_head) * self.capacity * self.head_dim
     }
 }

@@ -41,7 +41,11 @@ impl Linear {
     ///
     /// # Errors
     /// [`LoadError::TensorType`] for a type that no kernel computes with.
-    pub fn new(tensors: Vec<RawTensor>, bias: Option<Vec<f32>>, store_as: StoreAs) -> Result<Self, LoadError> {
+    pub fn new(
+        tensors: Vec<RawTensor>,
+        bias: Option<Vec<f32>>,
+        store_as: StoreAs,
+    ) -> Result<Self, LoadError> {
         let columns = tensors.first().map_or(0, |tensor| tensor.shape[1]);
         let outputs = tensors.iter().map(|tensor| tensor.shape[0]).sum();
         let mut merged: Vec<RawTensor> = Vec::with_capacity(tensors.len());
@@ -55,8 +59,16 @@ impl Linear {
                 _ => merged.push(tensor),
             }
         }
-        let matrices = merged.into_iter().map(Matrix::new).collect::<Result<_, _>>()?;
-        Ok(Self { matrices, bias, columns, outputs })
+        let matrices = merged
+            .into_iter()
+            .map(Matrix::new)
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            matrices,
+            bias,
+            columns,
+            outputs,
+        })
     }
 
     /// Length of an output row.
@@ -69,13 +81,21 @@ impl Linear {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let matrices: usize = self.matrices.iter().map(Matrix::bytes).sum();
-        matrices + self.bias.as_ref().map_or(0, |bias| bias.len() * size_of::<f32>())
+        matrices
+            + self
+                .bias
+                .as_ref()
+                .map_or(0, |bias| bias.len() * size_of::<f32>())
     }
 
     /// `x`: `[rows, columns]`. Writes `out`: `[rows, outputs]`.
     pub fn forward(&self, x: &[f32], rows: usize, out: &mut [f32]) {
         assert_eq!(x.len(), rows * self.columns, "x must be [rows, columns]");
-        assert_eq!(out.len(), rows * self.outputs, "out must be [rows, outputs]");
+        assert_eq!(
+            out.len(),
+            rows * self.outputs,
+            "out must be [rows, outputs]"
+        );
         // Quantised once, however many matrices are stacked.
         let quantized = self
             .matrices
@@ -85,7 +105,7 @@ impl Linear {
         let out = DisjointOut::new(out, self.outputs);
         let mut first_output = 0;
         for matrix in &self.matrices {
-            let out = out.from_column(first_output);
+            let out = out.at_column(first_output);
             match (matrix, &quantized) {
                 (Matrix::Packed(matrix), Some(x)) => matrix.forward(x, &out),
                 (Matrix::Dense(matrix), _) => matrix.forward(x, rows, &out),
@@ -119,10 +139,14 @@ impl Linear {
 impl Matrix {
     fn new(tensor: RawTensor) -> Result<Self, LoadError> {
         match tensor.dtype {
-            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => Ok(Self::Dense(DenseMatrix::new(&tensor))),
-            GgmlDType::Q4_0 | GgmlDType::Q4_1 | GgmlDType::Q5_0 | GgmlDType::Q5_1 | GgmlDType::Q8_0 => {
-                Ok(Self::Packed(PackedMatrix::new(&tensor)))
+            GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => {
+                Ok(Self::Dense(DenseMatrix::new(&tensor)))
             }
+            GgmlDType::Q4_0
+            | GgmlDType::Q4_1
+            | GgmlDType::Q5_0
+            | GgmlDType::Q5_1
+            | GgmlDType::Q8_0 => Ok(Self::Packed(PackedMatrix::new(&tensor))),
             GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K => {
                 Ok(Self::Blocks(BlockMatrix::new(&tensor)))
             }

@@ -31,9 +31,13 @@ impl RmsNorm {
         let columns = self.weight.len();
         let one = |(x, out): (&[f32], &mut [f32])| dispatch(NormRow { norm: self, x, out });
         if x.len() < PARALLEL_ROWS * columns {
-            x.chunks_exact(columns).zip(out.chunks_exact_mut(columns)).for_each(one);
+            x.chunks_exact(columns)
+                .zip(out.chunks_exact_mut(columns))
+                .for_each(one);
         } else {
-            x.par_chunks_exact(columns).zip(out.par_chunks_exact_mut(columns)).for_each(one);
+            x.par_chunks_exact(columns)
+                .zip(out.par_chunks_exact_mut(columns))
+                .for_each(one);
         }
     }
 
@@ -42,7 +46,11 @@ impl RmsNorm {
         let mut row = vec![0.0; self.weight.len()];
         for x in x.chunks_exact_mut(self.weight.len()) {
             row.copy_from_slice(x);
-            dispatch(NormRow { norm: self, x: &row, out: x });
+            dispatch(NormRow {
+                norm: self,
+                x: &row,
+                out: x,
+            });
         }
     }
 }
@@ -55,7 +63,10 @@ struct NormRow<'a> {
 
 impl Work for NormRow<'_> {
     #[inline(always)]
-    #[expect(clippy::cast_precision_loss, reason = "a row has far fewer than 2^24 columns")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a row has far fewer than 2^24 columns"
+    )]
     fn run<S: Simd>(self) {
         let mut squares = S::splat(0.0);
         let (chunks, rest) = self.x.as_chunks::<LANES>();

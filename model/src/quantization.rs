@@ -119,6 +119,8 @@ impl FromStr for Quantization {
         Self::ALL
             .into_iter()
             .find(|quantization| quantization.name() == text)
-            .ok_or_else(|| UnknownQuantization { found: text.to_owned() })
+            .ok_or_else(|| UnknownQuantization {
+                found: text.to_owned(),
+            })
     }
 }

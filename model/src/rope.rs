@@ -5,6 +5,9 @@ use std::sync::OnceLock;
 
 use crate::config::{ModelConfig, RopeLayout, RopeScaling};
 
+/// Cosine and sine of every angle of [`CHUNK_POSITIONS`] positions, `[position, head_dim / 2]`.
+type Angles = Box<[(f32, f32)]>;
+
 /// Positions whose angles are computed together, when the first of them is needed.
 const CHUNK_POSITIONS: usize = 256;
 
@@ -14,7 +17,7 @@ pub struct Rope {
     /// Multiplies cos and sin (YaRN).
     attention_factor: f32,
     layout: RopeLayout,
-    chunks: Vec<OnceLock<Box<[(f32, f32)]>>>,
+    chunks: Vec<OnceLock<Angles>>,
 }
 
 impl Rope {
@@ -23,7 +26,9 @@ impl Rope {
     pub fn new(config: &ModelConfig) -> Self {
         let chunks = config.max_positions.div_ceil(CHUNK_POSITIONS);
         let attention_factor = match config.rope_scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            RopeScaling::Yarn {
+                attention_factor, ..
+            } => attention_factor,
             _ => 1.0,
         };
         Self {
@@ -37,7 +42,8 @@ impl Rope {
     /// Rotates each head of `heads`, `[heads, head_dim]`, to `position`.
     pub fn rotate(&self, heads: &mut [f32], position: usize) {
         let half = self.inverse_frequencies.len();
-        let chunk = self.chunks[position / CHUNK_POSITIONS].get_or_init(|| self.chunk(position / CHUNK_POSITIONS));
+        let chunk = self.chunks[position / CHUNK_POSITIONS]
+            .get_or_init(|| self.chunk(position / CHUNK_POSITIONS));
         let angles = &chunk[(position % CHUNK_POSITIONS) * half..][..half];
         for head in heads.chunks_exact_mut(2 * half) {
             match self.layout {
@@ -57,13 +63,20 @@ impl Rope {
     }
 
     /// The angle is rounded to f32, as the models' training code does; only its cosine is exact.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "positions are below 2^24")]
-    fn chunk(&self, index: usize) -> Box<[(f32, f32)]> {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        reason = "positions are below 2^24"
+    )]
+    fn chunk(&self, index: usize) -> Angles {
         (index * CHUNK_POSITIONS..(index + 1) * CHUNK_POSITIONS)
             .flat_map(|position| {
                 self.inverse_frequencies.iter().map(move |frequency| {
                     let (sin, cos) = f64::from(position as f32 * frequency).sin_cos();
-                    (cos as f32 * self.attention_factor, sin as f32 * self.attention_factor)
+                    (
+                        cos as f32 * self.attention_factor,
+                        sin as f32 * self.attention_factor,
+                    )
                 })
             })
             .collect()
@@ -74,12 +87,21 @@ impl Rope {
 #[expect(clippy::cast_precision_loss, reason = "sizes are far below 2^24")]
 fn inverse_frequencies(config: &ModelConfig) -> Vec<f32> {
     let head_dim = config.head_dim as f32;
-    let plain = (0..config.head_dim / 2).map(|i| 1.0 / config.rope_theta.powf(2.0 * i as f32 / head_dim));
+    let plain =
+        (0..config.head_dim / 2).map(|i| 1.0 / config.rope_theta.powf(2.0 * i as f32 / head_dim));
     match &config.rope_scaling {
         RopeScaling::None => plain.collect(),
         RopeScaling::Linear { factor } => plain.map(|frequency| frequency / factor).collect(),
-        RopeScaling::Factors { factors } => plain.zip(factors).map(|(frequency, f)| frequency / f).collect(),
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+        RopeScaling::Factors { factors } => plain
+            .zip(factors)
+            .map(|(frequency, f)| frequency / f)
+            .collect(),
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_positions,
+        } => {
             let original = *original_max_positions as f32;
             plain
                 .map(|frequency| {
@@ -89,13 +111,20 @@ fn inverse_frequencies(config: &ModelConfig) -> Vec<f32> {
                     } else if wavelength > original / low_freq_factor {
                         frequency / factor
                     } else {
-                        let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        let smooth = (original / wavelength - low_freq_factor)
+                            / (high_freq_factor - low_freq_factor);
                         (1.0 - smooth) * frequency / factor + smooth * frequency
                     }
                 })
                 .collect()
         }
-        RopeScaling::Yarn { factor, original_max_positions, beta_fast, beta_slow, .. } => {
+        RopeScaling::Yarn {
+            factor,
+            original_max_positions,
+            beta_fast,
+            beta_slow,
+            ..
+        } => {
             let original = *original_max_positions as f32;
             // The dimension that turns `rotations` times over the original context.
             let dimension = |rotations: f32| {

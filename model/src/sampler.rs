@@ -73,11 +73,19 @@ impl SamplingParams {
     /// True where a penalty needs the token ids of prompt and answer.
     #[must_use]
     pub fn needs_history(&self) -> bool {
-        self.repetition_penalty != 1.0 || self.presence_penalty != 0.0 || self.frequency_penalty != 0.0
+        self.repetition_penalty != 1.0
+            || self.presence_penalty != 0.0
+            || self.frequency_penalty != 0.0
     }
 
     fn check(&self) -> Result<(), SamplingError> {
-        let error = |name, found, expected| Err(SamplingError { name, found, expected });
+        let error = |name, found, expected| {
+            Err(SamplingError {
+                name,
+                found,
+                expected,
+            })
+        };
         if !(0.0..=100.0).contains(&self.temperature) {
             return error("temperature", self.temperature, "0 to 100");
         }
@@ -88,11 +96,16 @@ impl SamplingParams {
             return error("min_p", self.min_p, "0 or more, below 1");
         }
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty <= 100.0) {
-            return error("repetition_penalty", self.repetition_penalty, "above 0, at most 100");
+            return error(
+                "repetition_penalty",
+                self.repetition_penalty,
+                "above 0, at most 100",
+            );
         }
-        for (name, found) in
-            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
-        {
+        for (name, found) in [
+            ("presence_penalty", self.presence_penalty),
+            ("frequency_penalty", self.frequency_penalty),
+        ] {
             if !(-100.0..=100.0).contains(&found) {
                 return error(name, found, "-100 to 100");
             }
@@ -132,7 +145,12 @@ impl Sampler {
     /// [`SamplingError`] for a parameter out of its range.
     pub fn new(params: SamplingParams, prompt_tokens: usize) -> Result<Self, SamplingError> {
         params.check()?;
-        Ok(Self { params, prompt_tokens, observed: 0, counts: HashMap::new() })
+        Ok(Self {
+            params,
+            prompt_tokens,
+            observed: 0,
+            counts: HashMap::new(),
+        })
     }
 
     /// Takes note of the token at `position`, for the penalties. Positions come in order; one that was
@@ -156,9 +174,17 @@ impl Sampler {
             .into_iter()
             .map(|(token_id, logit)| (token_id, logit - log_total))
             .collect();
-        let token_id = if self.params.temperature == 0.0 { argmax(logits) } else { self.draw(logits, position) };
+        let token_id = if self.params.temperature == 0.0 {
+            argmax(logits)
+        } else {
+            self.draw(logits, position)
+        };
         let logprob = report.then(|| logits[token_id as usize] - log_total);
-        Sampled { token_id, logprob, top_logprobs }
+        Sampled {
+            token_id,
+            logprob,
+            top_logprobs,
+        }
     }
 
     /// Biases and penalties.
@@ -170,11 +196,18 @@ impl Sampler {
             }
         }
         for (token_id, (_, answer)) in &self.counts {
-            let Some(logit) = logits.get_mut(*token_id as usize) else { continue };
+            let Some(logit) = logits.get_mut(*token_id as usize) else {
+                continue;
+            };
             let repetition = self.params.repetition_penalty;
-            *logit = if *logit > 0.0 { *logit / repetition } else { *logit * repetition };
+            *logit = if *logit > 0.0 {
+                *logit / repetition
+            } else {
+                *logit * repetition
+            };
             if *answer > 0 {
-                *logit -= self.params.presence_penalty + self.params.frequency_penalty * *answer as f32;
+                *logit -=
+                    self.params.presence_penalty + self.params.frequency_penalty * *answer as f32;
             }
         }
     }
@@ -198,7 +231,11 @@ impl Sampler {
         let temperature = f64::from(self.params.temperature);
         let largest = f64::from(logits[argmax(logits) as usize]);
         let weight = |logit: f32| ((f64::from(logit) - largest) / temperature).exp();
-        let count = if self.params.top_k == 0 { logits.len() } else { self.params.top_k };
+        let count = if self.params.top_k == 0 {
+            logits.len()
+        } else {
+            self.params.top_k
+        };
         // Nothing lighter than 1e-12 of the best can ever be drawn in practice, nor change a sum: leaving
         // it out spares sorting the whole vocabulary.
         let floor = f64::from(self.params.min_p).max(1e-12);
@@ -235,18 +272,30 @@ fn uniform(seed: u64, position: usize) -> f64 {
 /// The index of the largest logit; the lowest index of several.
 #[must_use]
 pub fn argmax(logits: &[f32]) -> u32 {
-    let best = (0_u32..).zip(logits).fold((0, f32::NEG_INFINITY), |best, (token_id, logit)| {
-        if *logit > best.1 { (token_id, *logit) } else { best }
-    });
+    let best = (0_u32..)
+        .zip(logits)
+        .fold((0, f32::NEG_INFINITY), |best, (token_id, logit)| {
+            if *logit > best.1 {
+                (token_id, *logit)
+            } else {
+                best
+            }
+        });
     best.0
 }
 
 /// `ln Σ exp(logit)`.
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "a logarithm of a sum of exponentials is near the largest logit")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a logarithm of a sum of exponentials is near the largest logit"
+)]
 pub fn log_sum_exp(logits: &[f32]) -> f32 {
     let largest = f64::from(logits[argmax(logits) as usize]);
-    let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - largest).exp()).sum();
+    let sum: f64 = logits
+        .iter()
+        .map(|logit| (f64::from(*logit) - largest).exp())
+        .sum();
     (largest + sum.ln()) as f32
 }
 

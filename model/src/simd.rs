@@ -3,7 +3,10 @@
 //! A kernel is a [`Work`]: code generic over [`Simd`]. [`dispatch`] runs it with the widest
 //! implementation that the machine has. All of them work on 16 lanes and fuse multiply and add, and
 //! [`Simd::sum`] adds in one fixed order: a kernel gives the same bits on every machine.
-#![expect(unsafe_code, reason = "vector intrinsics take pointers and need a detected instruction set")]
+#![expect(
+    unsafe_code,
+    reason = "vector intrinsics take pointers and need a detected instruction set"
+)]
 
 use std::sync::LazyLock;
 

@@ -31,7 +31,10 @@ impl Tokenizer {
     /// # Errors
     /// [`LoadError::Tokenizer`] where the tokenizer cannot be written.
     pub fn to_json(&self) -> Result<Vec<u8>, LoadError> {
-        self.inner.to_string(false).map(String::into_bytes).map_err(tokenizer_error)
+        self.inner
+            .to_string(false)
+            .map(String::into_bytes)
+            .map_err(tokenizer_error)
     }
 
     /// The ids of `text`. Special tokens in it are recognised; none are added.
@@ -39,7 +42,10 @@ impl Tokenizer {
     /// # Errors
     /// [`LoadError::Tokenizer`] where the tokenizer has no token for a part of the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, LoadError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(tokenizer_error)?;
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(tokenizer_error)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -67,13 +73,21 @@ impl Tokenizer {
     #[must_use]
     pub fn special_tokens(&self) -> HashMap<String, u32> {
         let added = self.inner.get_added_tokens_decoder();
-        added.into_iter().filter(|(_, token)| token.special).map(|(id, token)| (token.content, id)).collect()
+        added
+            .into_iter()
+            .filter(|(_, token)| token.special)
+            .map(|(id, token)| (token.content, id))
+            .collect()
     }
 
     /// Decodes token by token.
     #[must_use]
     pub const fn stream(&self) -> TokenStream<'_> {
-        TokenStream { tokenizer: self, token_ids: Vec::new(), emitted: 0 }
+        TokenStream {
+            tokenizer: self,
+            token_ids: Vec::new(),
+            emitted: 0,
+        }
     }
 }
 
@@ -98,7 +112,8 @@ impl TokenStream<'_> {
     pub fn push(&mut self, token_id: u32) -> Result<String, LoadError> {
         self.token_ids.push(token_id);
         let text = self.pending()?;
-        let waits = text.ends_with(char::REPLACEMENT_CHARACTER) && self.token_ids.len() - self.emitted < MAX_PENDING_TOKENS;
+        let waits = text.ends_with(char::REPLACEMENT_CHARACTER)
+            && self.token_ids.len() - self.emitted < MAX_PENDING_TOKENS;
         if waits || text.is_empty() {
             return Ok(String::new());
         }
@@ -122,10 +137,16 @@ impl TokenStream<'_> {
     fn pending(&self) -> Result<String, LoadError> {
         let context = self.tokenizer.decode(&self.token_ids[..self.emitted])?;
         let mut all = self.tokenizer.decode(&self.token_ids)?;
-        Ok(if all.starts_with(&context) { all.split_off(context.len()) } else { all })
+        Ok(if all.starts_with(&context) {
+            all.split_off(context.len())
+        } else {
+            all
+        })
     }
 }
 
 fn tokenizer_error(error: impl ToString) -> LoadError {
-    LoadError::Tokenizer { reason: error.to_string() }
+    LoadError::Tokenizer {
+        reason: error.to_string(),
+    }
 }

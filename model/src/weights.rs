@@ -86,12 +86,22 @@ fn convert(tensor: RawTensor, dtype: GgmlDType) -> Result<RawTensor, LoadError> 
     let columns = tensor.shape[1];
     let row_bytes = columns / tensor.dtype.block_size() * tensor.dtype.type_size();
     let rows_at_once = (CONVERT_VALUES / columns).max(1);
-    let mut data = Vec::with_capacity(tensor.shape[0] * columns / dtype.block_size() * dtype.type_size());
+    let mut data =
+        Vec::with_capacity(tensor.shape[0] * columns / dtype.block_size() * dtype.type_size());
     for rows in tensor.data.chunks(rows_at_once * row_bytes) {
-        let values = dequantize_values(&tensor.name, tensor.dtype, rows, rows.len() / row_bytes * columns)?;
+        let values = dequantize_values(
+            &tensor.name,
+            tensor.dtype,
+            rows,
+            rows.len() / row_bytes * columns,
+        )?;
         data.extend_from_slice(&from_floats(&values, dtype));
     }
-    Ok(RawTensor { dtype, data, ..tensor })
+    Ok(RawTensor {
+        dtype,
+        data,
+        ..tensor
+    })
 }
 
 impl fmt::Display for WeightDtype {
@@ -121,17 +131,29 @@ impl FromStr for WeightDtype {
             "f32" => Ok(Self::F32),
             "f16" => Ok(Self::F16),
             "bf16" => Ok(Self::Bf16),
-            _ => Err(UnknownDtype { found: text.to_owned() }),
+            _ => Err(UnknownDtype {
+                found: text.to_owned(),
+            }),
         }
     }
 }
 
 /// The values of a tensor as f32.
 pub(crate) fn dequantize(tensor: &RawTensor) -> Result<Vec<f32>, LoadError> {
-    dequantize_values(&tensor.name, tensor.dtype, &tensor.data, tensor.shape.iter().product())
+    dequantize_values(
+        &tensor.name,
+        tensor.dtype,
+        &tensor.data,
+        tensor.shape.iter().product(),
+    )
 }
 
-fn dequantize_values(name: &str, dtype: GgmlDType, data: &[u8], elements: usize) -> Result<Vec<f32>, LoadError> {
+fn dequantize_values(
+    name: &str,
+    dtype: GgmlDType,
+    data: &[u8],
+    elements: usize,
+) -> Result<Vec<f32>, LoadError> {
     match dtype.from_data(Cow::Borrowed(data)).dequantize(elements) {
         Ok(CpuStorage::F32(values)) => Ok(values),
         _ => Err(LoadError::TensorType {
@@ -145,9 +167,18 @@ fn dequantize_values(name: &str, dtype: GgmlDType, data: &[u8], elements: usize)
 /// f32 values in another dense type, or in blocks.
 pub(crate) fn from_floats(values: &[f32], dtype: GgmlDType) -> Vec<u8> {
     match dtype {
-        GgmlDType::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-        GgmlDType::F16 => values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect(),
-        GgmlDType::BF16 => values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect(),
+        GgmlDType::F32 => values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect(),
+        GgmlDType::F16 => values
+            .iter()
+            .flat_map(|value| half::f16::from_f32(*value).to_le_bytes())
+            .collect(),
+        GgmlDType::BF16 => values
+            .iter()
+            .flat_map(|value| half::bf16::from_f32(*value).to_le_bytes())
+            .collect(),
         blocks => {
             let mut storage = blocks.cpu_zeros(values.len());
             storage.from_float(values);
@@ -156,7 +187,10 @@ pub(crate) fn from_floats(values: &[f32], dtype: GgmlDType) -> Vec<u8> {
     }
 }
 
-#[expect(unsafe_code, reason = "candle shows a quantised tensor's bytes as a pointer only")]
+#[expect(
+    unsafe_code,
+    reason = "candle shows a quantised tensor's bytes as a pointer only"
+)]
 fn block_bytes(data: &dyn candle_core::quantized::QuantizedType) -> &[u8] {
     // SAFETY: candle keeps `storage_size_in_bytes` contiguous bytes at `as_ptr` for as long as `data` lives.
     unsafe { std::slice::from_raw_parts(data.as_ptr(), data.storage_size_in_bytes()) }
@@ -192,9 +226,14 @@ impl Weights {
         }
         if !path.exists() {
             let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-            return Err(LoadError::Io { path: path.to_owned(), source });
+            return Err(LoadError::Io {
+                path: path.to_owned(),
+                source,
+            });
         }
-        Err(LoadError::NotAModel { path: path.to_owned() })
+        Err(LoadError::NotAModel {
+            path: path.to_owned(),
+        })
     }
 
     /// Opens the part files that a device has fetched; `config` comes from the manifest.
@@ -203,7 +242,10 @@ impl Weights {
     /// [`LoadError`] where a file cannot be read or is damaged.
     pub fn open_parts(config: ModelConfig, files: &[PathBuf]) -> Result<Self, LoadError> {
         let path = files.first().cloned().unwrap_or_default();
-        let files = files.iter().map(|file| gguf::GgufFile::open(file)).collect::<Result<_, _>>()?;
+        let files = files
+            .iter()
+            .map(|file| gguf::GgufFile::open(file))
+            .collect::<Result<_, _>>()?;
         Ok(Self {
             path,
             config,
@@ -220,7 +262,8 @@ impl Weights {
             Some(_) => Some(dequantize(&file.read(names::ROPE_FACTORS)?)?),
             None => None,
         };
-        let config = ModelConfig::from_gguf(&metadata, file.info(names::LM_HEAD).is_some(), factors)?;
+        let config =
+            ModelConfig::from_gguf(&metadata, file.info(names::LM_HEAD).is_some(), factors)?;
         let special = gguf::SpecialTokens::new(&metadata);
         Ok(Self {
             path: path.to_owned(),
@@ -255,7 +298,10 @@ impl Weights {
     /// A name to show to people: that of the file or folder.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.path.file_stem().and_then(std::ffi::OsStr::to_str).unwrap_or("model")
+        self.path
+            .file_stem()
+            .and_then(std::ffi::OsStr::to_str)
+            .unwrap_or("model")
     }
 
     /// The model's chat template (Jinja), where it has one.
@@ -296,19 +342,31 @@ impl Weights {
 
     /// Reads one tensor and checks its shape.
     pub(crate) fn read(&self, name: &str, shape: &[usize]) -> Result<RawTensor, LoadError> {
-        let missing = |tensor: &str| LoadError::MissingTensor { tensor: tensor.to_owned(), expected: shape.to_vec() };
+        let missing = |tensor: &str| LoadError::MissingTensor {
+            tensor: tensor.to_owned(),
+            expected: shape.to_vec(),
+        };
         let (tensor, name_in_file) = match &self.files {
             Files::Gguf(files) => {
-                let file = files.iter().find(|file| file.info(name).is_some()).ok_or_else(|| missing(name))?;
+                let file = files
+                    .iter()
+                    .find(|file| file.info(name).is_some())
+                    .ok_or_else(|| missing(name))?;
                 (file.read_checked(name, shape)?, name.to_owned())
             }
             Files::Safetensors(files) => {
                 let stored = names::in_safetensors(name);
-                let file = files.iter().find(|file| file.has(&stored)).ok_or_else(|| missing(&stored))?;
+                let file = files
+                    .iter()
+                    .find(|file| file.has(&stored))
+                    .ok_or_else(|| missing(&stored))?;
                 (file.read_checked(&stored, name, shape)?, stored)
             }
         };
-        debug_assert_eq!(tensor.shape, shape, "{name_in_file}: readers check the shape");
+        debug_assert_eq!(
+            tensor.shape, shape,
+            "{name_in_file}: readers check the shape"
+        );
         Ok(tensor)
     }
 

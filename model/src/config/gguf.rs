@@ -24,9 +24,14 @@ impl ModelConfig {
         let name = metadata
             .get("general.architecture")
             .and_then(|value| value.to_string().ok())
-            .ok_or_else(|| config_error("general.architecture", "missing", "an architecture's name"))?;
+            .ok_or_else(|| {
+                config_error("general.architecture", "missing", "an architecture's name")
+            })?;
         let architecture = Architecture::from_name(name)?;
-        let keys = Keys { metadata, prefix: name };
+        let keys = Keys {
+            metadata,
+            prefix: name,
+        };
         let num_attention_heads = keys.count("attention.head_count")?;
         let hidden_size = keys.count("embedding_length")?;
         let head_dim = match keys.optional_count("attention.key_length")? {
@@ -44,7 +49,9 @@ impl ModelConfig {
             hidden_size,
             intermediate_size: keys.count("feed_forward_length")?,
             num_attention_heads,
-            num_kv_heads: keys.optional_count("attention.head_count_kv")?.unwrap_or(num_attention_heads),
+            num_kv_heads: keys
+                .optional_count("attention.head_count_kv")?
+                .unwrap_or(num_attention_heads),
             head_dim,
             vocab_size: keys.vocab_size()?,
             rms_norm_eps: keys.number("attention.layer_norm_rms_epsilon")?,
@@ -75,24 +82,33 @@ impl Keys<'_> {
 
     fn optional_count(&self, key: &str) -> Result<Option<usize>, LoadError> {
         let key = self.full(key);
-        let Some(value) = self.metadata.get(&key) else { return Ok(None) };
-        as_count(value)
-            .map(Some)
-            .ok_or_else(|| config_error(&key, format!("{value:?}"), "a number that is not negative"))
+        let Some(value) = self.metadata.get(&key) else {
+            return Ok(None);
+        };
+        as_count(value).map(Some).ok_or_else(|| {
+            config_error(&key, format!("{value:?}"), "a number that is not negative")
+        })
     }
 
     fn count(&self, key: &str) -> Result<usize, LoadError> {
-        self.optional_count(key)?.ok_or_else(|| config_error(&self.full(key), "missing", "a number"))
+        self.optional_count(key)?
+            .ok_or_else(|| config_error(&self.full(key), "missing", "a number"))
     }
 
     fn optional_number(&self, key: &str) -> Result<Option<f32>, LoadError> {
         let key = self.full(key);
-        let Some(value) = self.metadata.get(&key) else { return Ok(None) };
-        value.to_f32().map(Some).map_err(|_| config_error(&key, format!("{value:?}"), "a 32-bit float"))
+        let Some(value) = self.metadata.get(&key) else {
+            return Ok(None);
+        };
+        value
+            .to_f32()
+            .map(Some)
+            .map_err(|_| config_error(&key, format!("{value:?}"), "a 32-bit float"))
     }
 
     fn number(&self, key: &str) -> Result<f32, LoadError> {
-        self.optional_number(key)?.ok_or_else(|| config_error(&self.full(key), "missing", "a number"))
+        self.optional_number(key)?
+            .ok_or_else(|| config_error(&self.full(key), "missing", "a number"))
     }
 
     fn vocab_size(&self) -> Result<usize, LoadError> {
@@ -101,12 +117,19 @@ impl Keys<'_> {
         }
         match self.metadata.get("tokenizer.ggml.tokens") {
             Some(Value::Array(tokens)) => Ok(tokens.len()),
-            _ => Err(config_error(&self.full("vocab_size"), "missing", "a number, or tokenizer.ggml.tokens")),
+            _ => Err(config_error(
+                &self.full("vocab_size"),
+                "missing",
+                "a number, or tokenizer.ggml.tokens",
+            )),
         }
     }
 
     fn rope_scaling(&self, max_positions: usize) -> Result<RopeScaling, LoadError> {
-        let kind = self.metadata.get(&self.full("rope.scaling.type")).and_then(|v| v.to_string().ok());
+        let kind = self
+            .metadata
+            .get(&self.full("rope.scaling.type"))
+            .and_then(|v| v.to_string().ok());
         let factor = self.optional_number("rope.scaling.factor")?.unwrap_or(1.0);
         match kind.map(String::as_str) {
             None | Some("none") => Ok(RopeScaling::None),
@@ -116,15 +139,21 @@ impl Keys<'_> {
                 original_max_positions: self
                     .optional_count("rope.scaling.original_context_length")?
                     .unwrap_or(max_positions),
-                beta_fast: self.optional_number("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
-                beta_slow: self.optional_number("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                beta_fast: self
+                    .optional_number("rope.scaling.yarn_beta_fast")?
+                    .unwrap_or(32.0),
+                beta_slow: self
+                    .optional_number("rope.scaling.yarn_beta_slow")?
+                    .unwrap_or(1.0),
                 attention_factor: self
                     .optional_number("rope.scaling.attn_factor")?
                     .unwrap_or_else(|| 0.1 * factor.max(1.0).ln() + 1.0),
             }),
-            Some(other) => {
-                Err(config_error(&self.full("rope.scaling.type"), other, "none, linear or yarn"))
-            }
+            Some(other) => Err(config_error(
+                &self.full("rope.scaling.type"),
+                other,
+                "none, linear or yarn",
+            )),
         }
     }
 }
@@ -142,7 +171,10 @@ fn as_count(value: &Value) -> Option<usize> {
         Value::I64(v) => i128::from(*v),
         Value::Array(values) => {
             let first = as_count(values.first()?)?;
-            return values.iter().all(|v| as_count(v) == Some(first)).then_some(first);
+            return values
+                .iter()
+                .all(|v| as_count(v) == Some(first))
+                .then_some(first);
         }
         _ => return None,
     };

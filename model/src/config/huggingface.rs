@@ -44,16 +44,21 @@ impl ModelConfig {
     /// value that is missing or out of range.
     pub fn from_huggingface(json: &str) -> Result<Self, LoadError> {
         // The family first: another family's file has other keys, and that is not what is wrong with it.
-        let family: Family =
-            serde_json::from_str(json).map_err(|e| config_error("config.json", e, "an object with model_type"))?;
+        let family: Family = serde_json::from_str(json)
+            .map_err(|e| config_error("config.json", e, "an object with model_type"))?;
         let architecture = Architecture::from_name(&family.model_type)?;
         let raw: Raw = serde_json::from_str(json)
             .map_err(|e| config_error("config.json", e, "the keys of a Llama-family model"))?;
         raw.refuse_unsupported(architecture)?;
         let rope = raw.rope_parameters.as_ref().or(raw.rope_scaling.as_ref());
-        let theta = rope.and_then(|r| r.get("rope_theta")).and_then(Value::as_f64).map(to_f32);
+        let theta = rope
+            .and_then(|r| r.get("rope_theta"))
+            .and_then(Value::as_f64)
+            .map(to_f32);
         // Qwen's files name a window that `use_sliding_window: false` turns off.
-        let windowed = raw.use_sliding_window.unwrap_or(architecture == Architecture::Mistral);
+        let windowed = raw
+            .use_sliding_window
+            .unwrap_or(architecture == Architecture::Mistral);
         Self {
             architecture,
             num_layers: raw.num_hidden_layers,
@@ -61,7 +66,9 @@ impl ModelConfig {
             intermediate_size: raw.intermediate_size,
             num_attention_heads: raw.num_attention_heads,
             num_kv_heads: raw.num_key_value_heads.unwrap_or(raw.num_attention_heads),
-            head_dim: raw.head_dim.unwrap_or(raw.hidden_size / raw.num_attention_heads.max(1)),
+            head_dim: raw
+                .head_dim
+                .unwrap_or(raw.hidden_size / raw.num_attention_heads.max(1)),
             vocab_size: raw.vocab_size,
             rms_norm_eps: raw.rms_norm_eps,
             rope_theta: theta.or(raw.rope_theta).unwrap_or(10_000.0),
@@ -87,7 +94,11 @@ impl Raw {
             return Err(config_error("hidden_act", act, "silu"));
         }
         if self.attention_bias == Some(true) && !architecture.has_qkv_bias() {
-            return Err(config_error("attention_bias", true, "false for this architecture"));
+            return Err(config_error(
+                "attention_bias",
+                true,
+                "false for this architecture",
+            ));
         }
         if self.mlp_bias == Some(true) {
             return Err(config_error("mlp_bias", true, "false"));
@@ -96,17 +107,27 @@ impl Raw {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "JSON numbers are f64; the model computes in f32")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "JSON numbers are f64; the model computes in f32"
+)]
 fn to_f32(value: f64) -> f32 {
     value as f32
 }
 
-fn rope_scaling(rope: Option<&Map<String, Value>>, max_positions: usize) -> Result<RopeScaling, LoadError> {
-    let Some(rope) = rope else { return Ok(RopeScaling::None) };
+fn rope_scaling(
+    rope: Option<&Map<String, Value>>,
+    max_positions: usize,
+) -> Result<RopeScaling, LoadError> {
+    let Some(rope) = rope else {
+        return Ok(RopeScaling::None);
+    };
     let optional = |key: &str| rope.get(key).and_then(Value::as_f64).map(to_f32);
     let number = |key: &str| {
         optional(key).ok_or_else(|| {
-            let found = rope.get(key).map_or_else(|| "missing".to_owned(), Value::to_string);
+            let found = rope
+                .get(key)
+                .map_or_else(|| "missing".to_owned(), Value::to_string);
             config_error(&format!("rope_scaling.{key}"), found, "a number")
         })
     };
@@ -115,10 +136,15 @@ fn rope_scaling(rope: Option<&Map<String, Value>>, max_positions: usize) -> Resu
         .and_then(Value::as_u64)
         .and_then(|positions| usize::try_from(positions).ok())
         .unwrap_or(max_positions);
-    let kind = rope.get("rope_type").or_else(|| rope.get("type")).and_then(Value::as_str);
+    let kind = rope
+        .get("rope_type")
+        .or_else(|| rope.get("type"))
+        .and_then(Value::as_str);
     match kind.unwrap_or("default") {
         "default" => Ok(RopeScaling::None),
-        "linear" => Ok(RopeScaling::Linear { factor: number("factor")? }),
+        "linear" => Ok(RopeScaling::Linear {
+            factor: number("factor")?,
+        }),
         "llama3" => Ok(RopeScaling::Llama3 {
             factor: number("factor")?,
             low_freq_factor: number("low_freq_factor")?,
@@ -136,6 +162,10 @@ fn rope_scaling(rope: Option<&Map<String, Value>>, max_positions: usize) -> Resu
                     .unwrap_or_else(|| 0.1 * factor.max(1.0).ln() + 1.0),
             })
         }
-        other => Err(config_error("rope_scaling.rope_type", other, "default, linear, llama3 or yarn")),
+        other => Err(config_error(
+            "rope_scaling.rope_type",
+            other,
+            "default, linear, llama3 or yarn",
+        )),
     }
 }

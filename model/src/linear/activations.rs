@@ -37,7 +37,9 @@ impl QuantizedRows {
     #[inline(always)]
     pub fn group(&self, row: usize, group: usize) -> (&[i8; GROUP], f32, i16) {
         let index = row * self.groups + group;
-        let values = self.values[index * GROUP..].first_chunk().expect("a group has 32 values");
+        let values = self.values[index * GROUP..]
+            .first_chunk()
+            .expect("a group has 32 values");
         (values, self.scales[index], self.sums[index])
     }
 }
@@ -49,13 +51,26 @@ struct Quantize<'a> {
 
 impl Work for Quantize<'_> {
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "values are within -127..=127, their sum within 16 bits")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "values are within -127..=127, their sum within 16 bits"
+    )]
     fn run<S: Simd>(self) {
-        let groups = self.x.chunks_exact(GROUP).zip(self.out.values.chunks_exact_mut(GROUP));
-        for ((x, values), (scale, sum)) in groups.zip(self.out.scales.iter_mut().zip(&mut self.out.sums)) {
+        let groups = self
+            .x
+            .chunks_exact(GROUP)
+            .zip(self.out.values.chunks_exact_mut(GROUP));
+        for ((x, values), (scale, sum)) in
+            groups.zip(self.out.scales.iter_mut().zip(&mut self.out.sums))
+        {
             let mut largest = [0.0_f32; GROUP];
-            largest.iter_mut().zip(x).for_each(|(largest, x)| *largest = x.abs());
-            let largest = largest.iter().fold(0.0_f32, |a, b| if *b > a { *b } else { a });
+            largest
+                .iter_mut()
+                .zip(x)
+                .for_each(|(largest, x)| *largest = x.abs());
+            let largest = largest
+                .iter()
+                .fold(0.0_f32, |a, b| if *b > a { *b } else { a });
             *scale = largest / 127.0;
             let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
             for (value, x) in values.iter_mut().zip(x) {

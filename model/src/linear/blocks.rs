@@ -3,8 +3,10 @@
 //! candle's `QMatMul` repacks the weights into a second copy and sums in another order for large
 //! batches; the row kernel underneath does neither, and is what is used here.
 
-use candle_core::quantized::k_quants::{BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K, GgmlType};
 use candle_core::quantized::GgmlDType;
+use candle_core::quantized::k_quants::{
+    BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K, GgmlType,
+};
 
 use super::activations::{Out, over_tiles};
 use crate::simd::LANES;
@@ -31,7 +33,11 @@ impl BlockMatrix {
             GgmlDType::Q6K => Box::new(to_blocks::<BlockQ6K>(data)),
             other => unreachable!("{other:?} has no superblocks"),
         };
-        Self { outputs: tensor.shape[0], columns: tensor.shape[1], rows }
+        Self {
+            outputs: tensor.shape[0],
+            columns: tensor.shape[1],
+            rows,
+        }
     }
 
     pub fn bytes(&self) -> usize {
@@ -60,7 +66,8 @@ impl BlockMatrix {
     /// Row `index` as f32.
     pub fn row(&self, index: usize, out: &mut [f32]) {
         let blocks = self.columns / SUPERBLOCK;
-        self.rows.dequantize(index * blocks..(index + 1) * blocks, out);
+        self.rows
+            .dequantize(index * blocks..(index + 1) * blocks, out);
     }
 }
 
@@ -86,7 +93,10 @@ impl<T: GgmlType<VecDotType = BlockQ8K> + Send + Sync> BlockRows for Vec<T> {
     }
 }
 
-#[expect(unsafe_code, reason = "candle's block types can be filled from bytes only by copying over them")]
+#[expect(
+    unsafe_code,
+    reason = "candle's block types can be filled from bytes only by copying over them"
+)]
 fn to_blocks<T: GgmlType>(bytes: &[u8]) -> Vec<T> {
     let mut blocks = vec![T::zeros(); bytes.len() / size_of::<T>()];
     // SAFETY: the block types are `repr(C)` structs of integers and halves without padding, valid for

@@ -42,7 +42,12 @@ impl DenseMatrix {
             }
             Storage::Halves(data)
         };
-        Self { outputs, columns, dtype: tensor.dtype, data }
+        Self {
+            outputs,
+            columns,
+            dtype: tensor.dtype,
+            data,
+        }
     }
 
     pub fn bytes(&self) -> usize {
@@ -55,7 +60,13 @@ impl DenseMatrix {
     /// `x`: `[rows, columns]`. Writes columns 0 to `outputs` of `out`.
     pub fn forward(&self, x: &[f32], rows: usize, out: &Out<'_>) {
         over_tiles(self.outputs.div_ceil(LANES), rows, |tiles| {
-            dispatch(Product { matrix: self, x, rows, out, tiles });
+            dispatch(Product {
+                matrix: self,
+                x,
+                rows,
+                out,
+                tiles,
+            });
         });
     }
 
@@ -125,7 +136,12 @@ impl Product<'_> {
 
     /// One tile of outputs for `ROWS` input rows from `row` on; each lane sums in column order.
     #[inline(always)]
-    fn tile_rows<S: Simd, const ROWS: usize>(&self, tile: usize, row: usize, load: &impl Fn(usize, usize) -> S::F) {
+    fn tile_rows<S: Simd, const ROWS: usize>(
+        &self,
+        tile: usize,
+        row: usize,
+        load: &impl Fn(usize, usize) -> S::F,
+    ) {
         let columns = self.matrix.columns;
         let x: [&[f32]; ROWS] = std::array::from_fn(
             #[inline(always)]

@@ -36,7 +36,11 @@ impl Format {
             GgmlDType::Q8_0 => (8, 0, false),
             other => unreachable!("{other:?} is not a packed type"),
         };
-        Self { bits, offset, has_min }
+        Self {
+            bits,
+            offset,
+            has_min,
+        }
     }
 
     /// Bytes of a row's block that hold the values, without fifth bits.
@@ -74,9 +78,19 @@ impl PackedMatrix {
         for (index, block) in blocks.enumerate() {
             let (row, group) = (index / groups, index % groups);
             let tile = ((row / LANES) * groups + group) * tile_bytes;
-            pack_block(format, block, row % LANES, &mut data[tile..tile + tile_bytes]);
+            pack_block(
+                format,
+                block,
+                row % LANES,
+                &mut data[tile..tile + tile_bytes],
+            );
         }
-        Self { outputs, columns, format, data }
+        Self {
+            outputs,
+            columns,
+            format,
+            data,
+        }
     }
 
     pub fn bytes(&self) -> usize {
@@ -86,7 +100,12 @@ impl PackedMatrix {
     /// Writes columns 0 to `outputs` of `out`, `[rows, ..]`.
     pub fn forward(&self, x: &QuantizedRows, out: &Out<'_>) {
         over_tiles(self.outputs.div_ceil(LANES), x.rows, |tiles| {
-            dispatch(Product { matrix: self, x, out, tiles });
+            dispatch(Product {
+                matrix: self,
+                x,
+                out,
+                tiles,
+            });
         });
     }
 
@@ -96,7 +115,12 @@ impl PackedMatrix {
         let tile_bytes = LANES * self.format.block_bytes();
         for (group, out) in out.chunks_exact_mut(GROUP).enumerate() {
             let start = ((index / LANES) * groups + group) * tile_bytes;
-            unpack_block(self.format, &self.data[start..start + tile_bytes], index % LANES, out);
+            unpack_block(
+                self.format,
+                &self.data[start..start + tile_bytes],
+                index % LANES,
+                out,
+            );
         }
     }
 }
@@ -119,20 +143,30 @@ fn pack_block(format: Format, block: &[u8], lane: usize, tile: &mut [u8]) {
 }
 
 fn unpack_block(format: Format, tile: &[u8], lane: usize, out: &mut [f32]) {
-    let half_at = |at: usize| f16::from_le_bytes([tile[at + 2 * lane], tile[at + 2 * lane + 1]]).to_f32();
+    let half_at =
+        |at: usize| f16::from_le_bytes([tile[at + 2 * lane], tile[at + 2 * lane + 1]]).to_f32();
     let fifth_at = LANES * format.value_bytes();
     let scale_at = fifth_at + LANES * format.fifth_bytes();
     let scale = half_at(scale_at);
-    let min = if format.has_min { half_at(scale_at + 2 * LANES) } else { 0.0 };
+    let min = if format.has_min {
+        half_at(scale_at + 2 * LANES)
+    } else {
+        0.0
+    };
     for (column, out) in out.iter_mut().enumerate() {
-        let in_half = if format.bits == 8 { column } else { column % 16 };
+        let in_half = if format.bits == 8 {
+            column
+        } else {
+            column % 16
+        };
         let byte = tile[64 * (in_half / 4) + 4 * lane + in_half % 4];
         let value = match format.bits {
             8 => i16::from(byte.cast_signed()),
             _ if column < 16 => i16::from(byte & 0x0F),
             _ => i16::from(byte >> 4),
         };
-        let fifth = format.bits == 5 && tile[fifth_at + 4 * lane + column / 8] >> (column % 8) & 1 == 1;
+        let fifth =
+            format.bits == 5 && tile[fifth_at + 4 * lane + column / 8] >> (column % 8) & 1 == 1;
         let value = value + if fifth { 16 } else { 0 } - format.offset;
         *out = f32::from(value) * scale + min;
     }
@@ -176,7 +210,11 @@ impl Product<'_> {
 
     /// One tile of outputs for `ROWS` input rows from `row` on.
     #[inline(always)]
-    fn tile_rows<S: Simd, const BITS: usize, const MIN: bool, const ROWS: usize>(&self, tile: usize, row: usize) {
+    fn tile_rows<S: Simd, const BITS: usize, const MIN: bool, const ROWS: usize>(
+        &self,
+        tile: usize,
+        row: usize,
+    ) {
         let format = self.matrix.format;
         let value_bytes = LANES * if BITS == 8 { GROUP } else { GROUP / 2 };
         let fifth_bytes = LANES * if BITS == 5 { 4 } else { 0 };
@@ -215,24 +253,29 @@ impl Product<'_> {
 }
 
 /// The eight vectors of a tile, in order of their columns.
+///
+/// A loop and not `array::from_fn`: a closure would be compiled without the vector instructions.
 #[inline(always)]
 fn unpack<S: Simd, const BITS: usize>(data: &[u8]) -> [S::B; 8] {
+    let mut vectors = [S::load_b(data); 8];
     if BITS == 8 {
-        return std::array::from_fn(
-            #[inline(always)]
-            |j| S::prepare_i8(S::load_b(&data[64 * j..])),
-        );
+        for j in 0..8 {
+            vectors[j] = S::prepare_i8(S::load_b(&data[64 * j..]));
+        }
+        return vectors;
     }
-    std::array::from_fn(
-        #[inline(always)]
-        |j| {
-            let bytes = S::load_b(&data[64 * (j % 4)..]);
-            let four = if j < 4 { S::low_nibbles(bytes) } else { S::high_nibbles(bytes) };
-            if BITS == 4 {
-                return four;
-            }
-            #[expect(clippy::cast_possible_truncation, reason = "j is below 8")]
-            S::add_fifth_bit(four, S::load_b(&data[256..]), 4 * j as u32)
-        },
-    )
+    for j in 0..4 {
+        let bytes = S::load_b(&data[64 * j..]);
+        vectors[j] = S::low_nibbles(bytes);
+        vectors[j + 4] = S::high_nibbles(bytes);
+    }
+    if BITS == 5 {
+        let fifth_bits = S::load_b(&data[256..]);
+        let mut shift = 0;
+        for vector in &mut vectors {
+            *vector = S::add_fifth_bit(*vector, fifth_bits, shift);
+            shift += 4;
+        }
+    }
+    vectors
 }

@@ -39,12 +39,21 @@ unsafe impl Send for DisjointOut<'_> {}
 
 impl<'a> DisjointOut<'a> {
     pub(crate) fn new(out: &'a mut [f32], stride: usize) -> Self {
-        Self { values: out.as_mut_ptr(), len: out.len(), stride, first_column: 0, lifetime: PhantomData }
+        Self {
+            values: out.as_mut_ptr(),
+            len: out.len(),
+            stride,
+            first_column: 0,
+            lifetime: PhantomData,
+        }
     }
 
     /// The same output, with columns counted from `column`.
-    pub(crate) fn from_column(&self, column: usize) -> Self {
-        Self { first_column: self.first_column + column, ..*self }
+    pub(crate) fn at_column(&self, column: usize) -> Self {
+        Self {
+            first_column: self.first_column + column,
+            ..*self
+        }
     }
 
     /// Writes `values` to row `row`, from column `column` on.
@@ -54,7 +63,10 @@ impl<'a> DisjointOut<'a> {
     #[inline(always)]
     pub(crate) fn write(&self, row: usize, column: usize, values: &[f32]) {
         let column = self.first_column + column;
-        assert!(column + values.len() <= self.stride && row * self.stride + column + values.len() <= self.len);
+        assert!(
+            column + values.len() <= self.stride
+                && row * self.stride + column + values.len() <= self.len
+        );
         // SAFETY: inside the output (asserted), and no other thread writes these places.
         unsafe {
             let to = self.values.add(row * self.stride + column);
@@ -68,7 +80,9 @@ impl<'a> DisjointOut<'a> {
         // SAFETY: the kernels have returned, so this is the only access.
         let out = unsafe { std::slice::from_raw_parts_mut(self.values, self.len) };
         for row in out.chunks_exact_mut(self.stride) {
-            row.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
+            row.iter_mut()
+                .zip(bias)
+                .for_each(|(value, bias)| *value += bias);
         }
     }
 }

@@ -10,14 +10,22 @@ fn noise(len: usize, seed: u32) -> Vec<f32> {
         state ^= state << 13;
         state ^= state >> 17;
         state ^= state << 5;
-        f32::from(i16::from_le_bytes([state.to_le_bytes()[1], state.to_le_bytes()[2]])) / 32_768.0
+        f32::from(i16::from_le_bytes([
+            state.to_le_bytes()[1],
+            state.to_le_bytes()[2],
+        ])) / 32_768.0
     };
     (0..len).map(|_| next()).collect()
 }
 
 fn tensor(dtype: GgmlDType, outputs: usize, columns: usize) -> RawTensor {
     let data = from_floats(&noise(outputs * columns, 7), dtype);
-    RawTensor { name: "w".to_owned(), dtype, shape: vec![outputs, columns], data }
+    RawTensor {
+        name: "w".to_owned(),
+        dtype,
+        shape: vec![outputs, columns],
+        data,
+    }
 }
 
 fn linear(tensors: Vec<RawTensor>) -> Linear {
@@ -58,10 +66,16 @@ fn every_type_agrees_with_the_dequantised_product() {
         for (row, found) in found.chunks(outputs).enumerate() {
             for (output, found) in found.iter().enumerate() {
                 let weights = &weights[output * columns..(output + 1) * columns];
-                let expected: f64 =
-                    x[row * columns..].iter().zip(weights).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+                let expected: f64 = x[row * columns..]
+                    .iter()
+                    .zip(weights)
+                    .map(|(x, w)| f64::from(*x) * f64::from(*w))
+                    .sum();
                 let error = (f64::from(*found) - expected).abs();
-                assert!(error < tolerance, "{dtype:?} row {row} output {output}: {found} against {expected}");
+                assert!(
+                    error < tolerance,
+                    "{dtype:?} row {row} output {output}: {found} against {expected}"
+                );
             }
         }
     }
@@ -79,7 +93,9 @@ fn a_row_gets_the_same_bits_alone_and_in_any_batch() {
                 let part = forward(&linear, &x[start * columns..(start + rows) * columns], rows);
                 let expected = &together[start * outputs..(start + rows) * outputs];
                 assert!(
-                    part.iter().zip(expected).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    part.iter()
+                        .zip(expected)
+                        .all(|(a, b)| a.to_bits() == b.to_bits()),
                     "{dtype:?}: rows {start}.. of {rows}"
                 );
             }
@@ -91,7 +107,12 @@ fn a_row_gets_the_same_bits_alone_and_in_any_batch() {
 fn threads_do_not_change_the_bits() {
     let linear = linear(vec![tensor(GgmlDType::Q4_1, 160, 96)]);
     let x = noise(11 * 96, 9);
-    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let pool = |threads| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+    };
     let one = pool(1).install(|| forward(&linear, &x, 11));
     let three = pool(3).install(|| forward(&linear, &x, 11));
     assert_eq!(one, three);
@@ -99,10 +120,16 @@ fn threads_do_not_change_the_bits() {
 
 #[test]
 fn stacked_matrices_of_different_types_fill_their_own_columns() {
-    let (a, b) = (tensor(GgmlDType::Q4_0, 24, 64), tensor(GgmlDType::Q8_0, 40, 64));
+    let (a, b) = (
+        tensor(GgmlDType::Q4_0, 24, 64),
+        tensor(GgmlDType::Q8_0, 40, 64),
+    );
     let x = noise(3 * 64, 2);
     let stacked = forward(&linear(vec![a.clone(), a.clone(), b.clone()]), &x, 3);
-    let (alone_a, alone_b) = (forward(&linear(vec![a]), &x, 3), forward(&linear(vec![b]), &x, 3));
+    let (alone_a, alone_b) = (
+        forward(&linear(vec![a]), &x, 3),
+        forward(&linear(vec![b]), &x, 3),
+    );
     for row in 0..3 {
         let stacked = &stacked[row * 88..(row + 1) * 88];
         assert_eq!(stacked[..24], alone_a[row * 24..(row + 1) * 24]);
@@ -120,7 +147,11 @@ fn a_row_of_weights_is_the_dequantised_row() {
         for index in [0, 5, 16, 18] {
             let mut row = vec![0.0; 512];
             linear.row(index, &mut row);
-            assert_eq!(row, expected[index * 512..(index + 1) * 512], "{dtype:?} row {index}");
+            assert_eq!(
+                row,
+                expected[index * 512..(index + 1) * 512],
+                "{dtype:?} row {index}"
+            );
         }
     }
 }
@@ -139,7 +170,12 @@ fn the_bias_is_added_to_every_row() {
     let tensor = tensor(GgmlDType::F32, 16, 32);
     let x = noise(2 * 32, 2);
     let plain = forward(&linear(vec![tensor.clone()]), &x, 2);
-    let with_bias = Linear::new(vec![tensor], Some(noise(16, 1)), StoreAs::Dtype(WeightDtype::Native)).unwrap();
+    let with_bias = Linear::new(
+        vec![tensor],
+        Some(noise(16, 1)),
+        StoreAs::Dtype(WeightDtype::Native),
+    )
+    .unwrap();
     let found = forward(&with_bias, &x, 2);
     for (index, (found, plain)) in found.iter().zip(plain).enumerate() {
         assert_eq!(*found, plain + noise(16, 1)[index % 16]);

@@ -9,7 +9,9 @@ use super::{LANES, Simd, Work};
 pub struct Avx2;
 
 pub fn detected() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+    is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
 }
 
 /// Runs `work` on AVX2.
@@ -21,6 +23,7 @@ pub unsafe fn run<W: Work>(work: W) {
     work.run::<Avx2>();
 }
 
+// Both halves are written out: a closure would be compiled without the vector instructions.
 // SAFETY of every block below: `Avx2` is only named by `run`, which is only called where the
 // instructions were detected; loads and stores stay inside slices whose length is asserted.
 impl Simd for Avx2 {
@@ -33,24 +36,36 @@ impl Simd for Avx2 {
     fn load(values: &[f32]) -> Self::F {
         assert!(values.len() >= LANES);
         // SAFETY: see above.
-        unsafe { [_mm256_loadu_ps(values.as_ptr()), _mm256_loadu_ps(values.as_ptr().add(8))] }
+        unsafe {
+            [
+                _mm256_loadu_ps(values.as_ptr()),
+                _mm256_loadu_ps(values.as_ptr().add(8)),
+            ]
+        }
     }
 
     #[inline(always)]
     fn load_f16(bytes: &[u8]) -> Self::F {
         assert!(bytes.len() >= 2 * LANES);
         // SAFETY: see above.
-        [0, 1].map(|i| unsafe { _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast::<__m128i>().add(i))) })
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast::<__m128i>())),
+                _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast::<__m128i>().add(1))),
+            ]
+        }
     }
 
     #[inline(always)]
     fn load_bf16(bytes: &[u8]) -> Self::F {
         assert!(bytes.len() >= 2 * LANES);
         // SAFETY: see above.
-        [0, 1].map(|i| unsafe {
-            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.as_ptr().cast::<__m128i>().add(i)));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
-        })
+        unsafe {
+            [
+                half::bf16_to_f32(bytes.as_ptr()),
+                half::bf16_to_f32(bytes.as_ptr().add(LANES)),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -72,25 +87,30 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         // SAFETY: see above.
-        [0, 1].map(|i| unsafe { _mm256_fmadd_ps(a[i], b[i], c[i]) })
+        unsafe {
+            [
+                _mm256_fmadd_ps(a[0], b[0], c[0]),
+                _mm256_fmadd_ps(a[1], b[1], c[1]),
+            ]
+        }
     }
 
     #[inline(always)]
     fn mul(a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above.
-        [0, 1].map(|i| unsafe { _mm256_mul_ps(a[i], b[i]) })
+        unsafe { [_mm256_mul_ps(a[0], b[0]), _mm256_mul_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
     fn add(a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above.
-        [0, 1].map(|i| unsafe { _mm256_add_ps(a[i], b[i]) })
+        unsafe { [_mm256_add_ps(a[0], b[0]), _mm256_add_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
     fn max(a: Self::F, b: Self::F) -> Self::F {
         // SAFETY: see above.
-        [0, 1].map(|i| unsafe { _mm256_max_ps(a[i], b[i]) })
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
     }
 
     #[inline(always)]
@@ -102,41 +122,42 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn to_f(vector: Self::I) -> Self::F {
         // SAFETY: see above.
-        vector.map(|half| unsafe { _mm256_cvtepi32_ps(half) })
+        unsafe { [_mm256_cvtepi32_ps(vector[0]), _mm256_cvtepi32_ps(vector[1])] }
     }
 
     #[inline(always)]
     fn load_b(bytes: &[u8]) -> Self::B {
         assert!(bytes.len() >= 4 * LANES);
         // SAFETY: see above.
-        [0, 1].map(|i| unsafe { _mm256_loadu_si256(bytes.as_ptr().cast::<__m256i>().add(i)) })
+        unsafe {
+            [
+                _mm256_loadu_si256(bytes.as_ptr().cast::<__m256i>()),
+                _mm256_loadu_si256(bytes.as_ptr().cast::<__m256i>().add(1)),
+            ]
+        }
     }
 
     #[inline(always)]
     fn low_nibbles(vector: Self::B) -> Self::B {
         // SAFETY: see above.
-        vector.map(|half| unsafe { _mm256_and_si256(half, _mm256_set1_epi8(0x0F)) })
+        unsafe { [half::low_nibbles(vector[0]), half::low_nibbles(vector[1])] }
     }
 
     #[inline(always)]
     fn high_nibbles(vector: Self::B) -> Self::B {
         // SAFETY: see above.
-        vector.map(|half| unsafe {
-            _mm256_and_si256(_mm256_srli_epi16::<4>(half), _mm256_set1_epi8(0x0F))
-        })
+        unsafe { [half::high_nibbles(vector[0]), half::high_nibbles(vector[1])] }
     }
 
     #[inline(always)]
     fn add_fifth_bit(vector: Self::B, bits: Self::B, shift: u32) -> Self::B {
         // SAFETY: see above.
-        [0, 1].map(|i| unsafe {
-            let shifted = _mm256_srlv_epi32(bits[i], _mm256_set1_epi32(shift.cast_signed()));
-            let four = _mm256_and_si256(shifted, _mm256_set1_epi32(0x0F));
-            // Bit b of the four moves to bit 8 b: 1 + 2^7 + 2^14 + 2^21 makes four shifted copies.
-            let spread = _mm256_mullo_epi32(four, _mm256_set1_epi32(0x0020_4081));
-            let ones = _mm256_and_si256(spread, _mm256_set1_epi32(0x0101_0101));
-            _mm256_or_si256(vector[i], _mm256_slli_epi32::<4>(ones))
-        })
+        unsafe {
+            [
+                half::add_fifth_bit(vector[0], bits[0], shift),
+                half::add_fifth_bit(vector[1], bits[1], shift),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -146,24 +167,89 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn dot_u5(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
-        // Two products of at most 31 * 128 fit 16 bits: vpmaddubsw does not saturate.
+        let activations = i32::from_le_bytes(activations.map(i8::cast_unsigned));
         // SAFETY: see above.
-        [0, 1].map(|i| unsafe {
-            let activations = _mm256_set1_epi32(i32::from_le_bytes(activations.map(i8::cast_unsigned)));
-            let pairs = _mm256_maddubs_epi16(weights[i], activations);
-            _mm256_add_epi32(accumulator[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        })
+        unsafe {
+            let activations = _mm256_set1_epi32(activations);
+            [
+                half::dot_u5(accumulator[0], weights[0], activations),
+                half::dot_u5(accumulator[1], weights[1], activations),
+            ]
+        }
     }
 
     #[inline(always)]
     fn dot_i8(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
-        // |w| times a with w's sign: two products of at most 128 * 127 fit 16 bits.
+        let activations = i32::from_le_bytes(activations.map(i8::cast_unsigned));
         // SAFETY: see above.
-        [0, 1].map(|i| unsafe {
-            let activations = _mm256_set1_epi32(i32::from_le_bytes(activations.map(i8::cast_unsigned)));
-            let signed = _mm256_sign_epi8(activations, weights[i]);
-            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weights[i]), signed);
-            _mm256_add_epi32(accumulator[i], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        })
+        unsafe {
+            let activations = _mm256_set1_epi32(activations);
+            [
+                half::dot_i8(accumulator[0], weights[0], activations),
+                half::dot_i8(accumulator[1], weights[1], activations),
+            ]
+        }
+    }
+}
+
+/// What one register of the two does. All need AVX2, `dot_*` and the others alike.
+mod half {
+    use std::arch::x86_64::*;
+
+    #[inline(always)]
+    pub unsafe fn bf16_to_f32(bytes: *const u8) -> __m256 {
+        // SAFETY: the caller has AVX2 and 16 readable bytes.
+        unsafe {
+            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+        }
+    }
+
+    #[inline(always)]
+    pub unsafe fn low_nibbles(bytes: __m256i) -> __m256i {
+        // SAFETY: the caller has AVX2.
+        unsafe { _mm256_and_si256(bytes, _mm256_set1_epi8(0x0F)) }
+    }
+
+    #[inline(always)]
+    pub unsafe fn high_nibbles(bytes: __m256i) -> __m256i {
+        // SAFETY: the caller has AVX2.
+        unsafe { low_nibbles(_mm256_srli_epi16::<4>(bytes)) }
+    }
+
+    #[inline(always)]
+    pub unsafe fn add_fifth_bit(bytes: __m256i, bits: __m256i, shift: u32) -> __m256i {
+        // SAFETY: the caller has AVX2.
+        unsafe {
+            let shifted = _mm256_srlv_epi32(bits, _mm256_set1_epi32(shift.cast_signed()));
+            let four = _mm256_and_si256(shifted, _mm256_set1_epi32(0x0F));
+            // Bit b of the four moves to bit 8 b: 1 + 2^7 + 2^14 + 2^21 makes four shifted copies.
+            let spread = _mm256_mullo_epi32(four, _mm256_set1_epi32(0x0020_4081));
+            let ones = _mm256_and_si256(spread, _mm256_set1_epi32(0x0101_0101));
+            _mm256_or_si256(bytes, _mm256_slli_epi32::<4>(ones))
+        }
+    }
+
+    /// Two products of at most 31 * 128 fit 16 bits: `vpmaddubsw` does not saturate.
+    #[inline(always)]
+    pub unsafe fn dot_u5(accumulator: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
+        // SAFETY: the caller has AVX2.
+        unsafe {
+            let pairs = _mm256_maddubs_epi16(weights, activations);
+            _mm256_add_epi32(accumulator, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    /// `|w|` times `a` with `w`'s sign: two products of at most 128 * 127 fit 16 bits.
+    #[inline(always)]
+    pub unsafe fn dot_i8(accumulator: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
+        // SAFETY: the caller has AVX2.
+        unsafe {
+            dot_u5(
+                accumulator,
+                _mm256_abs_epi8(weights),
+                _mm256_sign_epi8(activations, weights),
+            )
+        }
     }
 }

@@ -150,7 +150,8 @@ impl Simd for Avx512 {
     fn dot_u5(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
         // SAFETY: see above.
         unsafe {
-            let activations = _mm512_set1_epi32(i32::from_le_bytes(activations.map(i8::cast_unsigned)));
+            let activations =
+                _mm512_set1_epi32(i32::from_le_bytes(activations.map(i8::cast_unsigned)));
             _mm512_dpbusd_epi32(accumulator, weights, activations)
         }
     }

@@ -69,7 +69,10 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_precision_loss, reason = "sums of 32 products of bytes fit f32 exactly")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "sums of 32 products of bytes fit f32 exactly"
+    )]
     fn to_f(vector: Self::I) -> Self::F {
         vector.map(|value| value as f32)
     }
@@ -93,7 +96,8 @@ impl Simd for Portable {
     fn add_fifth_bit(vector: Self::B, bits: Self::B, shift: u32) -> Self::B {
         std::array::from_fn(|i| {
             let lane = 4 * (i / 4);
-            let mask = u32::from_le_bytes([bits[lane], bits[lane + 1], bits[lane + 2], bits[lane + 3]]);
+            let mask =
+                u32::from_le_bytes([bits[lane], bits[lane + 1], bits[lane + 2], bits[lane + 3]]);
             let bit = (mask >> (shift as usize + i % 4)) & 1;
             vector[i] | if bit == 1 { 16 } else { 0 }
         })

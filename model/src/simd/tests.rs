@@ -8,7 +8,9 @@ impl Work for EveryOperation<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let floats: Vec<f32> = (0_u8..16).map(|i| f32::from(i) * 0.37 - 2.1).collect();
-        let bytes: Vec<u8> = (0_u8..64).map(|i| i.wrapping_mul(37).wrapping_add(11)).collect();
+        let bytes: Vec<u8> = (0_u8..64)
+            .map(|i| i.wrapping_mul(37).wrapping_add(11))
+            .collect();
         let activations = [127_i8, -127, 3, -90];
         let sum: i32 = activations.iter().map(|a| i32::from(*a)).sum();
         let (a, b) = (S::load(&floats), S::load_bf16(&bytes));
@@ -24,9 +26,17 @@ impl Work for EveryOperation<'_> {
         let weights = S::load_b(&bytes);
         let five = S::add_fifth_bit(S::low_nibbles(weights), S::load_b(&bytes), 12);
         keep(S::to_f(S::dot_u5(S::splat_i(-5), five, activations)));
-        keep(S::to_f(S::dot_u5(S::splat_i(9), S::high_nibbles(weights), activations)));
+        keep(S::to_f(S::dot_u5(
+            S::splat_i(9),
+            S::high_nibbles(weights),
+            activations,
+        )));
         let start = S::splat_i(-S::I8_BIAS * sum);
-        keep(S::to_f(S::dot_i8(start, S::prepare_i8(weights), activations)));
+        keep(S::to_f(S::dot_i8(
+            start,
+            S::prepare_i8(weights),
+            activations,
+        )));
         self.0.push(S::sum(a));
     }
 }

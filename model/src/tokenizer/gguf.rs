@@ -3,14 +3,19 @@
 use std::collections::HashMap;
 
 use candle_core::quantized::gguf_file::Value;
-use tokenizers::decoders::{DecoderWrapper, byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as Decoders, strip::Strip};
+use tokenizers::decoders::{
+    DecoderWrapper, byte_fallback::ByteFallback, fuse::Fuse, sequence::Sequence as Decoders,
+    strip::Strip,
+};
 use tokenizers::models::bpe::{BPE, Vocab};
-use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence as Normalizers, unicode::NFC};
+use tokenizers::normalizers::{
+    NormalizerWrapper, Prepend, Replace, Sequence as Normalizers, unicode::NFC,
+};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::tokenizer::SplitDelimiterBehavior;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
@@ -40,7 +45,9 @@ impl Tokenizer {
             "gpt2" => byte_level(metadata, &tokens)?,
             "llama" => sentencepiece(metadata, &tokens)?,
             other => {
-                return Err(tokenizer_error(format!("model {other:?} is not supported; expected gpt2 or llama")));
+                return Err(tokenizer_error(format!(
+                    "model {other:?} is not supported; expected gpt2 or llama"
+                )));
             }
         };
         let added = added_tokens(metadata, &tokens);
@@ -55,19 +62,30 @@ fn byte_level(metadata: &Metadata, tokens: &[&str]) -> Result<Inner, LoadError> 
         .into_iter()
         .map(|merge| match merge.split_once(' ') {
             Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
-            None => Err(tokenizer_error(format!("merge {merge:?}: expected two tokens with a space between"))),
+            None => Err(tokenizer_error(format!(
+                "merge {merge:?}: expected two tokens with a space between"
+            ))),
         })
         .collect::<Result<Vec<_>, _>>()?;
     let pre = string(metadata, "tokenizer.ggml.pre").unwrap_or("default");
     let split = |pattern: &str| -> Result<PreTokenizerWrapper, LoadError> {
         let pattern = SplitPattern::Regex(pattern.to_owned());
-        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).map_err(tokenizer_error)?;
-        Ok(Sequence::new(vec![split.into(), ByteLevel::new(false, true, false).into()]).into())
+        let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
+            .map_err(tokenizer_error)?;
+        Ok(Sequence::new(vec![
+            split.into(),
+            ByteLevel::new(false, true, false).into(),
+        ])
+        .into())
     };
     let words: PreTokenizerWrapper = match pre {
         "default" | "gpt-2" | "gpt2" => ByteLevel::new(false, true, true).into(),
         "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => {
-            Sequence::new(vec![Digits::new(true).into(), ByteLevel::new(false, true, true).into()]).into()
+            Sequence::new(vec![
+                Digits::new(true).into(),
+                ByteLevel::new(false, true, true).into(),
+            ])
+            .into()
         }
         "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" | "lfm2" => split(LLAMA3_SPLIT)?,
         "qwen2" | "deepseek-r1-qwen" | "megrez" => split(QWEN2_SPLIT)?,
@@ -97,7 +115,11 @@ fn byte_level(metadata: &Metadata, tokens: &[&str]) -> Result<Inner, LoadError> 
 fn sentencepiece(metadata: &Metadata, tokens: &[&str]) -> Result<Inner, LoadError> {
     let scores = match metadata.get("tokenizer.ggml.scores") {
         Some(Value::Array(scores)) if scores.len() == tokens.len() => scores,
-        _ => return Err(tokenizer_error("tokenizer.ggml.scores is missing, or not one score for each token")),
+        _ => {
+            return Err(tokenizer_error(
+                "tokenizer.ggml.scores is missing, or not one score for each token",
+            ));
+        }
     };
     let vocab: Vocab = vocabulary(tokens);
     let mut merges = Vec::new();
@@ -106,27 +128,47 @@ fn sentencepiece(metadata: &Metadata, tokens: &[&str]) -> Result<Inner, LoadErro
         for (at, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(at);
             if let (Some(left_id), Some(right_id)) = (vocab.get(left), vocab.get(right)) {
-                merges.push((score, *left_id, *right_id, left.to_owned(), right.to_owned()));
+                merges.push((
+                    score,
+                    *left_id,
+                    *right_id,
+                    left.to_owned(),
+                    right.to_owned(),
+                ));
             }
         }
     }
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2))));
-    let unknown = tokens.iter().find(|token| **token == "<unk>").map(|token| (*token).to_owned());
+    let unknown = tokens
+        .iter()
+        .find(|token| **token == "<unk>")
+        .map(|token| (*token).to_owned());
     let mut model = BPE::builder()
-        .vocab_and_merges(vocab, merges.into_iter().map(|(_, _, _, left, right)| (left, right)).collect::<Vec<_>>())
+        .vocab_and_merges(
+            vocab,
+            merges
+                .into_iter()
+                .map(|(_, _, _, left, right)| (left, right))
+                .collect::<Vec<_>>(),
+        )
         .byte_fallback(true)
         .fuse_unk(true);
     if let Some(unknown) = unknown {
         model = model.unk_token(unknown);
     }
     let mut inner = Inner::new(model.build().map_err(tokenizer_error)?);
-    let prefix = metadata.get("tokenizer.ggml.add_space_prefix").and_then(|v| v.to_bool().ok()).unwrap_or(true);
+    let prefix = metadata
+        .get("tokenizer.ggml.add_space_prefix")
+        .and_then(|v| v.to_bool().ok())
+        .unwrap_or(true);
     let mut normalizers: Vec<NormalizerWrapper> = Vec::new();
     if prefix {
         normalizers.push(Prepend::new("▁".to_owned()).into());
     }
     normalizers.push(Replace::new(" ", "▁").map_err(tokenizer_error)?.into());
-    inner.with_normalizer(Some(Normalizers::new(normalizers))).map_err(tokenizer_error)?;
+    inner
+        .with_normalizer(Some(Normalizers::new(normalizers)))
+        .map_err(tokenizer_error)?;
     let mut decoders: Vec<DecoderWrapper> = vec![
         Replace::new("▁", " ").map_err(tokenizer_error)?.into(),
         ByteFallback::new().into(),
@@ -141,7 +183,9 @@ fn sentencepiece(metadata: &Metadata, tokens: &[&str]) -> Result<Inner, LoadErro
 
 /// Control tokens are special (left out of text); user-defined ones are matched whole and shown.
 fn added_tokens(metadata: &Metadata, tokens: &[&str]) -> Vec<AddedToken> {
-    let Some(Value::Array(types)) = metadata.get("tokenizer.ggml.token_type") else { return Vec::new() };
+    let Some(Value::Array(types)) = metadata.get("tokenizer.ggml.token_type") else {
+        return Vec::new();
+    };
     tokens
         .iter()
         .zip(types)
@@ -154,11 +198,18 @@ fn added_tokens(metadata: &Metadata, tokens: &[&str]) -> Vec<AddedToken> {
 }
 
 fn vocabulary<V: FromIterator<(String, u32)>>(tokens: &[&str]) -> V {
-    (0_u32..).zip(tokens).map(|(id, token)| ((*token).to_owned(), id)).collect()
+    (0_u32..)
+        .zip(tokens)
+        .map(|(id, token)| ((*token).to_owned(), id))
+        .collect()
 }
 
 fn integer(value: &Value) -> Option<i64> {
-    value.to_i32().map(i64::from).ok().or_else(|| value.to_u32().map(i64::from).ok())
+    value
+        .to_i32()
+        .map(i64::from)
+        .ok()
+        .or_else(|| value.to_u32().map(i64::from).ok())
 }
 
 fn string<'a>(metadata: &'a Metadata, key: &str) -> Result<&'a str, LoadError> {
@@ -171,13 +222,17 @@ fn string<'a>(metadata: &'a Metadata, key: &str) -> Result<&'a str, LoadError> {
 
 fn strings<'a>(metadata: &'a Metadata, key: &str) -> Result<Vec<&'a str>, LoadError> {
     let Some(Value::Array(values)) = metadata.get(key) else {
-        return Err(tokenizer_error(format!("{key} is missing; expected a list of strings")));
+        return Err(tokenizer_error(format!(
+            "{key} is missing; expected a list of strings"
+        )));
     };
     values
         .iter()
         .map(|value| match value {
             Value::String(text) => Ok(text.as_str()),
-            other => Err(tokenizer_error(format!("{key} holds {other:?}; expected strings"))),
+            other => Err(tokenizer_error(format!(
+                "{key} holds {other:?}; expected strings"
+            ))),
         })
         .collect()
 }

@@ -30,8 +30,10 @@ impl GgufFile {
     pub fn open_with_metadata(path: &Path) -> Result<(Self, Metadata), LoadError> {
         let file = File::open(path).map_err(LoadError::io(path))?;
         let file_bytes = file.metadata().map_err(LoadError::io(path))?.len();
-        let content = Content::read(&mut BufReader::new(file))
-            .map_err(|e| LoadError::Damaged { path: path.to_owned(), reason: format!("no GGUF header: {e}") })?;
+        let content = Content::read(&mut BufReader::new(file)).map_err(|e| LoadError::Damaged {
+            path: path.to_owned(),
+            reason: format!("no GGUF header: {e}"),
+        })?;
         let file = Self {
             path: path.to_owned(),
             file_bytes,
@@ -65,7 +67,11 @@ impl GgufFile {
     fn tensor_bytes(&self, name: &str, info: &TensorInfo) -> Result<usize, LoadError> {
         let block = info.ggml_dtype.block_size();
         let columns = info.shape.dims().last().copied().unwrap_or(0);
-        let elements = info.shape.dims().iter().try_fold(1_usize, |product, size| product.checked_mul(*size));
+        let elements = info
+            .shape
+            .dims()
+            .iter()
+            .try_fold(1_usize, |product, size| product.checked_mul(*size));
         match elements {
             Some(elements) if columns.is_multiple_of(block) && elements < 1 << 40 => {
                 Ok(elements / block * info.ggml_dtype.type_size())
@@ -93,13 +99,16 @@ impl GgufFile {
     }
 
     pub fn read(&self, name: &str) -> Result<RawTensor, LoadError> {
-        let info = self
-            .info(name)
-            .ok_or_else(|| LoadError::MissingTensor { tensor: name.to_owned(), expected: Vec::new() })?;
+        let info = self.info(name).ok_or_else(|| LoadError::MissingTensor {
+            tensor: name.to_owned(),
+            expected: Vec::new(),
+        })?;
         let mut data = vec![0; self.tensor_bytes(name, info)?];
         let mut file = File::open(&self.path).map_err(LoadError::io(&self.path))?;
-        file.seek(SeekFrom::Start(self.data_offset_bytes + info.offset)).map_err(LoadError::io(&self.path))?;
-        file.read_exact(&mut data).map_err(LoadError::io(&self.path))?;
+        file.seek(SeekFrom::Start(self.data_offset_bytes + info.offset))
+            .map_err(LoadError::io(&self.path))?;
+        file.read_exact(&mut data)
+            .map_err(LoadError::io(&self.path))?;
         Ok(RawTensor {
             name: name.to_owned(),
             dtype: info.ggml_dtype,
@@ -121,26 +130,40 @@ const TURN_ENDS: [&str; 4] = ["<|im_end|>", "<|eot_id|>", "<|end|>", "<|endoftex
 
 impl SpecialTokens {
     pub fn new(metadata: &Metadata) -> Self {
-        let id = |key: &str| metadata.get(&format!("tokenizer.ggml.{key}")).and_then(|value| value.to_u32().ok());
+        let id = |key: &str| {
+            metadata
+                .get(&format!("tokenizer.ggml.{key}"))
+                .and_then(|value| value.to_u32().ok())
+        };
         let add_bos = metadata
             .get("tokenizer.ggml.add_bos_token")
             .and_then(|value| value.to_bool().ok())
             // Without the key, sentencepiece vocabularies have one and byte-level ones do not.
             .unwrap_or_else(|| {
-                metadata.get("tokenizer.ggml.model").and_then(|m| m.to_string().ok()).is_some_and(|m| m == "llama")
+                metadata
+                    .get("tokenizer.ggml.model")
+                    .and_then(|m| m.to_string().ok())
+                    .is_some_and(|m| m == "llama")
             });
-        let mut eos_token_ids: Vec<u32> =
-            ["eos_token_id", "eot_token_id", "eom_token_id"].into_iter().filter_map(id).collect();
+        let mut eos_token_ids: Vec<u32> = ["eos_token_id", "eot_token_id", "eom_token_id"]
+            .into_iter()
+            .filter_map(id)
+            .collect();
         if let Some(Value::Array(tokens)) = metadata.get("tokenizer.ggml.tokens") {
             let ends = tokens.iter().enumerate().filter(|(_, token)| {
-                token.to_string().is_ok_and(|token| TURN_ENDS.contains(&token.as_str()))
+                token
+                    .to_string()
+                    .is_ok_and(|token| TURN_ENDS.contains(&token.as_str()))
             });
             eos_token_ids.extend(ends.filter_map(|(index, _)| u32::try_from(index).ok()));
         }
         eos_token_ids.sort_unstable();
         eos_token_ids.dedup();
         Self {
-            chat_template: metadata.get("tokenizer.chat_template").and_then(|v| v.to_string().ok()).cloned(),
+            chat_template: metadata
+                .get("tokenizer.chat_template")
+                .and_then(|v| v.to_string().ok())
+                .cloned(),
             bos_token_id: id("bos_token_id").filter(|_| add_bos),
             eos_token_ids,
         }

@@ -24,7 +24,10 @@ pub fn in_safetensors(name: &str) -> String {
         LM_HEAD => return "lm_head.weight".to_owned(),
         _ => {}
     }
-    let Some((layer, rest)) = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) else {
+    let Some((layer, rest)) = name
+        .strip_prefix("blk.")
+        .and_then(|rest| rest.split_once('.'))
+    else {
         return name.to_owned();
     };
     let (module, kind) = rest.rsplit_once('.').unwrap_or((rest, "weight"));

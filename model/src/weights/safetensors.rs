@@ -28,34 +28,60 @@ pub struct SafetensorsFile {
 pub fn open_folder(folder: &Path) -> Result<Vec<SafetensorsFile>, LoadError> {
     let index = folder.join("model.safetensors.index.json");
     if !index.is_file() {
-        return Ok(vec![SafetensorsFile::open(&folder.join("model.safetensors"))?]);
+        return Ok(vec![SafetensorsFile::open(
+            &folder.join("model.safetensors"),
+        )?]);
     }
-    let damaged = |reason: String| LoadError::Damaged { path: index.clone(), reason };
+    let damaged = |reason: String| LoadError::Damaged {
+        path: index.clone(),
+        reason,
+    };
     let json = std::fs::read(&index).map_err(LoadError::io(&index))?;
     let json: Value = serde_json::from_slice(&json).map_err(|e| damaged(e.to_string()))?;
-    let map = json["weight_map"].as_object().ok_or_else(|| damaged("no object \"weight_map\"".to_owned()))?;
+    let map = json["weight_map"]
+        .as_object()
+        .ok_or_else(|| damaged("no object \"weight_map\"".to_owned()))?;
     let files: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
-    if let Some(file) = files.iter().find(|file| Path::new(file).components().count() != 1) {
+    if let Some(file) = files
+        .iter()
+        .find(|file| Path::new(file).components().count() != 1)
+    {
         return Err(damaged(format!("{file:?} is not a plain file name")));
     }
-    files.into_iter().map(|file| SafetensorsFile::open(&folder.join(file))).collect()
+    files
+        .into_iter()
+        .map(|file| SafetensorsFile::open(&folder.join(file)))
+        .collect()
 }
 
 impl SafetensorsFile {
     fn open(path: &Path) -> Result<Self, LoadError> {
-        let damaged = |reason: String| LoadError::Damaged { path: path.to_owned(), reason };
+        let damaged = |reason: String| LoadError::Damaged {
+            path: path.to_owned(),
+            reason,
+        };
         let mut file = File::open(path).map_err(LoadError::io(path))?;
         let file_bytes = file.metadata().map_err(LoadError::io(path))?.len();
         let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(|_| damaged("shorter than its header's length".to_owned()))?;
+        file.read_exact(&mut length)
+            .map_err(|_| damaged("shorter than its header's length".to_owned()))?;
         let header_bytes = u64::from_le_bytes(length);
         if header_bytes > MAX_HEADER_BYTES || header_bytes > file_bytes - 8 {
-            return Err(damaged(format!("a header of {header_bytes} bytes in a file of {file_bytes} bytes")));
+            return Err(damaged(format!(
+                "a header of {header_bytes} bytes in a file of {file_bytes} bytes"
+            )));
         }
         let mut header = Vec::new();
-        file.take(header_bytes).read_to_end(&mut header).map_err(LoadError::io(path))?;
-        let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| damaged(format!("header: {e}")))?;
-        let this = Self { path: path.to_owned(), data_offset_bytes: 8 + header_bytes, metadata };
+        file.take(header_bytes)
+            .read_to_end(&mut header)
+            .map_err(LoadError::io(path))?;
+        let metadata: Metadata =
+            serde_json::from_slice(&header).map_err(|e| damaged(format!("header: {e}")))?;
+        let this = Self {
+            path: path.to_owned(),
+            data_offset_bytes: 8 + header_bytes,
+            metadata,
+        };
         this.check_offsets(file_bytes)?;
         Ok(this)
     }
@@ -67,8 +93,13 @@ impl SafetensorsFile {
         for (name, info) in tensors {
             let (start, end) = info.data_offsets;
             let offset_bytes = self.data_offset_bytes + start as u64;
-            let elements = info.shape.iter().try_fold(1_usize, |product, size| product.checked_mul(*size));
-            let needed = elements.and_then(|n| n.checked_mul(info.dtype.bitsize())).map(|bits| bits / 8);
+            let elements = info
+                .shape
+                .iter()
+                .try_fold(1_usize, |product, size| product.checked_mul(*size));
+            let needed = elements
+                .and_then(|n| n.checked_mul(info.dtype.bitsize()))
+                .map(|bits| bits / 8);
             if end < start || needed != Some(end - start) {
                 return Err(LoadError::Damaged {
                     path: self.path.clone(),
@@ -97,11 +128,19 @@ impl SafetensorsFile {
     }
 
     /// Reads the tensor called `stored` in the file as `name`.
-    pub fn read_checked(&self, stored: &str, name: &str, shape: &[usize]) -> Result<RawTensor, LoadError> {
+    pub fn read_checked(
+        &self,
+        stored: &str,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<RawTensor, LoadError> {
         let info = self
             .metadata
             .info(stored)
-            .ok_or_else(|| LoadError::MissingTensor { tensor: stored.to_owned(), expected: shape.to_vec() })?;
+            .ok_or_else(|| LoadError::MissingTensor {
+                tensor: stored.to_owned(),
+                expected: shape.to_vec(),
+            })?;
         check_shape(stored, &info.shape, shape)?;
         let dtype = match info.dtype {
             Dtype::F32 => GgmlDType::F32,
@@ -118,9 +157,16 @@ impl SafetensorsFile {
         let (start, end) = info.data_offsets;
         let mut data = vec![0; end - start];
         let mut file = File::open(&self.path).map_err(LoadError::io(&self.path))?;
-        file.seek(SeekFrom::Start(self.data_offset_bytes + start as u64)).map_err(LoadError::io(&self.path))?;
-        file.read_exact(&mut data).map_err(LoadError::io(&self.path))?;
-        Ok(RawTensor { name: name.to_owned(), dtype, shape: shape.to_vec(), data })
+        file.seek(SeekFrom::Start(self.data_offset_bytes + start as u64))
+            .map_err(LoadError::io(&self.path))?;
+        file.read_exact(&mut data)
+            .map_err(LoadError::io(&self.path))?;
+        Ok(RawTensor {
+            name: name.to_owned(),
+            dtype,
+            shape: shape.to_vec(),
+            data,
+        })
     }
 }
 
@@ -149,7 +195,9 @@ impl SpecialTokens {
         let bos = token_text(&tokenizer["bos_token"]).and_then(&token_id);
         Ok(Self {
             chat_template: chat_template(folder, &tokenizer)?,
-            bos_token_id: bos.or_else(|| ids(&config["bos_token_id"]).next()).filter(|_| add_bos),
+            bos_token_id: bos
+                .or_else(|| ids(&config["bos_token_id"]).next())
+                .filter(|_| add_bos),
             eos_token_ids,
         })
     }
@@ -159,11 +207,16 @@ impl SpecialTokens {
 fn chat_template(folder: &Path, tokenizer: &Value) -> Result<Option<String>, LoadError> {
     let path = folder.join("chat_template.jinja");
     if path.is_file() {
-        return std::fs::read_to_string(&path).map(Some).map_err(LoadError::io(&path));
+        return std::fs::read_to_string(&path)
+            .map(Some)
+            .map_err(LoadError::io(&path));
     }
     let template = &tokenizer["chat_template"];
     let named = template.as_array().and_then(|templates| {
-        templates.iter().find(|template| template["name"] == "default").map(|template| &template["template"])
+        templates
+            .iter()
+            .find(|template| template["name"] == "default")
+            .map(|template| &template["template"])
     });
     Ok(named.unwrap_or(template).as_str().map(str::to_owned))
 }
@@ -187,12 +240,21 @@ fn token_text(value: &Value) -> Option<&str> {
 /// One id, or a list of them.
 fn ids(value: &Value) -> impl Iterator<Item = u32> {
     let one = value.as_u64();
-    let several = value.as_array().into_iter().flatten().filter_map(Value::as_u64);
-    one.into_iter().chain(several).filter_map(|id| u32::try_from(id).ok())
+    let several = value
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_u64);
+    one.into_iter()
+        .chain(several)
+        .filter_map(|id| u32::try_from(id).ok())
 }
 
 fn parse(json: &str, path: &Path) -> Result<Value, LoadError> {
-    serde_json::from_str(json).map_err(|e| LoadError::Damaged { path: path.to_owned(), reason: e.to_string() })
+    serde_json::from_str(json).map_err(|e| LoadError::Damaged {
+        path: path.to_owned(),
+        reason: e.to_string(),
+    })
 }
 
 fn read_optional(path: &Path) -> Result<Value, LoadError> {
