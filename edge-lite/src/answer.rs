@@ -82,6 +82,8 @@ pub(crate) struct Taken {
 pub(crate) struct Account {
     pub(crate) prompt_tokens: usize,
     pub(crate) split_layer: usize,
+    pub(crate) num_layers: usize,
+    pub(crate) head_weight_bytes: usize,
     pub(crate) route: Route,
     pub(crate) totals: Totals,
 }
@@ -167,6 +169,8 @@ impl<'v> Answer<'v> {
         let Account {
             prompt_tokens,
             split_layer,
+            num_layers,
+            head_weight_bytes,
             route,
             totals,
         } = account;
@@ -175,6 +179,8 @@ impl<'v> Answer<'v> {
             token_ids: self.token_ids,
             prompt_tokens,
             split_layer,
+            num_layers,
+            head_weight_bytes,
             route,
             finish_reason,
             timings_ms: self.clock.timings(Instant::now()),

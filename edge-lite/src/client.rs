@@ -276,10 +276,7 @@ impl Client {
     /// Bytes that the head weights take in memory.
     #[must_use]
     pub fn head_weight_bytes(&self) -> usize {
-        self.session
-            .head_layers
-            .as_ref()
-            .map_or(0, |head_layers| head_layers.decoder().weight_bytes())
+        self.session.head_weight_bytes()
     }
 
     /// Starts a generation. To be called within a tokio runtime.

@@ -121,6 +121,8 @@ impl LocalModel {
         let account = Account {
             prompt_tokens: plan.prompt.len(),
             split_layer: num_layers,
+            num_layers,
+            head_weight_bytes: self.decoder.weight_bytes(),
             route: Route::Device,
             totals: Totals {
                 head_compute_ms: pass.compute.as_secs_f64() * 1e3,

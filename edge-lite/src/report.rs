@@ -66,6 +66,10 @@ pub struct Report {
     pub prompt_tokens: usize,
     /// Layers that ran here.
     pub split_layer: usize,
+    /// Layers of the model.
+    pub num_layers: usize,
+    /// Bytes that the weights held here take in memory.
+    pub head_weight_bytes: usize,
     /// Where the layers ran.
     pub route: Route,
     /// Why it ended.

@@ -47,6 +47,14 @@ pub(crate) struct SessionConfig {
     pub(crate) reconnect: ReconnectPolicy,
 }
 
+impl SessionConfig {
+    /// Bytes that the head weights take in memory.
+    pub(crate) fn head_weight_bytes(&self) -> usize {
+        let head_layers = self.head_layers.as_ref();
+        head_layers.map_or(0, |head_layers| head_layers.decoder().weight_bytes())
+    }
+}
+
 /// Runs one generation to its end and reports it.
 pub(crate) async fn run(config: Arc<SessionConfig>, plan: Plan, progress: Progress) {
     let Progress {
@@ -65,6 +73,8 @@ pub(crate) async fn run(config: Arc<SessionConfig>, plan: Plan, progress: Progre
     let account = Account {
         prompt_tokens: plan.prompt.len(),
         split_layer: config.split_layer,
+        num_layers: config.num_layers,
+        head_weight_bytes: config.head_weight_bytes(),
         route: Route::of(config.split_layer, config.num_layers),
         totals,
     };

@@ -125,7 +125,7 @@ impl Drop for Reservation {
     }
 }
 
-fn gauge_value(bytes: usize) -> i64 {
+pub(crate) fn gauge_value(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 

@@ -94,6 +94,9 @@ pub async fn run(
         manifest,
         tokenizer_json,
     } = model;
+    metrics
+        .weight_bytes
+        .set(capacity::gauge_value(decoder.weight_bytes()));
     let (engine, engine_thread) = EngineHandle::start(
         decoder,
         config.step_tokens,

@@ -33,6 +33,7 @@ pub(crate) struct Metrics {
     pub(crate) kv_bytes: IntGauge,
     pub(crate) kv_limit_bytes: IntGauge,
     pub(crate) draining: IntGauge,
+    pub(crate) weight_bytes: IntGauge,
 }
 
 impl Metrics {
@@ -98,6 +99,10 @@ impl Metrics {
                 "headway_tail_draining",
                 "1 while the tail lets its sessions leave.",
             )?,
+            weight_bytes: IntGauge::new(
+                "headway_tail_weight_bytes",
+                "Memory that the tail's weights take.",
+            )?,
         };
         metrics.register()?;
         Ok(metrics)
@@ -122,8 +127,9 @@ impl Metrics {
             kv_bytes,
             kv_limit_bytes,
             draining,
+            weight_bytes,
         } = self;
-        let collectors: [Box<dyn prometheus::core::Collector>; 15] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 16] = [
             Box::new(steps.clone()),
             Box::new(tokens.clone()),
             Box::new(sessions.clone()),
@@ -139,6 +145,7 @@ impl Metrics {
             Box::new(kv_bytes.clone()),
             Box::new(kv_limit_bytes.clone()),
             Box::new(draining.clone()),
+            Box::new(weight_bytes.clone()),
         ];
         collectors
             .into_iter()

@@ -1,9 +1,18 @@
-//! What the end-to-end tests share: the real model, golden data, and the two processes.
+//! What the end-to-end tests share: the real model, golden data, the two programs, and a device.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::de::DeserializeOwned;
+
+pub mod device;
+pub mod forwarder;
+pub mod program;
+pub mod tail;
+
+/// No test waits longer for anything that should happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The file name under which `cargo xtask model` keeps SmolLM2-135M-Instruct.
 pub const SMOLLM2_FILE: &str = "smollm2-135m-instruct-q4_1.gguf";
@@ -11,7 +20,9 @@ pub const SMOLLM2_FILE: &str = "smollm2-135m-instruct-q4_1.gguf";
 /// Where the commands of this repository keep what they fetched.
 #[must_use]
 pub fn cache_dir() -> PathBuf {
-    dirs::cache_dir().unwrap_or_else(std::env::temp_dir).join("headway")
+    dirs::cache_dir()
+        .unwrap_or_else(std::env::temp_dir)
+        .join("headway")
 }
 
 /// The real model that tests run on.
@@ -21,8 +32,25 @@ pub fn cache_dir() -> PathBuf {
 #[must_use]
 pub fn smollm2() -> PathBuf {
     let path = cache_dir().join("models").join(SMOLLM2_FILE);
-    assert!(path.is_file(), "{} is missing; `cargo xtask model` fetches it", path.display());
+    assert!(
+        path.is_file(),
+        "{} is missing; `cargo xtask model` fetches it",
+        path.display()
+    );
     path
+}
+
+/// Where tails and devices of tests keep head artefacts, shared by all of them and by later runs: both sides
+/// name files by digest and check them again each time.
+#[must_use]
+pub fn artifact_cache_dir() -> PathBuf {
+    cache_dir().join("e2e")
+}
+
+/// The small random model of the Llama family, a folder.
+#[must_use]
+pub fn tiny_llama() -> PathBuf {
+    golden_dir().join("tiny/llama")
 }
 
 /// The folder with golden data.

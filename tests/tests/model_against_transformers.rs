@@ -46,7 +46,11 @@ fn check_greedy(
         if *margin < 2.0 * tolerance {
             return Ok(());
         }
-        assert_eq!(argmax(&logits), *token_id, "greedy token {step} (margin {margin})");
+        assert_eq!(
+            argmax(&logits),
+            *token_id,
+            "greedy token {step} (margin {margin})"
+        );
         logits = last_logits(decoder, &[*token_id], cache)?;
     }
     Ok(())
@@ -68,7 +72,10 @@ struct TinyCase {
 
 fn check_tiny(name: &str, path: &str) -> Result<()> {
     let expected: Tiny = golden(&format!("tiny/{name}/expected.json"))?;
-    let decoder = whole(&Weights::open(&golden_dir().join(path))?, WeightDtype::Native)?;
+    let decoder = whole(
+        &Weights::open(&golden_dir().join(path))?,
+        WeightDtype::Native,
+    )?;
     for case in &expected.cases {
         let mut cache = decoder.new_cache(case.token_ids.len() + case.greedy.len());
         let hidden = hidden_states(&decoder, &case.token_ids, &mut cache)?;
@@ -84,7 +91,14 @@ fn check_tiny(name: &str, path: &str) -> Result<()> {
             }
         }
         let logits = all[all.len() - vocab_size..].to_vec();
-        check_greedy(&decoder, &mut cache, logits, &case.greedy, &case.margins, TINY_TOLERANCE)?;
+        check_greedy(
+            &decoder,
+            &mut cache,
+            logits,
+            &case.greedy,
+            &case.margins,
+            TINY_TOLERANCE,
+        )?;
     }
     Ok(())
 }
@@ -92,7 +106,15 @@ fn check_tiny(name: &str, path: &str) -> Result<()> {
 #[test]
 fn every_family_from_safetensors_gives_the_logits_of_transformers() -> Result<()> {
     for name in [
-        "llama", "llama_bf16", "llama_f16", "llama3_rope", "llama_linear", "llama_yarn", "mistral", "qwen2", "qwen3",
+        "llama",
+        "llama_bf16",
+        "llama_f16",
+        "llama3_rope",
+        "llama_linear",
+        "llama_yarn",
+        "mistral",
+        "qwen2",
+        "qwen3",
     ] {
         check_tiny(name, &format!("tiny/{name}"))?;
     }
@@ -114,7 +136,11 @@ fn older_configuration_keys_say_the_same() -> Result<()> {
             let json = std::fs::read_to_string(golden_dir().join("tiny").join(name).join(file))?;
             Ok(ModelConfig::from_huggingface(&json)?)
         };
-        assert_eq!(read("config.json")?, read("config.old_keys.json")?, "{name}");
+        assert_eq!(
+            read("config.json")?,
+            read("config.old_keys.json")?,
+            "{name}"
+        );
     }
     Ok(())
 }
@@ -148,7 +174,12 @@ fn smollm2_in_f32_gives_the_logits_of_transformers() -> Result<()> {
     let mut largest = 0.0_f32;
     for prompt in &reference.prompts {
         if !prompt.text.is_empty() {
-            assert_eq!(tokenizer.encode(&prompt.text)?, prompt.token_ids, "{}", prompt.name);
+            assert_eq!(
+                tokenizer.encode(&prompt.text)?,
+                prompt.token_ids,
+                "{}",
+                prompt.name
+            );
         }
         let mut cache = decoder.new_cache(prompt.token_ids.len() + prompt.greedy.len());
         let logits = last_logits(&decoder, &prompt.token_ids, &mut cache)?;
@@ -157,10 +188,25 @@ fn smollm2_in_f32_gives_the_logits_of_transformers() -> Result<()> {
         for (token_id, expected) in top.chain(probes) {
             let error = (logits[*token_id] - expected).abs();
             largest = largest.max(error);
-            assert!(error < SMOLLM2_TOLERANCE, "{}: token {token_id}: off by {error}", prompt.name);
+            assert!(
+                error < SMOLLM2_TOLERANCE,
+                "{}: token {token_id}: off by {error}",
+                prompt.name
+            );
         }
-        assert!((log_sum_exp(&logits) - prompt.logsumexp).abs() < SMOLLM2_TOLERANCE, "{}", prompt.name);
-        check_greedy(&decoder, &mut cache, logits, &prompt.greedy, &prompt.margins, SMOLLM2_TOLERANCE)?;
+        assert!(
+            (log_sum_exp(&logits) - prompt.logsumexp).abs() < SMOLLM2_TOLERANCE,
+            "{}",
+            prompt.name
+        );
+        check_greedy(
+            &decoder,
+            &mut cache,
+            logits,
+            &prompt.greedy,
+            &prompt.margins,
+            SMOLLM2_TOLERANCE,
+        )?;
     }
     println!("largest difference of a logit: {largest:.1e}");
     Ok(())
@@ -184,9 +230,16 @@ fn the_tokenizer_from_gguf_metadata_agrees_with_the_reference() -> Result<()> {
     let tokenizer = Weights::open(&smollm2())?.tokenizer()?;
     let special = tokenizer.special_tokens();
     for case in &expected.cases {
-        assert_eq!(tokenizer.encode(&case.text)?, case.token_ids, "{:?}", case.text);
+        assert_eq!(
+            tokenizer.encode(&case.text)?,
+            case.token_ids,
+            "{:?}",
+            case.text
+        );
         // The reference keeps special tokens in its text, this crate leaves them out.
-        let without_special = special.keys().fold(case.decoded.clone(), |text, token| text.replace(token, ""));
+        let without_special = special
+            .keys()
+            .fold(case.decoded.clone(), |text, token| text.replace(token, ""));
         assert_eq!(tokenizer.decode(&case.token_ids)?, without_special);
         let mut stream = tokenizer.stream();
         let mut streamed = String::new();
@@ -220,11 +273,17 @@ struct TemplateCase {
 fn chat_templates_render_as_in_transformers() -> Result<()> {
     let expected: TemplateGolden = golden("chat_template.json")?;
     let weights = Weights::open(&smollm2())?;
-    assert_eq!(weights.chat_template(), expected.templates.get("smollm2").map(String::as_str));
+    assert_eq!(
+        weights.chat_template(),
+        expected.templates.get("smollm2").map(String::as_str)
+    );
     for case in &expected.cases {
         let source = &expected.templates[&case.template];
-        let template =
-            ChatTemplate::new(source, Some(expected.bos_token.clone()), Some(expected.eos_token.clone()))?;
+        let template = ChatTemplate::new(
+            source,
+            Some(expected.bos_token.clone()),
+            Some(expected.eos_token.clone()),
+        )?;
         let rendered = template.render(&case.messages, case.add_generation_prompt)?;
         assert_eq!(rendered, case.rendered, "{} {}", case.template, case.name);
     }

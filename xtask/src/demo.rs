@@ -6,15 +6,18 @@ use std::process::Command;
 
 use anyhow::{Context as _, ensure};
 
+use crate::model;
 use crate::paths::program;
 use crate::processes::{self, Tail};
-use crate::model;
 
 /// Options of `demo`.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// What to ask the model.
-    #[arg(long, default_value = "Explain in three sentences why the sky is blue.")]
+    #[arg(
+        long,
+        default_value = "Explain in three sentences why the sky is blue."
+    )]
     prompt: String,
     /// Layers that run on the device.
     #[arg(long, default_value_t = 10)]
@@ -31,17 +34,37 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let split_layer = arguments.split_layer.to_string();
     // The tail loads only what it owns: layers from the split layer on.
     let tail = Tail::start(&path, &["--split-min", &split_layer])?;
-    println!("tail-server (process {}) holds layers {split_layer} and up, on {}\n", tail.id(), tail.url);
+    println!(
+        "tail-server (process {}) holds layers {split_layer} and up, on {}\n",
+        tail.id(),
+        tail.url
+    );
     println!("> {}\n", arguments.prompt);
     let status = Command::new(program("edge-lite")?)
-        .args(["generate", "--tail", &tail.url, "--split-layer", &split_layer, "--prompt", &arguments.prompt])
-        .args(["--max-tokens", &arguments.max_tokens.to_string(), "--report"])
+        .args([
+            "generate",
+            "--tail",
+            &tail.url,
+            "--split-layer",
+            &split_layer,
+            "--prompt",
+            &arguments.prompt,
+        ])
+        .args(["--max-tokens", &arguments.max_tokens.to_string()])
         .status()
         .context("starting edge-lite")?;
     ensure!(status.success(), "edge-lite failed");
     println!("\nThe tail's own counters:");
-    for line in metrics(&tail.url)?.lines().filter(|line| !line.starts_with('#')) {
-        let shown = ["weight_bytes", "compute_seconds", "saved_seconds", "tokens_total"];
+    for line in metrics(&tail.url)?
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+    {
+        let shown = [
+            "weight_bytes",
+            "compute_seconds",
+            "saved_seconds",
+            "tokens_total",
+        ];
         if shown.iter().any(|name| line.contains(name)) {
             println!("  {line}");
         }
@@ -53,9 +76,14 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 fn metrics(url: &str) -> anyhow::Result<String> {
     let address = url.trim_start_matches("ws://");
     let mut stream = TcpStream::connect(address)?;
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )?;
     let mut response = String::new();
     stream.read_to_string(&mut response)?;
-    let (_, body) = response.split_once("\r\n\r\n").context("an HTTP response")?;
+    let (_, body) = response
+        .split_once("\r\n\r\n")
+        .context("an HTTP response")?;
     Ok(body.to_owned())
 }

@@ -1,5 +1,9 @@
 //! Every command of this repository: `cargo xtask demo`, `test`, `bench`, `model`, `tidy`.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command-line tool talks to a person")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line tool talks to a person"
+)]
 
 use clap::{Parser, Subcommand};
 

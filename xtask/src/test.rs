@@ -7,10 +7,22 @@ use crate::{model, processes, tidy};
 pub fn run() -> anyhow::Result<()> {
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("house rules", tidy::run)?;
-    step("lints", || cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
+    step("lints", || {
+        cargo(&[
+            "clippy",
+            "--release",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "--deny",
+            "warnings",
+        ])
+    })?;
     step("model", || model::fetch().map(drop))?;
     step("programs", processes::build)?;
-    step("tests", || cargo(&["test", "--release", "--workspace", "--no-fail-fast"]))
+    step("tests", || {
+        cargo(&["test", "--release", "--workspace", "--no-fail-fast"])
+    })
 }
 
 fn step(name: &str, run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {

@@ -10,8 +10,8 @@ use headway_model::{Decoder, LayerRange};
 use serde::Deserialize;
 
 use super::median;
-use crate::paths::{cache_dir, root};
 use crate::model;
+use crate::paths::{cache_dir, root};
 
 const PREFILL: [usize; 2] = [128, 512];
 const CONTEXT: usize = 128;
@@ -43,25 +43,51 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let path = arguments.model.clone().map_or_else(model::fetch, Ok)?;
     let weights = Weights::open(&path)?;
     let num_layers = weights.config().num_layers;
-    let decoder = Decoder::load(&weights, LayerRange::new(0, num_layers), WeightDtype::Native)?;
-    let peer = if arguments.without_peer { None } else { Some(peer_python()?) };
-    println!("`{}`, kernels: {}\n", weights.name(), headway_model::simd::instruction_set());
-    println!("| threads | what | prefill {} tok/s | prefill {} tok/s | decode tok/s |", PREFILL[0], PREFILL[1]);
+    let decoder = Decoder::load(
+        &weights,
+        LayerRange::new(0, num_layers),
+        WeightDtype::Native,
+    )?;
+    let peer = if arguments.without_peer {
+        None
+    } else {
+        Some(peer_python()?)
+    };
+    println!(
+        "`{}`, kernels: {}\n",
+        weights.name(),
+        headway_model::simd::instruction_set()
+    );
+    println!(
+        "| threads | what | prefill {} tok/s | prefill {} tok/s | decode tok/s |",
+        PREFILL[0], PREFILL[1]
+    );
     println!("|---|---|---|---|---|");
     for threads in [1, 2] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()?;
         let head = LayerRange::new(0, num_layers / 3);
         let (whole, head) = pool.install(|| {
             let whole = measure(&decoder, decoder.layers(), arguments.repeats)?;
             Ok::<_, anyhow::Error>((whole, measure(&decoder, head, arguments.repeats)?))
         })?;
-        row(threads, &format!("head layers [0, {}), no lm_head", num_layers / 3), &head);
+        row(
+            threads,
+            &format!("head layers [0, {}), no lm_head", num_layers / 3),
+            &head,
+        );
         row(threads, "whole model", &whole);
         if let Some(python) = &peer {
             let llama = run_peer(python, &path, threads, arguments.repeats)?;
             row(threads, "llama.cpp, whole model", &llama);
             let ratio = Speeds {
-                prefill: whole.prefill.iter().zip(&llama.prefill).map(|(ours, theirs)| ours / theirs).collect(),
+                prefill: whole
+                    .prefill
+                    .iter()
+                    .zip(&llama.prefill)
+                    .map(|(ours, theirs)| ours / theirs)
+                    .collect(),
                 decode: whole.decode / llama.decode,
             };
             println!(
@@ -74,11 +100,16 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 fn row(threads: usize, what: &str, speeds: &Speeds) {
-    println!("| {threads} | {what} | {:.0} | {:.0} | {:.1} |", speeds.prefill[0], speeds.prefill[1], speeds.decode);
+    println!(
+        "| {threads} | {what} | {:.0} | {:.0} | {:.1} |",
+        speeds.prefill[0], speeds.prefill[1], speeds.decode
+    );
 }
 
 fn measure(decoder: &Decoder, layers: LayerRange, repeats: usize) -> anyhow::Result<Speeds> {
-    let prefill = PREFILL.map(|tokens| prefill_seconds(decoder, layers, tokens, repeats).map(|s| per_second(tokens, s)));
+    let prefill = PREFILL.map(|tokens| {
+        prefill_seconds(decoder, layers, tokens, repeats).map(|s| per_second(tokens, s))
+    });
     Ok(Speeds {
         prefill: prefill.into_iter().collect::<anyhow::Result<_>>()?,
         decode: per_second(DECODE, decode_seconds(decoder, layers, repeats)?),
@@ -92,10 +123,18 @@ fn per_second(tokens: usize, seconds: f64) -> f64 {
 
 /// Token ids spread over the vocabulary.
 fn token_ids(count: usize) -> Vec<u32> {
-    (0_u32..).map(|i| i.wrapping_mul(7919) % 40_000 + 100).take(count).collect()
+    (0_u32..)
+        .map(|i| i.wrapping_mul(7919) % 40_000 + 100)
+        .take(count)
+        .collect()
 }
 
-fn prefill_seconds(decoder: &Decoder, layers: LayerRange, tokens: usize, repeats: usize) -> anyhow::Result<f64> {
+fn prefill_seconds(
+    decoder: &Decoder,
+    layers: LayerRange,
+    tokens: usize,
+    repeats: usize,
+) -> anyhow::Result<f64> {
     let mut seconds = Vec::new();
     // One more than asked: the first one warms caches up.
     for _ in 0..=repeats {
@@ -141,10 +180,19 @@ pub fn peer_python() -> anyhow::Result<PathBuf> {
         return Ok(python);
     }
     eprintln!("building llama.cpp through llama-cpp-python, once");
-    let status = Command::new("python3").args(["-m", "venv"]).arg(&venv).status()?;
+    let status = Command::new("python3")
+        .args(["-m", "venv"])
+        .arg(&venv)
+        .status()?;
     ensure!(status.success(), "python3 -m venv failed");
     let status = Command::new(&python)
-        .args(["-m", "pip", "install", "--disable-pip-version-check", "--requirement"])
+        .args([
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--requirement",
+        ])
         .arg(root().join("xtask/peers/requirements.txt"))
         // GCC 12 drops stores that AMX's tile configuration needs; see llama_cpp.py.
         .env("CFLAGS", "-fno-tree-dse -fno-dse")
@@ -160,14 +208,29 @@ fn run_peer(python: &Path, model: &Path, threads: usize, repeats: usize) -> anyh
         .arg(root().join("xtask/peers/llama_cpp.py"))
         .arg("--model")
         .arg(model)
-        .args(["--threads", &threads.to_string(), "--repeats", &repeats.to_string()])
-        .args(["--prefill", &PREFILL.map(|tokens| tokens.to_string()).join(",")])
+        .args([
+            "--threads",
+            &threads.to_string(),
+            "--repeats",
+            &repeats.to_string(),
+        ])
+        .args([
+            "--prefill",
+            &PREFILL.map(|tokens| tokens.to_string()).join(","),
+        ])
         .args(["--decode", &DECODE.to_string()])
         .output()?;
-    ensure!(output.status.success(), "llama.cpp failed: {}", String::from_utf8_lossy(&output.stderr));
-    let json: serde_json::Value = serde_json::from_slice(&output.stdout).context("llama_cpp.py prints JSON")?;
+    ensure!(
+        output.status.success(),
+        "llama.cpp failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let json: serde_json::Value =
+        serde_json::from_slice(&output.stdout).context("llama_cpp.py prints JSON")?;
     let speed = |value: &serde_json::Value| {
-        value["tokens_per_second"].as_f64().with_context(|| format!("tokens_per_second in {value}"))
+        value["tokens_per_second"]
+            .as_f64()
+            .with_context(|| format!("tokens_per_second in {value}"))
     };
     let prefill = json["prefill"].as_array().context("a list \"prefill\"")?;
     Ok(Speeds {

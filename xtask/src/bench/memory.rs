@@ -18,7 +18,9 @@ pub fn run() -> anyhow::Result<()> {
     let path = model::fetch()?;
     let weights = Weights::open(&path)?;
     let num_layers = weights.config().num_layers;
-    println!("| split layer | head weights | edge weights, MiB | edge peak RSS, MiB | tail weights, MiB | tail peak RSS, MiB |");
+    println!(
+        "| split layer | head weights | edge weights, MiB | edge peak RSS, MiB | tail weights, MiB | tail peak RSS, MiB |"
+    );
     println!("|---|---|---|---|---|---|");
     for split_layer in [0, 10, 20, num_layers] {
         for quantization in [Quantization::None, Quantization::Q4_0] {
@@ -35,22 +37,38 @@ pub fn run() -> anyhow::Result<()> {
                 if quantization != Quantization::None {
                     continue;
                 }
-                (peak_of_edge(&["--model", path.to_str().context("a path in UTF-8")?])?, None)
+                (
+                    peak_of_edge(&["--model", path.to_str().context("a path in UTF-8")?])?,
+                    None,
+                )
             } else {
                 let minimum = split_layer.to_string();
                 let tail = Tail::start(&path, &["--split-min", &minimum, "--threads", "1"])?;
-                let arguments =
-                    ["--tail", &tail.url, "--split-layer", &minimum, "--head-quantization", quantization.name()];
+                let arguments = [
+                    "--tail",
+                    &tail.url,
+                    "--split-layer",
+                    &minimum,
+                    "--head-quantization",
+                    quantization.name(),
+                ];
                 // The first run fetches the head, the second is what a device does every day.
                 peak_of_edge(&arguments)?;
                 let edge = peak_of_edge(&arguments)?;
                 let tail_layers = LayerRange::new(split_layer, num_layers);
-                let bytes = Decoder::load(&weights, tail_layers, Default::default())?.weight_bytes();
+                let bytes =
+                    Decoder::load(&weights, tail_layers, Default::default())?.weight_bytes();
                 (edge, Some((bytes, peak_resident_bytes(tail.id())?)))
             };
-            let (tail_weights, tail_peak) =
-                tail.map_or(("–".to_owned(), "–".to_owned()), |(weights, peak)| (mib(weights), mib(peak)));
-            println!("| {split_layer} | {quantization} | {} | {} | {tail_weights} | {tail_peak} |", mib(edge_weights), mib(edge));
+            let (tail_weights, tail_peak) = tail
+                .map_or(("–".to_owned(), "–".to_owned()), |(weights, peak)| {
+                    (mib(weights), mib(peak))
+                });
+            println!(
+                "| {split_layer} | {quantization} | {} | {} | {tail_weights} | {tail_peak} |",
+                mib(edge_weights),
+                mib(edge)
+            );
         }
     }
     Ok(())
@@ -64,7 +82,15 @@ fn mib(bytes: usize) -> String {
 /// Runs one generation and returns the most memory that it had resident.
 fn peak_of_edge(arguments: &[&str]) -> anyhow::Result<usize> {
     let mut child = Command::new(program("edge-lite")?)
-        .args(["--threads", "1", "generate", "--prompt", "Why is the sky blue?", "--max-tokens", "48"])
+        .args([
+            "--threads",
+            "1",
+            "generate",
+            "--prompt",
+            "Why is the sky blue?",
+            "--max-tokens",
+            "48",
+        ])
         .args(arguments)
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -86,7 +112,10 @@ fn peak_of_edge(arguments: &[&str]) -> anyhow::Result<usize> {
 /// `VmHWM`: the largest resident size so far.
 fn peak_resident_bytes(process: u32) -> anyhow::Result<usize> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .context("no VmHWM")?;
     let kib: usize = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib * 1024)
 }

@@ -24,8 +24,19 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let model = model::fetch()?;
     let eval = |codecs: &str, quantizations: &str| -> anyhow::Result<()> {
         let status = Command::new(program("edge-lite")?)
-            .args(["eval", "--codecs", codecs, "--head-quantizations", quantizations])
-            .args(["--split-layers", &arguments.split_layers, "--max-tokens", &arguments.max_tokens.to_string()])
+            .args([
+                "eval",
+                "--codecs",
+                codecs,
+                "--head-quantizations",
+                quantizations,
+            ])
+            .args([
+                "--split-layers",
+                &arguments.split_layers,
+                "--max-tokens",
+                &arguments.max_tokens.to_string(),
+            ])
             .arg("--model")
             .arg(&model)
             .arg("--text")

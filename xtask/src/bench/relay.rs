@@ -39,8 +39,13 @@ pub async fn start(target: SocketAddr, network: Network) -> anyhow::Result<Socke
                 let (from_device, to_device) = device.into_split();
                 let (from_tail, to_tail) = tail.into_split();
                 let delay = network.round_trip / 2;
-                let limit = network.uplink_bits_per_second.map(|rate| (rate, uplink_free));
-                tokio::join!(relay(from_device, to_tail, delay, limit), relay(from_tail, to_device, delay, None));
+                let limit = network
+                    .uplink_bits_per_second
+                    .map(|rate| (rate, uplink_free));
+                tokio::join!(
+                    relay(from_device, to_tail, delay, limit),
+                    relay(from_tail, to_device, delay, None)
+                );
                 anyhow::Ok(())
             });
         }
@@ -61,10 +66,15 @@ async fn relay(
             let mut sent = Instant::now();
             if let Some((bits_per_second, free)) = &limit {
                 let mut free = free.lock().await;
-                *free = sent.max(*free) + Duration::from_nanos(read as u64 * 8 * 1_000_000_000 / bits_per_second);
+                *free = sent.max(*free)
+                    + Duration::from_nanos(read as u64 * 8 * 1_000_000_000 / bits_per_second);
                 sent = *free;
             }
-            if sender.send((sent + delay, buffer[..read].to_vec())).await.is_err() {
+            if sender
+                .send((sent + delay, buffer[..read].to_vec()))
+                .await
+                .is_err()
+            {
                 break;
             }
         }

@@ -8,9 +8,9 @@ use edge_lite::Report;
 
 use super::median;
 use super::relay::{self, Network};
+use crate::model;
 use crate::paths::program;
 use crate::processes::{self, Tail};
-use crate::model;
 
 /// Options of `bench split`.
 #[derive(clap::Args)]
@@ -34,23 +34,50 @@ const SHORT_PROMPT: &str = "The sea was calm that morning, and the old captain";
 /// Prints decode speed and time to first token over networks, and bytes a token by codec.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     processes::build()?;
-    let tail = Tail::start(&model::fetch()?, &["--threads", "1", "--codecs", "f32,f16,bf16,int8,int4"])?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let target = tail.url.trim_start_matches("ws://").parse().context("the tail's address")?;
+    let tail = Tail::start(
+        &model::fetch()?,
+        &["--threads", "1", "--codecs", "f32,f16,bf16,int8,int4"],
+    )?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let target = tail
+        .url
+        .trim_start_matches("ws://")
+        .parse()
+        .context("the tail's address")?;
     let through = |network: Network| -> anyhow::Result<String> {
-        Ok(format!("ws://{}", runtime.block_on(relay::start(target, network))?))
+        Ok(format!(
+            "ws://{}",
+            runtime.block_on(relay::start(target, network))?
+        ))
     };
-    println!("Split layer {}, one thread a side, decode of {} tokens.\n", arguments.split_layer, arguments.tokens);
-    println!("| round trip | codec | decode tok/s | first token, short prompt | first token, long prompt |");
+    println!(
+        "Split layer {}, one thread a side, decode of {} tokens.\n",
+        arguments.split_layer, arguments.tokens
+    );
+    println!(
+        "| round trip | codec | decode tok/s | first token, short prompt | first token, long prompt |"
+    );
     println!("|---|---|---|---|---|");
     for milliseconds in [0, 10, 20, 50] {
-        let network = Network { round_trip: Duration::from_millis(milliseconds), uplink_bits_per_second: None };
+        let network = Network {
+            round_trip: Duration::from_millis(milliseconds),
+            uplink_bits_per_second: None,
+        };
         let url = through(network)?;
         for codec in ["f32", "f16"] {
-            row(&format!("{milliseconds} ms"), codec, &measure(arguments, &url, codec)?);
+            row(
+                &format!("{milliseconds} ms"),
+                codec,
+                &measure(arguments, &url, codec)?,
+            );
         }
     }
-    println!("\n| uplink, 20 ms round trip | codec | decode tok/s | first token, short prompt | first token, long prompt |");
+    println!(
+        "\n| uplink, 20 ms round trip | codec | decode tok/s | first token, short prompt | first token, long prompt |"
+    );
     println!("|---|---|---|---|---|");
     for megabits in [5, 20, 100] {
         let network = Network {
@@ -59,7 +86,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         };
         let url = through(network)?;
         for codec in ["f32", "f16", "int8", "int4"] {
-            row(&format!("{megabits} Mbit/s"), codec, &measure(arguments, &url, codec)?);
+            row(
+                &format!("{megabits} Mbit/s"),
+                codec,
+                &measure(arguments, &url, codec)?,
+            );
         }
     }
     println!("\n| codec | bytes up a decoded token | bytes down a token |\n|---|---|---|");
@@ -80,7 +111,10 @@ struct Measured {
 fn row(network: &str, codec: &str, measured: &Measured) {
     println!(
         "| {network} | {codec} | {:.1} | {:.0} ms | {:.0} ms ({} tokens) |",
-        measured.decode, measured.first_token_short_ms, measured.first_token_long_ms, measured.long_prompt_tokens
+        measured.decode,
+        measured.first_token_short_ms,
+        measured.first_token_long_ms,
+        measured.long_prompt_tokens
     );
 }
 
@@ -114,21 +148,61 @@ fn bytes_per_token(arguments: &Arguments, url: &str, codec: &str) -> anyhow::Res
     let short = generate(arguments, url, codec, SHORT_PROMPT, 8)?;
     let long = generate(arguments, url, codec, SHORT_PROMPT, 8 + arguments.tokens)?;
     let tokens = (long.token_ids.len() - short.token_ids.len()) as f64;
-    Ok(((long.bytes_up - short.bytes_up) as f64 / tokens, (long.bytes_down - short.bytes_down) as f64 / tokens))
+    Ok((
+        (long.bytes_up - short.bytes_up) as f64 / tokens,
+        (long.bytes_down - short.bytes_down) as f64 / tokens,
+    ))
 }
 
 fn long_prompt(words: usize) -> String {
-    let words_of_text = ["the", "river", "runs", "past", "a", "small", "town", "and", "old", "hills", "in", "green"];
-    (0..words).map(|i| words_of_text[i * 7 % 12]).collect::<Vec<_>>().join(" ")
+    let words_of_text = [
+        "the", "river", "runs", "past", "a", "small", "town", "and", "old", "hills", "in", "green",
+    ];
+    (0..words)
+        .map(|i| words_of_text[i * 7 % 12])
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
-fn generate(arguments: &Arguments, url: &str, codec: &str, prompt: &str, tokens: usize) -> anyhow::Result<Report> {
+fn generate(
+    arguments: &Arguments,
+    url: &str,
+    codec: &str,
+    prompt: &str,
+    tokens: usize,
+) -> anyhow::Result<Report> {
     let output = Command::new(program("edge-lite")?)
-        .args(["--threads", "1", "generate", "--tail", url, "--codec", codec, "--raw", "--ignore-end-of-turn"])
-        .args(["--split-layer", &arguments.split_layer.to_string(), "--head-quantization", "none"])
-        .args(["--prompt", prompt, "--max-tokens", &tokens.to_string(), "--format", "json"])
+        .args([
+            "--threads",
+            "1",
+            "generate",
+            "--tail",
+            url,
+            "--codec",
+            codec,
+            "--raw",
+            "--ignore-end-of-turn",
+        ])
+        .args([
+            "--split-layer",
+            &arguments.split_layer.to_string(),
+            "--head-quantization",
+            "none",
+        ])
+        .args([
+            "--prompt",
+            prompt,
+            "--max-tokens",
+            &tokens.to_string(),
+            "--format",
+            "json",
+        ])
         .stderr(Stdio::piped())
         .output()?;
-    ensure!(output.status.success(), "edge-lite failed: {}", String::from_utf8_lossy(&output.stderr));
+    ensure!(
+        output.status.success(),
+        "edge-lite failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).context("edge-lite prints a report")
 }

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use anyhow::Result;
-use edge_lite::{Event, Generation, Report};
+use edge_lite::{Event, FinishReason, Generation, Report, Route};
 
 use crate::args::{GenerateArgs, OutputFormat};
 use crate::engine::Engine;
@@ -59,26 +59,55 @@ fn write_now(text: &str) -> Result<()> {
     Ok(stdout.flush()?)
 }
 
-/// The report for people, on one line.
+/// The report for people: what ran where, and what it took.
 pub fn summary(report: &Report) -> String {
-    let timings = &report.timings_ms;
-    let tokens = report.token_ids.len();
+    let (timings, tokens) = (&report.timings_ms, report.token_ids.len());
     // The first token's time is the prompt's.
-    let rate = match timings.decode {
-        decode if decode > 0.0 => tokens.saturating_sub(1) as f64 / decode * 1e3,
-        _ => 0.0,
+    let decoded = tokens.saturating_sub(1) as f64;
+    let rate = if timings.decode > 0.0 {
+        decoded / timings.decode * 1e3
+    } else {
+        0.0
+    };
+    let positions = (report.prompt_tokens + tokens).max(1) as f64;
+    let mib = report.head_weight_bytes as f64 / f64::from(1 << 20);
+    let route = match report.route {
+        Route::Split => format!(
+            "layers 0 to {} here, {} to {} on the tail",
+            report.split_layer - 1,
+            report.split_layer,
+            report.num_layers - 1
+        ),
+        Route::Device => "all layers here".to_owned(),
+        Route::Cloud => "all layers on the tail".to_owned(),
     };
     format!(
-        "[{tokens} tokens after {}, {:?} at layer {}, ended by {:?}; first token {:.0} ms, then {rate:.1} tokens/s; \
-         up {} B, down {} B, tail {:.1} ms, {} reconnects]",
+        "route          {route}; {mib:.1} MiB of weights here\n\
+         tokens         {} of prompt, {tokens} of answer, ended by {}\n\
+         time           first token {:.0} ms, then {rate:.1} tokens/s\n\
+         bytes          {:.0} up and {:.0} down a token ({} and {} in all)\n\
+         compute        {:.3} s here; {:.3} s on the tail, {:.3} s saved there by the layers here\n\
+         sessions       {} rebuilt, {} positions sent again",
         report.prompt_tokens,
-        report.route,
-        report.split_layer,
-        report.finish_reason,
+        finished(report.finish_reason),
         timings.first_token,
+        report.bytes_up as f64 / positions,
+        report.bytes_down as f64 / positions,
         report.bytes_up,
         report.bytes_down,
-        report.tail_compute_us as f64 / 1e3,
+        report.head_compute_ms / 1e3,
+        report.tail_compute_us as f64 / 1e6,
+        report.tail_saved_us as f64 / 1e6,
         report.reconnects,
+        report.replayed_positions,
     )
+}
+
+const fn finished(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "a stop string",
+        FinishReason::Length => "the most tokens",
+        FinishReason::EndOfTurn => "the model",
+        FinishReason::Cancelled => "you",
+    }
 }
