@@ -1,8 +1,9 @@
 //! Grouped-query attention of new positions over a session's KV cache.
 
 use crate::kv_cache::{HeadView, KvCache};
-use crate::linear::{DisjointOut, parallel};
+use crate::linear::DisjointOut;
 use crate::simd::{LANES, Simd, Work, dispatch};
+use crate::threads::parallel;
 
 /// Query-key products below which handing work to other threads costs more than it saves.
 const PARALLEL_PRODUCTS: usize = 1 << 17;

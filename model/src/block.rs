@@ -1,12 +1,10 @@
 //! One decoder layer: norm, attention, residual; norm, gated MLP, residual.
 
-use rayon::prelude::*;
-
 use crate::attention::{AttentionShape, exp};
 use crate::config::ModelConfig;
 use crate::decoder::Segment;
 use crate::error::LoadError;
-use crate::linear::Linear;
+use crate::linear::{Linear, for_rows};
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
 use crate::simd::{LANES, Simd, Work, dispatch};
@@ -209,21 +207,10 @@ fn add(to: &mut [f32], from: &[f32]) {
 
 /// `silu(gate) · up`; `gate_up`: `[rows, 2 · size]`, `out`: `[rows, size]`.
 fn silu_product(gate_up: &[f32], out: &mut [f32], size: usize) {
-    let one = |(gate_up, out): (&[f32], &mut [f32])| {
-        let (gate, up) = gate_up.split_at(size);
+    for_rows(size, out, |row, out| {
+        let (gate, up) = gate_up[2 * row * size..2 * (row + 1) * size].split_at(size);
         dispatch(SiluProduct { gate, up, out });
-    };
-    if out.len() < 16 * size {
-        gate_up
-            .chunks_exact(2 * size)
-            .zip(out.chunks_exact_mut(size))
-            .for_each(one);
-    } else {
-        gate_up
-            .par_chunks_exact(2 * size)
-            .zip(out.par_chunks_exact_mut(size))
-            .for_each(one);
-    }
+    });
 }
 
 struct SiluProduct<'a> {

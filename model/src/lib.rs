@@ -10,7 +10,7 @@
 //! replayed session equals the first one, and a batch equals its members. This is why matrix products
 //! are our own kernels ([`linear`]) and not a GEMM that picks its summation order by shape.
 //!
-//! Deliberately absent: the network, threads of its own, and any knowledge of sessions.
+//! Deliberately absent: the network, and any knowledge of sessions.
 
 pub mod artifact;
 pub mod attention;
@@ -28,6 +28,7 @@ pub mod quantization;
 pub mod rope;
 pub mod sampler;
 pub mod simd;
+pub mod threads;
 pub mod tokenizer;
 pub mod weights;
 

@@ -17,10 +17,10 @@ use packed::PackedMatrix;
 mod activations;
 mod blocks;
 mod dense;
+mod disjoint_out;
 mod packed;
-mod parallel;
 
-pub(crate) use parallel::{DisjointOut, parallel};
+pub(crate) use disjoint_out::{DisjointOut, for_rows};
 
 /// `y = x Wᵀ + b`, for several matrices stacked along their outputs (q, k and v; gate and up).
 pub struct Linear {

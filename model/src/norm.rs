@@ -1,11 +1,7 @@
 //! RMS norm (arXiv:1910.07467): `x / sqrt(mean(x²) + eps) · weight`.
 
-use rayon::prelude::*;
-
+use crate::linear::for_rows;
 use crate::simd::{LANES, Simd, Work, dispatch};
-
-/// Rows from which on the work is worth handing to other threads.
-const PARALLEL_ROWS: usize = 16;
 
 /// The weights of one norm.
 pub struct RmsNorm {
@@ -29,16 +25,10 @@ impl RmsNorm {
     /// Norms each row. `x` and `out`: `[rows, columns]`.
     pub fn forward(&self, x: &[f32], out: &mut [f32]) {
         let columns = self.weight.len();
-        let one = |(x, out): (&[f32], &mut [f32])| dispatch(NormRow { norm: self, x, out });
-        if x.len() < PARALLEL_ROWS * columns {
-            x.chunks_exact(columns)
-                .zip(out.chunks_exact_mut(columns))
-                .for_each(one);
-        } else {
-            x.par_chunks_exact(columns)
-                .zip(out.par_chunks_exact_mut(columns))
-                .for_each(one);
-        }
+        for_rows(columns, out, |row, out| {
+            let x = &x[row * columns..(row + 1) * columns];
+            dispatch(NormRow { norm: self, x, out });
+        });
     }
 
     /// Norms each row in place. `x`: `[rows, columns]`.

@@ -21,9 +21,7 @@ fn main() -> anyhow::Result<()> {
         .init();
 
     let config = Config::try_from(Args::parse())?;
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(config.threads)
-        .build_global()?;
+    headway_model::threads::set_threads(config.threads);
     // Before the runtime: fetching and loading block.
     let model = LoadedModel::load(&config)?;
 

@@ -176,7 +176,7 @@ impl Tail {
     /// Where there is no HTTP answer.
     pub async fn get(&self, path: &str) -> Result<(u16, String)> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: tail\r\nConnection: close\r\n\r\n");
-        let answer = self.exchange(request.as_bytes()).await?;
+        let answer = exchange(self.address, request.as_bytes()).await?;
         let answer = String::from_utf8_lossy(&answer);
         let (head, body) = answer.split_once("\r\n\r\n").context("an HTTP answer")?;
         Ok((
@@ -184,24 +184,23 @@ impl Tail {
             body.to_owned(),
         ))
     }
+}
 
-    /// Sends bytes as they are, and reads to the end of the connection. A reset counts as its end.
-    ///
-    /// # Errors
-    /// Where the tail cannot be reached, or keeps the connection.
-    pub async fn exchange(&self, bytes: &[u8]) -> Result<Vec<u8>> {
-        let mut stream = TcpStream::connect(self.address).await?;
-        let mut answer = Vec::new();
-        let exchange = async {
-            stream.write_all(bytes).await?;
-            stream.read_to_end(&mut answer).await
-        };
-        // What came before a reset is the answer.
-        let _ = timeout(PATIENCE, exchange)
-            .await
-            .context("the tail keeps the connection")?;
-        Ok(answer)
-    }
+/// Sends bytes as they are, and reads to the end of the connection. A reset counts as its end.
+///
+/// # Errors
+/// Where nobody listens, or the connection is kept.
+pub async fn exchange(address: SocketAddr, bytes: &[u8]) -> Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(address).await?;
+    let mut answer = Vec::new();
+    let exchange = async {
+        stream.write_all(bytes).await?;
+        stream.read_to_end(&mut answer).await
+    };
+    let ended = timeout(PATIENCE, exchange).await;
+    // What came before a reset is the answer.
+    let _ = ended.context("the connection is kept")?;
+    Ok(answer)
 }
 
 /// The status of an HTTP answer, if it is one.

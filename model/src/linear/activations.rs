@@ -1,7 +1,8 @@
 //! Input rows quantised to 8 bits in groups of 32, for the products with quantised weights.
 
-use super::{DisjointOut, parallel};
+use super::DisjointOut;
 use crate::simd::{Simd, Work, dispatch};
+use crate::threads::parallel;
 
 /// Columns that share one scale; the block size of the packed weight types.
 pub const GROUP: usize = 32;

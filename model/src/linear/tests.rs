@@ -107,14 +107,11 @@ fn a_row_gets_the_same_bits_alone_and_in_any_batch() {
 fn threads_do_not_change_the_bits() {
     let linear = linear(vec![tensor(GgmlDType::Q4_1, 160, 96)]);
     let x = noise(11 * 96, 9);
-    let pool = |threads| {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap()
+    let with = |threads| {
+        crate::threads::set_threads(threads);
+        forward(&linear, &x, 11)
     };
-    let one = pool(1).install(|| forward(&linear, &x, 11));
-    let three = pool(3).install(|| forward(&linear, &x, 11));
+    let (one, three) = (with(1), with(3));
     assert_eq!(one, three);
 }
 

@@ -64,14 +64,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     );
     println!("|---|---|---|---|---|");
     for threads in [1, 2] {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()?;
+        headway_model::threads::set_threads(threads);
         let head = LayerRange::new(0, num_layers / 3);
-        let (whole, head) = pool.install(|| {
-            let whole = measure(&decoder, decoder.layers(), arguments.repeats)?;
-            Ok::<_, anyhow::Error>((whole, measure(&decoder, head, arguments.repeats)?))
-        })?;
+        let whole = measure(&decoder, decoder.layers(), arguments.repeats)?;
+        let head = measure(&decoder, head, arguments.repeats)?;
         row(
             threads,
             &format!("head layers [0, {}), no lm_head", num_layers / 3),

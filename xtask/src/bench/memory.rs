@@ -23,7 +23,7 @@ pub fn run() -> anyhow::Result<()> {
     );
     println!("|---|---|---|---|---|---|");
     for split_layer in [0, 10, 20, num_layers] {
-        for quantization in [Quantization::None, Quantization::Q4_0] {
+        for quantization in [Quantization::None, Quantization::Q4K, Quantization::Q4_0] {
             if split_layer == 0 && quantization != Quantization::None {
                 continue;
             }
@@ -43,7 +43,17 @@ pub fn run() -> anyhow::Result<()> {
                 )
             } else {
                 let minimum = split_layer.to_string();
-                let tail = Tail::start(&path, &["--split-min", &minimum, "--threads", "1"])?;
+                let tail = Tail::start(
+                    &path,
+                    &[
+                        "--split-min",
+                        &minimum,
+                        "--threads",
+                        "1",
+                        "--head-quantizations",
+                        "none,q4_k,q4_0",
+                    ],
+                )?;
                 let arguments = [
                     "--tail",
                     &tail.url,

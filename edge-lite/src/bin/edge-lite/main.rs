@@ -39,7 +39,8 @@ fn run(cli: Cli) -> Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    // 0 is one thread for each core.
+    headway_model::threads::set_threads(cli.threads);
+    // For `eval`'s sums; 0 is one thread for each core.
     rayon::ThreadPoolBuilder::new()
         .num_threads(cli.threads)
         .build_global()

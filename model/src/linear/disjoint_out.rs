@@ -1,25 +1,29 @@
-//! Splitting a kernel's tiles over the threads, and the output that they share.
+//! The output that the threads of a kernel share.
 #![expect(unsafe_code, reason = "threads write disjoint parts of one output")]
 
 use std::marker::PhantomData;
-use std::ops::Range;
 
-use rayon::prelude::*;
+use crate::threads::parallel;
 
-/// Runs `work` on consecutive pieces of `0..items`, on all threads of the current rayon pool.
-///
-/// `pieces_per_thread`: more than one lets a fast thread take work from a slow one, at the price of
-/// more hand-overs.
-pub(crate) fn parallel(items: usize, pieces_per_thread: usize, work: impl Fn(Range<usize>) + Sync) {
-    let threads = rayon::current_num_threads();
-    if threads == 1 || items < 2 {
-        return work(0..items);
+/// Rows below which element-wise work is not worth handing to other threads.
+const PARALLEL_ROWS: usize = 16;
+
+/// Calls `work` with each row of `out`, `[rows, columns]`, on all threads where there are many.
+pub(crate) fn for_rows(columns: usize, out: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sync) {
+    let rows = out.len() / columns;
+    if rows < PARALLEL_ROWS {
+        return out
+            .chunks_exact_mut(columns)
+            .enumerate()
+            .for_each(|(row, out)| work(row, out));
     }
-    let piece = items.div_ceil(threads * pieces_per_thread);
-    (0..items.div_ceil(piece))
-        .into_par_iter()
-        .with_max_len(1)
-        .for_each(|i| work(i * piece..items.min((i + 1) * piece)));
+    let out = DisjointOut::new(out, columns);
+    parallel(rows, 1, |rows| {
+        for row in rows {
+            // SAFETY: every row is in one piece only.
+            work(row, unsafe { out.row_mut(row) });
+        }
+    });
 }
 
 /// A row-major output `[rows, stride]` that several threads fill, each its own columns.
@@ -72,6 +76,20 @@ impl<'a> DisjointOut<'a> {
             let to = self.values.add(row * self.stride + column);
             std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
         }
+    }
+
+    /// Row `row`, for writing.
+    ///
+    /// # Safety
+    /// No other reference to this row may be alive.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the rows that threads take are disjoint"
+    )]
+    unsafe fn row_mut(&self, row: usize) -> &mut [f32] {
+        assert!((row + 1) * self.stride <= self.len);
+        // SAFETY: inside the output (asserted), and the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.stride), self.stride) }
     }
 
     /// Adds `bias`, `[stride]`, to every row. Called after the threads are done.
