@@ -97,7 +97,7 @@ async fn a_tail_killed_while_it_answers_costs_no_token() -> Result<()> {
         case.check(&answer, &context);
         assert!(answer.report.reconnects >= 1, "{context}");
         assert!(
-            answer.report.replayed_positions as usize >= answer.report.prompt_tokens,
+            answer.report.replayed_positions >= answer.report.prompt_tokens as u64,
             "{context}"
         );
     }

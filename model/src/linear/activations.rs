@@ -52,34 +52,57 @@ struct Quantize<'a> {
 
 impl Work for Quantize<'_> {
     #[inline(always)]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "values are within -127..=127, their sum within 16 bits"
-    )]
     fn run<S: Simd>(self) {
         let groups = self
             .x
-            .chunks_exact(GROUP)
-            .zip(self.out.values.chunks_exact_mut(GROUP));
-        for ((x, values), (scale, sum)) in
-            groups.zip(self.out.scales.iter_mut().zip(&mut self.out.sums))
-        {
-            let mut largest = [0.0_f32; GROUP];
-            largest
-                .iter_mut()
-                .zip(x)
-                .for_each(|(largest, x)| *largest = x.abs());
-            let largest = largest
-                .iter()
-                .fold(0.0_f32, |a, b| if *b > a { *b } else { a });
-            *scale = largest / 127.0;
-            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            for (value, x) in values.iter_mut().zip(x) {
-                *value = (x * inverse).round_ties_even() as i8;
-            }
-            *sum = values.iter().map(|value| i16::from(*value)).sum();
+            .as_chunks::<GROUP>()
+            .0
+            .iter()
+            .zip(self.out.values.as_chunks_mut::<GROUP>().0);
+        let scales = self.out.scales.iter_mut().zip(&mut self.out.sums);
+        for ((x, values), (scale, sum)) in groups.zip(scales) {
+            (*scale, *sum) = quantize_group(x, values);
         }
     }
+}
+
+/// Rounds a group to 8 bits, ties to even. Returns its scale and the sum of its values.
+#[inline(always)]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "values are within -127..=127, so their low byte is all of them"
+)]
+fn quantize_group(x: &[f32; GROUP], values: &mut [i8; GROUP]) -> (f32, i16) {
+    // Adding 1.5 · 2^23 rounds to an integer, which then stands in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let mut largest = [0.0_f32; 16];
+    for (i, largest) in largest.iter_mut().enumerate() {
+        let (a, b) = (x[i].abs(), x[i + 16].abs());
+        *largest = if a > b { a } else { b };
+    }
+    let mut width = 8;
+    while width > 0 {
+        for i in 0..width {
+            largest[i] = if largest[i] > largest[i + width] {
+                largest[i]
+            } else {
+                largest[i + width]
+            };
+        }
+        width /= 2;
+    }
+    let largest = largest[0];
+    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    let mut sum = 0_i32;
+    for (value, x) in values.iter_mut().zip(x) {
+        let rounded = (x * inverse + ROUND)
+            .to_bits()
+            .wrapping_sub(ROUND.to_bits())
+            .cast_signed();
+        sum = sum.wrapping_add(rounded);
+        *value = rounded as i8;
+    }
+    (largest / 127.0, sum as i16)
 }
 
 /// Keeps the two imports that the kernels share in one place.

@@ -2,20 +2,18 @@
 
 use bytes::Bytes;
 use headway_wire::frame::{decode_client_frame, encode_client_frame};
+use headway_wire::message::RefusalCode::{Malformed, OverLimit};
 use headway_wire::message::client_frame::Message;
-use headway_wire::message::{
-    Activations, ClientFrame, Codec as CodecMessage, LogitBias, Open, RefusalCode, Sampling, Step,
-    TokenIds, step,
-};
-use headway_wire::{Codec, Limits, PROTOCOL_VERSION, codec};
+use headway_wire::message::{ClientFrame, Open, RefusalCode, Sampling, Step, TokenIds, step};
+use headway_wire::{Codec, Limits, PROTOCOL_VERSION};
 
-use crate::http;
+use crate::{http, senseless};
 
 /// Sizes of the model that is served.
-const HIDDEN_SIZE: usize = 64;
-const VOCAB_SIZE: u32 = 128;
-const NUM_LAYERS: u32 = 3;
-const MAX_POSITIONS: u32 = 256;
+pub const HIDDEN_SIZE: usize = 64;
+pub const VOCAB_SIZE: u32 = 128;
+pub const NUM_LAYERS: u32 = 3;
+pub const MAX_POSITIONS: u32 = 256;
 
 /// One input.
 #[derive(Debug)]
@@ -52,8 +50,6 @@ pub enum Expected {
     /// The connection is dropped right after sending.
     NobodyReads,
 }
-
-use RefusalCode::{DigestMismatch, Malformed, OverLimit, Unsupported};
 
 pub struct Generator {
     random: fastrand::Rng,
@@ -149,181 +145,20 @@ impl Generator {
     }
 
     fn senseless_open(&mut self, turn: usize) -> Input {
-        let opens = self.senseless_opens();
-        let (open, code) = opens[turn % opens.len()].clone();
+        let mut open = self.open(1);
+        let case = turn % (senseless::OPENS.len() + senseless::SAMPLINGS.len());
+        let code = match senseless::OPENS.get(case) {
+            Some((change, code)) => {
+                change(&mut open);
+                *code
+            }
+            None => {
+                let (change, code) = senseless::SAMPLINGS[case - senseless::OPENS.len()];
+                change(open.sampling.get_or_insert_default());
+                code
+            }
+        };
         session([frame(open)], Expected::Refusal(code))
-    }
-
-    fn senseless_opens(&self) -> Vec<(Open, RefusalCode)> {
-        let good = || self.open(1);
-        let codec = |kind, group_size| Some(CodecMessage { kind, group_size });
-        let mut opens = vec![
-            (
-                Open {
-                    model_digest: format!("sha256:{}", "0".repeat(64)),
-                    ..good()
-                },
-                DigestMismatch,
-            ),
-            (
-                Open {
-                    model_digest: "sha256:".to_owned(),
-                    ..good()
-                },
-                Malformed,
-            ),
-            (
-                Open {
-                    model_digest: "é".repeat(5000),
-                    ..good()
-                },
-                Malformed,
-            ),
-            (
-                Open {
-                    protocol_version: 0,
-                    ..good()
-                },
-                Unsupported,
-            ),
-            (
-                Open {
-                    protocol_version: u32::MAX,
-                    ..good()
-                },
-                Unsupported,
-            ),
-            (
-                Open {
-                    split_layer: NUM_LAYERS,
-                    ..good()
-                },
-                Unsupported,
-            ),
-            (
-                Open {
-                    split_layer: u32::MAX,
-                    ..good()
-                },
-                OverLimit,
-            ),
-            (
-                Open {
-                    codec: None,
-                    ..good()
-                },
-                Malformed,
-            ),
-            (
-                Open {
-                    codec: codec(77, 0),
-                    ..good()
-                },
-                Unsupported,
-            ),
-            (
-                Open {
-                    codec: codec(-1, 0),
-                    ..good()
-                },
-                Unsupported,
-            ),
-            (
-                Open {
-                    codec: codec(4, 0),
-                    ..good()
-                },
-                Malformed,
-            ),
-            (
-                Open {
-                    codec: codec(1, 32),
-                    ..good()
-                },
-                Malformed,
-            ),
-            (
-                Open {
-                    codec: codec(5, u32::MAX),
-                    ..good()
-                },
-                Malformed,
-            ),
-            (
-                Open {
-                    max_positions: 0,
-                    ..good()
-                },
-                Malformed,
-            ),
-            (
-                Open {
-                    max_positions: MAX_POSITIONS + 1,
-                    ..good()
-                },
-                OverLimit,
-            ),
-            (
-                Open {
-                    max_positions: u32::MAX,
-                    ..good()
-                },
-                OverLimit,
-            ),
-            (
-                Open {
-                    prompt_tokens: 0,
-                    ..good()
-                },
-                Malformed,
-            ),
-            (
-                Open {
-                    prompt_tokens: 65,
-                    ..good()
-                },
-                Malformed,
-            ),
-            (
-                Open {
-                    resume_positions: u32::MAX,
-                    ..good()
-                },
-                Malformed,
-            ),
-            (
-                Open {
-                    traceparent: "0".repeat(56),
-                    ..good()
-                },
-                OverLimit,
-            ),
-            (
-                Open {
-                    traceparent: "00-\r\nX-Injected: 1".to_owned(),
-                    ..good()
-                },
-                Malformed,
-            ),
-            (
-                Open {
-                    tracestate: "a".repeat(513),
-                    ..good()
-                },
-                OverLimit,
-            ),
-        ];
-        let samplings = senseless_samplings().into_iter();
-        opens.extend(samplings.map(|(sampling, code)| {
-            (
-                Open {
-                    sampling: Some(sampling),
-                    ..good()
-                },
-                code,
-            )
-        }));
-        opens
     }
 
     fn out_of_order(&mut self, turn: usize) -> Input {
@@ -350,8 +185,16 @@ impl Generator {
     }
 
     fn senseless_step(&mut self, turn: usize) -> Input {
-        let steps = senseless_steps();
-        let (split_layer, step, code) = steps[turn % steps.len()].clone();
+        let case = turn % (senseless::TOKEN_STEPS.len() + senseless::ROW_STEPS.len());
+        let (split_layer, first, mut step, (change, code)) = match senseless::TOKEN_STEPS.get(case)
+        {
+            Some(case) => (0, tokens(0, &[1, 2]), tokens(2, &[3]), *case),
+            None => {
+                let case = senseless::ROW_STEPS[case - senseless::TOKEN_STEPS.len()];
+                (1, activations(0, &[1, 2]), activations(2, &[3]), case)
+            }
+        };
+        change(&mut step);
         let sampling = Sampling {
             repetition_penalty: 1.1,
             ..Sampling::default()
@@ -362,10 +205,6 @@ impl Generator {
             ..self.open(split_layer)
         };
         // A good step first, so that the session has something to lose.
-        let first = match split_layer {
-            0 => tokens(0, &[1, 2]),
-            _ => activations(0, &[1, 2]),
-        };
         session(
             [frame(open), frame(first), frame(step)],
             Expected::Refusal(code),
@@ -434,284 +273,7 @@ fn expected_of(frame: &Bytes) -> Expected {
     }
 }
 
-fn senseless_samplings() -> Vec<(Sampling, RefusalCode)> {
-    let off = Sampling::default;
-    let bias = |token_id, bias| vec![LogitBias { token_id, bias }];
-    vec![
-        (
-            Sampling {
-                temperature: f32::NAN,
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                temperature: -1.0,
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                temperature: f32::INFINITY,
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                top_p: f32::NAN,
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                top_p: 1.5,
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                min_p: 1.0,
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                min_p: -0.1,
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                repetition_penalty: f32::NAN,
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                repetition_penalty: -1.0,
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                presence_penalty: f32::NEG_INFINITY,
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                frequency_penalty: 1e30,
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                logit_bias: bias(1, f32::NAN),
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                logit_bias: bias(VOCAB_SIZE, 1.0),
-                ..off()
-            },
-            Malformed,
-        ),
-        (
-            Sampling {
-                logit_bias: bias(1, 1.0).repeat(1025),
-                ..off()
-            },
-            OverLimit,
-        ),
-        (
-            Sampling {
-                top_logprobs: 21,
-                ..off()
-            },
-            OverLimit,
-        ),
-        (
-            Sampling {
-                top_logprobs: u32::MAX,
-                ..off()
-            },
-            OverLimit,
-        ),
-    ]
-}
-
-/// Steps that are wrong after two positions of a session of eight, with penalties.
-fn senseless_steps() -> Vec<(u32, Step, RefusalCode)> {
-    let good = || activations(2, &[3]);
-    let with = |change: fn(&mut Activations)| {
-        let mut step = good();
-        if let Some(step::Input::Activations(activations)) = &mut step.input {
-            change(activations);
-        }
-        step
-    };
-    let values = |value: f32| with_data(good(), value.to_le_bytes().repeat(HIDDEN_SIZE));
-    let history = |ids: &[u32]| Some(TokenIds { ids: ids.to_vec() });
-    vec![
-        (0, tokens(0, &[1]), Malformed),
-        (0, tokens(3, &[1]), Malformed),
-        (0, tokens(u32::MAX, &[1]), OverLimit),
-        (0, tokens(2, &[]), Malformed),
-        (0, tokens(2, &[VOCAB_SIZE]), Malformed),
-        (0, tokens(2, &[1, u32::MAX]), Malformed),
-        (0, tokens(2, &[1; 7]), OverLimit),
-        (0, tokens(2, &[1; 513]), OverLimit),
-        (
-            0,
-            Step {
-                input: None,
-                ..tokens(2, &[1])
-            },
-            Malformed,
-        ),
-        (
-            0,
-            Step {
-                history: history(&[1]),
-                ..tokens(2, &[1])
-            },
-            Malformed,
-        ),
-        (0, good(), Malformed),
-        (1, tokens(2, &[3]), Malformed),
-        (
-            1,
-            Step {
-                position: 0,
-                ..good()
-            },
-            Malformed,
-        ),
-        (
-            1,
-            Step {
-                position: 5,
-                ..good()
-            },
-            Malformed,
-        ),
-        (
-            1,
-            Step {
-                history: None,
-                ..good()
-            },
-            Malformed,
-        ),
-        (
-            1,
-            Step {
-                history: history(&[]),
-                ..good()
-            },
-            Malformed,
-        ),
-        (
-            1,
-            Step {
-                history: history(&[3, 4]),
-                ..good()
-            },
-            Malformed,
-        ),
-        (
-            1,
-            Step {
-                history: history(&[VOCAB_SIZE]),
-                ..good()
-            },
-            Malformed,
-        ),
-        (1, activations(2, &[3; 7]), OverLimit),
-        (1, with(|activations| activations.rows = 0), Malformed),
-        (1, with(|activations| activations.rows = 2), Malformed),
-        (
-            1,
-            with(|activations| activations.rows = u32::MAX),
-            OverLimit,
-        ),
-        (1, with(|activations| activations.columns = 0), Malformed),
-        (1, with(|activations| activations.columns = 63), Malformed),
-        (
-            1,
-            with(|activations| activations.columns = u32::MAX),
-            OverLimit,
-        ),
-        (1, with(|activations| activations.codec = None), Malformed),
-        (
-            1,
-            with(|activations| activations.codec = Some(Codec::Bf16.into())),
-            Malformed,
-        ),
-        (
-            1,
-            with_codec(good(), Codec::Int8 { group_size: 32 }),
-            Malformed,
-        ),
-        (
-            1,
-            with(|activations| activations.data = Bytes::new()),
-            Malformed,
-        ),
-        (
-            1,
-            with_data(good(), vec![0; HIDDEN_SIZE * 4 - 1]),
-            Malformed,
-        ),
-        (
-            1,
-            with_data(good(), vec![0; HIDDEN_SIZE * 4 + 1]),
-            Malformed,
-        ),
-        (1, values(f32::NAN), Malformed),
-        (1, values(f32::NEG_INFINITY), Malformed),
-    ]
-}
-
-fn with_data(step: Step, data: Vec<u8>) -> Step {
-    match step.input {
-        Some(step::Input::Activations(activations)) => {
-            let input = step::Input::Activations(Activations {
-                data: data.into(),
-                ..activations
-            });
-            Step {
-                input: Some(input),
-                ..step
-            }
-        }
-        _ => step,
-    }
-}
-
-/// A good row in a codec that the session was not opened with.
-fn with_codec(step: Step, codec: Codec) -> Step {
-    let activations = codec::encode(codec, &[0.5; HIDDEN_SIZE], HIDDEN_SIZE).expect("finite rows");
-    Step {
-        input: Some(step::Input::Activations(activations)),
-        ..step
-    }
-}
-
-fn tokens(position: u32, ids: &[u32]) -> Step {
+pub fn tokens(position: u32, ids: &[u32]) -> Step {
     let input = Some(step::Input::TokenIds(TokenIds { ids: ids.to_vec() }));
     Step {
         position,
@@ -721,12 +283,10 @@ fn tokens(position: u32, ids: &[u32]) -> Step {
     }
 }
 
-/// As many rows as token ids; their values do not matter.
+/// As many rows as token ids.
 fn activations(position: u32, ids: &[u32]) -> Step {
-    let rows = vec![0.25; ids.len() * HIDDEN_SIZE];
-    let activations = codec::encode(Codec::F32, &rows, HIDDEN_SIZE).expect("finite rows");
     Step {
-        input: Some(step::Input::Activations(activations)),
+        input: senseless::rows(ids.len(), Codec::F32),
         history: Some(TokenIds { ids: ids.to_vec() }),
         ..tokens(position, &[])
     }

@@ -2,13 +2,19 @@
 
 use std::io::Write as _;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use edge_lite::eval::{EvalConfig, evaluate};
 
 use crate::args::{EvalArgs, TableFormat};
 use crate::engine::model_path;
 
-pub fn run(args: &EvalArgs) -> Result<()> {
+/// `threads`: 0 is one for each core.
+pub fn run(args: &EvalArgs, threads: usize) -> Result<()> {
+    // The sums over the vocabulary run on rayon's threads, the layers on the model's own.
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .build_global()
+        .context("cannot start threads")?;
     let config = EvalConfig {
         model: model_path(&args.model, args.cache_dir.as_deref())?,
         text: args.text.clone(),

@@ -40,13 +40,8 @@ fn run(cli: Cli) -> Result<()> {
         .with_writer(std::io::stderr)
         .init();
     headway_model::threads::set_threads(cli.threads);
-    // For `eval`'s sums; 0 is one thread for each core.
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(cli.threads)
-        .build_global()
-        .context("cannot start threads")?;
     if let Command::Eval(args) = &cli.command {
-        return eval::run(args);
+        return eval::run(args, cli.threads);
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
