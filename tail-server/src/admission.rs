@@ -99,7 +99,9 @@ impl Admission {
             );
             return Err(AdmissionError::DigestMismatch { tail, device });
         }
-        let (min, max) = (self.manifest.split.min, self.manifest.split.max);
+        // With all layers on the device there is nothing to open a session for.
+        let last = self.manifest.identity.config.num_layers.saturating_sub(1);
+        let (min, max) = (self.manifest.split.min, self.manifest.split.max.min(last));
         let split_layer = open.split_layer as usize;
         if !(min..=max).contains(&split_layer) {
             return Err(AdmissionError::SplitLayer {
@@ -143,7 +145,13 @@ impl Admission {
         }
         // The frame's check has made sure that there is one.
         let codec = Codec::try_from(open.codec.unwrap_or_default())?;
-        if !self.codecs.contains(&codec) {
+        // The group size is the device's choice.
+        let kind = std::mem::discriminant(&codec);
+        if !self
+            .codecs
+            .iter()
+            .any(|accepted| std::mem::discriminant(accepted) == kind)
+        {
             let accepted = self.manifest.codecs.join(", ");
             return Err(AdmissionError::Codec {
                 accepted,

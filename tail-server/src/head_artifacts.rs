@@ -8,7 +8,7 @@
 //! Both appear by rename. A file from an earlier run is hashed before it is served for the first time.
 //!
 //! Invariants:
-//! - Layers from `split.max` on, and the lm_head, are never built: they are the tail's.
+//! - Layers from `split.max` on are never built, nor is the lm_head while there are any: they are the tail's.
 //! - One part is built at a time, in a blocking thread, and its bytes are never all in memory.
 
 use std::collections::HashMap;
@@ -158,7 +158,7 @@ impl Offer {
         match part {
             Part::Embedding => self.max_layers > 0,
             Part::Layer(layer) => layer < self.max_layers,
-            Part::LmHead => false,
+            Part::LmHead => self.max_layers == self.num_layers,
         }
     }
 

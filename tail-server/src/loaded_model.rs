@@ -34,8 +34,8 @@ pub enum LoadModelError {
     },
     /// The split layers asked for are not the model's.
     #[error(
-        "split layers {min} to {max} were asked for; the model has {num_layers} layers, and the tail runs at \
-         least one of them: 0 to {} are possible", num_layers.saturating_sub(1)
+        "split layers {min} to {max} were asked for; the model has {num_layers} layers: --split-min can be 0 to \
+         {}, --split-max {min} to {num_layers}", num_layers.saturating_sub(1)
     )]
     SplitRange {
         /// Smallest split layer asked for.
@@ -138,15 +138,15 @@ impl LoadedModel {
     }
 }
 
-/// The split layers accepted. The largest is `L - 1`: a step needs a layer that runs the whole batch, or
-/// there is nothing to value the saved layers by.
+/// The split layers served. Up to `L - 1` unless asked for: with `L` the device takes the whole model, which
+/// its owner has to want.
 fn split_range(config: &Config, num_layers: usize) -> Result<SplitRange, LoadModelError> {
     let last = num_layers.saturating_sub(1);
     let (min, max) = (
         config.split_min.unwrap_or(0),
         config.split_max.unwrap_or(last),
     );
-    if min > max || max > last {
+    if min > max || min > last || max > num_layers {
         return Err(LoadModelError::SplitRange {
             min,
             max,
@@ -157,7 +157,7 @@ fn split_range(config: &Config, num_layers: usize) -> Result<SplitRange, LoadMod
     Ok(SplitRange {
         min,
         max,
-        default: (num_layers / 3).clamp(min, max),
+        default: (num_layers / 3).clamp(min, max.min(last)),
     })
 }
 

@@ -1,6 +1,6 @@
 //! What can go wrong before there is a session: requests, ranges, and things that are no HTTP.
 
-/// A request, and the statuses that are right for it.
+/// A request that ends its connection, and the statuses that are right for it.
 pub type Case = (&'static str, &'static [u16]);
 
 /// What the tail must refuse.
@@ -59,7 +59,7 @@ pub const REQUESTS: [Case; 18] = [
     ),
     (
         "GET /v1/session HTTP/1.1\r\nHost: t\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 8\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n\r\n\r\n",
+         Sec-WebSocket-Version: 8\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n\0\r\n\r\n",
         &[400, 426],
     ),
     (
