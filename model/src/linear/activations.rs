@@ -1,6 +1,5 @@
 //! Input rows quantised to 8 bits in groups of 32, for the products with quantised weights.
 
-use super::DisjointOut;
 use crate::simd::{Simd, Work, dispatch};
 use crate::threads::parallel;
 
@@ -104,9 +103,6 @@ fn quantize_group(x: &[f32; GROUP], values: &mut [i8; GROUP]) -> (f32, i16) {
     }
     (largest / 127.0, sum as i16)
 }
-
-/// Keeps the two imports that the kernels share in one place.
-pub type Out<'a> = DisjointOut<'a>;
 
 /// Splits tiles for `rows` input rows: decode wants few hand-overs, prompts even shares.
 pub fn over_tiles(tiles: usize, rows: usize, work: impl Fn(std::ops::Range<usize>) + Sync) {

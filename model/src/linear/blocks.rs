@@ -8,7 +8,8 @@ use candle_core::quantized::k_quants::{
     BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K, GgmlType,
 };
 
-use super::activations::{Out, over_tiles};
+use super::DisjointOut;
+use super::activations::over_tiles;
 use crate::simd::LANES;
 use crate::weights::RawTensor;
 
@@ -45,7 +46,7 @@ impl BlockMatrix {
     }
 
     /// `x`: `[rows, columns]`. Writes columns 0 to `outputs` of `out`.
-    pub fn forward(&self, x: &[f32], rows: usize, out: &Out<'_>) {
+    pub fn forward(&self, x: &[f32], rows: usize, out: &DisjointOut<'_>) {
         let mut quantized = vec![BlockQ8K::zeros(); x.len() / SUPERBLOCK];
         BlockQ8K::from_float(x, &mut quantized);
         let blocks = self.columns / SUPERBLOCK;

@@ -3,7 +3,8 @@
 use candle_core::quantized::GgmlDType;
 use half::{bf16, f16};
 
-use super::activations::{Out, over_tiles};
+use super::DisjointOut;
+use super::activations::over_tiles;
 use crate::simd::{LANES, Simd, Work, dispatch};
 use crate::weights::RawTensor;
 
@@ -58,7 +59,7 @@ impl DenseMatrix {
     }
 
     /// `x`: `[rows, columns]`. Writes columns 0 to `outputs` of `out`.
-    pub fn forward(&self, x: &[f32], rows: usize, out: &Out<'_>) {
+    pub fn forward(&self, x: &[f32], rows: usize, out: &DisjointOut<'_>) {
         over_tiles(self.outputs.div_ceil(LANES), rows, |tiles| {
             dispatch(Product {
                 matrix: self,
@@ -93,7 +94,7 @@ struct Product<'a> {
     matrix: &'a DenseMatrix,
     x: &'a [f32],
     rows: usize,
-    out: &'a Out<'a>,
+    out: &'a DisjointOut<'a>,
     tiles: std::ops::Range<usize>,
 }
 

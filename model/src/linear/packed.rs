@@ -14,7 +14,8 @@
 use candle_core::quantized::GgmlDType;
 use half::f16;
 
-use super::activations::{GROUP, Out, QuantizedRows, over_tiles};
+use super::DisjointOut;
+use super::activations::{GROUP, QuantizedRows, over_tiles};
 use crate::simd::{LANES, Simd, Work, dispatch};
 use crate::weights::RawTensor;
 
@@ -98,7 +99,7 @@ impl PackedMatrix {
     }
 
     /// Writes columns 0 to `outputs` of `out`, `[rows, ..]`.
-    pub fn forward(&self, x: &QuantizedRows, out: &Out<'_>) {
+    pub fn forward(&self, x: &QuantizedRows, out: &DisjointOut<'_>) {
         over_tiles(self.outputs.div_ceil(LANES), x.rows, |tiles| {
             dispatch(Product {
                 matrix: self,
@@ -175,7 +176,7 @@ fn unpack_block(format: Format, tile: &[u8], lane: usize, out: &mut [f32]) {
 struct Product<'a> {
     matrix: &'a PackedMatrix,
     x: &'a QuantizedRows,
-    out: &'a Out<'a>,
+    out: &'a DisjointOut<'a>,
     tiles: std::ops::Range<usize>,
 }
 
