@@ -15,12 +15,13 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Builds `tail-server` and `edge-lite` in the profile xtask itself runs in.
 pub fn build() -> anyhow::Result<()> {
+    // No --package, as in the alias `cargo xtask`: the same features, so nothing is built a second time.
     cargo(&[
         "build",
         "--release",
-        "--package",
+        "--bin",
         "tail-server",
-        "--package",
+        "--bin",
         "edge-lite",
     ])
 }
