@@ -7,10 +7,10 @@ use reqwest::header::{
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use tail_server::Timeouts;
 
-use crate::rig::Server;
+use crate::rig::{Server, http};
 
 fn request(server: &Server, path: &str) -> RequestBuilder {
-    reqwest::Client::new().get(server.url(path))
+    http().get(server.url(path))
 }
 
 fn header(response: &Response, name: reqwest::header::HeaderName) -> &str {
@@ -176,11 +176,7 @@ async fn known_bytes_are_not_sent_again() {
 async fn head_tells_the_size_without_the_bytes() {
     let server = Server::start(&[]).await;
     let url = server.url("/v1/head/none/embedding");
-    let response = reqwest::Client::new()
-        .request(Method::HEAD, url)
-        .send()
-        .await
-        .unwrap();
+    let response = http().request(Method::HEAD, url).send().await.unwrap();
     assert_eq!(
         header(&response, CONTENT_LENGTH),
         server.manifest.identity.parts[0].bytes.to_string()

@@ -41,6 +41,14 @@ pub struct Server {
     _cache: Option<TempDir>,
 }
 
+/// An HTTP client.
+pub fn http() -> reqwest::Client {
+    // Built with the whole workspace, reqwest has TLS but leaves the choice of its cryptography to us; that
+    // an earlier test has made it already is no error.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}
+
 impl Server {
     pub async fn start(options: &[&str]) -> Self {
         Self::start_with(options, Timeouts::default()).await
@@ -100,7 +108,7 @@ impl Server {
     }
 
     pub async fn get(&self, path: &str) -> reqwest::Response {
-        reqwest::get(self.url(path)).await.unwrap()
+        http().get(self.url(path)).send().await.unwrap()
     }
 
     /// The value of a metric without labels, or with those in `name`.
