@@ -28,11 +28,17 @@ pub fn build() -> anyhow::Result<()> {
 
 /// Runs cargo in the repository's root.
 pub fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
-    let status = Command::new("cargo")
-        .args(arguments)
-        .current_dir(root())
-        .status()
-        .context("running cargo")?;
+    let mut command = Command::new("cargo");
+    command.args(arguments).current_dir(root());
+    // `cargo run` describes xtask in the environment; ring's build script watches these variables, and a
+    // change builds all of TLS again.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") {
+            command.env_remove(&name);
+        }
+    }
+    let status = command.status().context("running cargo")?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
 }
