@@ -216,8 +216,8 @@ impl<'a> Session<'a> {
         Ok(connection)
     }
 
-    /// Moves off a tail that goes away. Where no other takes the session, it stays for now: the old tail
-    /// answers until its deadline, and after that the loss is an ordinary one.
+    /// Moves off a tail that goes away. Where no other takes the session, it stays: the old tail answers
+    /// until its deadline, and after that the loss is an ordinary one.
     async fn move_where_asked(&mut self) {
         let is_asked = self
             .connection
