@@ -1,0 +1,49 @@
+//! The Deployment of tail pods.
+
+use k8s_openapi::api::apps::v1::{
+    Deployment, DeploymentSpec, DeploymentStrategy, RollingUpdateDeployment,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::Value;
+
+use super::{Settings, json, metadata, pod, selector};
+use crate::kinds::OwnedKind;
+use crate::validate::ValidSpec;
+
+/// How long pods may take before the Deployment counts as stuck: large models are downloaded in this time.
+const PROGRESS_DEADLINE_SECONDS: i32 = 3600;
+
+pub(super) fn build(valid: &ValidSpec, settings: &Settings, replicas: Option<i32>) -> Value {
+    json(&Deployment {
+        metadata: metadata(OwnedKind::Deployment, valid),
+        spec: Some(DeploymentSpec {
+            replicas,
+            selector: LabelSelector {
+                match_labels: Some(selector(valid)),
+                ..LabelSelector::default()
+            },
+            strategy: Some(strategy(&valid.spec.rollout.max_surge)),
+            progress_deadline_seconds: Some(PROGRESS_DEADLINE_SECONDS),
+            revision_history_limit: Some(2),
+            template: pod::template(valid, settings),
+            ..DeploymentSpec::default()
+        }),
+        ..Deployment::default()
+    })
+}
+
+/// No pod leaves before its successor serves, unless there may be no surplus pod: then one leaves at a time.
+fn strategy(max_surge: &IntOrString) -> DeploymentStrategy {
+    let is_zero = match max_surge {
+        IntOrString::Int(count) => *count == 0,
+        IntOrString::String(percent) => percent == "0%",
+    };
+    DeploymentStrategy {
+        type_: Some("RollingUpdate".to_owned()),
+        rolling_update: Some(RollingUpdateDeployment {
+            max_surge: Some(max_surge.clone()),
+            max_unavailable: Some(IntOrString::Int(i32::from(is_zero))),
+        }),
+    }
+}

@@ -1,0 +1,59 @@
+//! The ScaledObject of KEDA, with `autoscaling.provider: keda`.
+
+use serde_json::{Value, json};
+
+use super::metadata;
+use crate::crd::autoscaling::Provider;
+use crate::kinds::OwnedKind;
+use crate::names;
+use crate::validate::ValidSpec;
+
+pub(super) fn build(valid: &ValidSpec) -> Option<Value> {
+    let scaling = &valid.spec.autoscaling;
+    let keda = scaling.keda.as_ref()?;
+    if scaling.provider != Provider::Keda {
+        return None;
+    }
+    let limits = &valid.spec.tail.limits;
+    let sessions = u64::from(limits.sessions) * u64::from(scaling.targets.sessions_percent) / 100;
+    let kv_bytes = valid.kv_bytes / 100 * u64::from(scaling.targets.kv_percent);
+    let labels = format!(
+        "namespace=\"{}\", pod=~\"{}-.*\"",
+        valid.owner.namespace,
+        names::owned(&valid.owner.name)
+    );
+    // A rate needs two scrapes at least.
+    let window = scaling.windows.stable_seconds.max(60);
+    let trigger = |query: String, threshold: u64| {
+        json!({
+            "type": "prometheus",
+            "metadata": {
+                "serverAddress": keda.prometheus_address,
+                "query": query,
+                "threshold": threshold.max(1).to_string(),
+            },
+        })
+    };
+    Some(json!({
+        "metadata": metadata(OwnedKind::ScaledObject, valid),
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": names::owned(&valid.owner.name)},
+            "minReplicaCount": scaling.min,
+            "maxReplicaCount": scaling.max,
+            "cooldownPeriod": scaling.windows.scale_down_delay_seconds,
+            "pollingInterval": scaling.windows.panic_seconds,
+            "triggers": [
+                trigger(format!("sum(headway_tail_sessions{{{labels}}})"), sessions),
+                trigger(format!("sum(headway_tail_kv_bytes{{{labels}}})"), kv_bytes),
+                // A quantile cannot be summed over pods: its share of the target, times the pods there are.
+                trigger(
+                    format!(
+                        "1000 * count(headway_tail_sessions{{{labels}}}) * histogram_quantile(0.95, sum by (le) \
+                         (rate(headway_tail_queue_delay_seconds_bucket{{{labels}}}[{window}s])))"
+                    ),
+                    u64::from(scaling.targets.queue_delay_ms),
+                ),
+            ],
+        },
+    }))
+}

@@ -1,0 +1,163 @@
+//! The command line of tail-server.
+
+use std::num::NonZero;
+
+use crate::crd::model::Model;
+use crate::crd::tail::Accelerator;
+use crate::names;
+use crate::validate::ValidSpec;
+
+/// Folders within a tail's container.
+pub(super) mod folder {
+    pub(crate) const CACHE: &str = "/cache";
+    pub(crate) const MODEL: &str = "/model";
+    pub(crate) const TLS: &str = "/tls";
+    pub(crate) const AUTH: &str = "/auth";
+    pub(crate) const TMP: &str = "/tmp";
+}
+
+/// The key of an auth Secret that holds the devices' hashed keys.
+const AUTH_KEY: &str = "keys";
+
+pub(super) fn tail_arguments(valid: &ValidSpec) -> Vec<String> {
+    let spec = &valid.spec;
+    let limits = &spec.tail.limits;
+    let mut arguments = Arguments::default();
+    arguments.option("model", model_argument(&spec.model));
+    arguments.option("listen", format!("0.0.0.0:{}", names::TAIL_PORT));
+    arguments.option("cache-dir", folder::CACHE);
+    if let Some(accelerator) = &spec.tail.accelerator {
+        arguments.option("device", device(accelerator));
+    }
+    arguments.option("dtype", spec.tail.dtype.name());
+    arguments.option("split-min", spec.split.min.to_string());
+    if let Some(max) = spec.split.max {
+        arguments.option("split-max", max.to_string());
+    }
+    if let Some(default) = spec.split.default {
+        arguments.option("split-default", default.to_string());
+    }
+    let quantizations = spec.edge.quantizations.iter().map(|each| each.name());
+    arguments.option("head-quantizations", list(quantizations));
+    arguments.option(
+        "codecs",
+        list(spec.edge.codecs.iter().map(|each| each.name())),
+    );
+    arguments.flag_if(!spec.edge.token_upload, "no-token-upload");
+    arguments.flag_if(spec.edge.on_device_answers, "on-device-answers");
+    arguments.option("max-sessions", limits.sessions.to_string());
+    arguments.option("max-kv-bytes", valid.kv_bytes.to_string());
+    arguments.option("step-tokens", limits.step_tokens.to_string());
+    arguments.option("max-queue", limits.queue.to_string());
+    arguments.option("drain-seconds", spec.rollout.drain_seconds.to_string());
+    if spec.expose.tls_secret_ref.is_some() {
+        arguments.option("tls-cert", format!("{}/tls.crt", folder::TLS));
+        arguments.option("tls-key", format!("{}/tls.key", folder::TLS));
+    }
+    if spec.auth.secret_ref.is_some() {
+        arguments.option("auth-keys", format!("{}/{AUTH_KEY}", folder::AUTH));
+    }
+    arguments.flag_if(spec.auth.allow_anonymous, "allow-anonymous");
+    arguments.0
+}
+
+#[derive(Default)]
+struct Arguments(Vec<String>);
+
+impl Arguments {
+    /// One word each, so that a value that begins with a dash stays a value.
+    fn option(&mut self, name: &str, value: impl AsRef<str>) {
+        self.0.push(format!("--{name}={}", value.as_ref()));
+    }
+
+    fn flag_if(&mut self, given: bool, name: &str) {
+        if given {
+            self.0.push(format!("--{name}"));
+        }
+    }
+}
+
+/// The source in tail-server's words: the revision goes behind the repository, a volume becomes a folder.
+fn model_argument(model: &Model) -> String {
+    if let Some((_, path)) = claim_and_path(&model.source) {
+        return format!("{}/{path}", folder::MODEL);
+    }
+    let (Some(revision), Some(path)) = (&model.revision, model.source.strip_prefix("hf://")) else {
+        return model.source.clone();
+    };
+    let mut parts = path.splitn(3, '/');
+    let (organisation, repository) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+    let file = parts.next().map(|file| format!("/{file}"));
+    let file = file.unwrap_or_default();
+    format!("hf://{organisation}/{repository}@{revision}{file}")
+}
+
+/// Claim and path of a `pvc://claim/path`.
+pub(super) fn claim_and_path(source: &str) -> Option<(&str, &str)> {
+    source.strip_prefix("pvc://")?.split_once('/')
+}
+
+fn device(accelerator: &Accelerator) -> String {
+    let count = NonZero::new(accelerator.count).map_or(1, NonZero::get);
+    list((0..count).map(|index| format!("cuda:{index}")))
+}
+
+fn list(words: impl IntoIterator<Item = impl AsRef<str>>) -> String {
+    let words: Vec<_> = words.into_iter().collect();
+    let words: Vec<&str> = words.iter().map(AsRef::as_ref).collect();
+    words.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn argument(source: &str, revision: Option<&str>) -> String {
+        model_argument(&Model {
+            source: source.to_owned(),
+            revision: revision.map(str::to_owned),
+            credentials_secret_ref: None,
+            cache: crate::crd::model::ModelCache::default(),
+        })
+    }
+
+    #[test]
+    fn revision_stands_behind_the_repository() {
+        assert_eq!(
+            argument("hf://org/model", Some("main")),
+            "hf://org/model@main"
+        );
+        assert_eq!(
+            argument("hf://org/model/sub/model.gguf", Some("v1")),
+            "hf://org/model@v1/sub/model.gguf"
+        );
+        assert_eq!(
+            argument("hf://org/model/m.gguf", None),
+            "hf://org/model/m.gguf"
+        );
+    }
+
+    #[test]
+    fn claim_becomes_a_folder() {
+        assert_eq!(
+            argument("pvc://weights/smol/model.gguf", None),
+            "/model/smol/model.gguf"
+        );
+        assert_eq!(
+            claim_and_path("pvc://weights/smol/m"),
+            Some(("weights", "smol/m"))
+        );
+        assert_eq!(claim_and_path("hf://org/model"), None);
+    }
+
+    #[test]
+    fn every_gpu_of_a_pod_is_named() {
+        let accelerator = |count| Accelerator {
+            resource_name: Some("nvidia.com/gpu".to_owned()),
+            device_class_name: None,
+            count,
+        };
+        assert_eq!(device(&accelerator(1)), "cuda:0");
+        assert_eq!(device(&accelerator(3)), "cuda:0,cuda:1,cuda:2");
+    }
+}

@@ -1,0 +1,157 @@
+use k8s_openapi::api::apps::v1::DeploymentStatus;
+use k8s_openapi::jiff::Timestamp;
+
+use super::*;
+
+fn at(second: i64) -> Time {
+    Time(Timestamp::from_second(second).unwrap())
+}
+
+fn observed(wanted: i32, ready: i32) -> Observed {
+    Observed {
+        wanted_replicas: Some(wanted),
+        deployment_generation: 3,
+        deployment: Some(DeploymentStatus {
+            observed_generation: Some(3),
+            replicas: Some(wanted),
+            updated_replicas: Some(wanted),
+            ready_replicas: Some(ready),
+            ..DeploymentStatus::default()
+        }),
+        ..Observed::default()
+    }
+}
+
+fn applied(missing: Vec<OwnedKind>) -> Applied {
+    Applied {
+        replicas: Some(1),
+        missing,
+        has_new_pods: false,
+    }
+}
+
+fn of<'a>(conditions: &'a [Condition], type_: &str) -> &'a Condition {
+    conditions.iter().find(|each| each.type_ == type_).unwrap()
+}
+
+#[test]
+fn serving_model_is_ready_and_done() {
+    let all = conditions(
+        &Outcome::Applied(&applied(vec![])),
+        &observed(2, 2),
+        Some(7),
+        &[],
+        &at(1),
+    );
+    assert_eq!(of(&all, "Ready").status, "True");
+    assert_eq!(of(&all, "Ready").message, "2 of 2 tails serve");
+    assert_eq!(of(&all, "Progressing").reason, "UpToDate");
+    assert_eq!(of(&all, "Degraded").status, "False");
+    assert!(all.iter().all(|each| each.observed_generation == Some(7)));
+}
+
+#[test]
+fn one_of_three_tails_serves_while_the_others_start() {
+    let all = conditions(
+        &Outcome::Applied(&applied(vec![])),
+        &observed(3, 1),
+        Some(7),
+        &[],
+        &at(1),
+    );
+    assert_eq!(of(&all, "Ready").status, "True");
+    assert_eq!(of(&all, "Progressing").status, "True");
+}
+
+#[test]
+fn transition_time_moves_only_with_the_status() {
+    let outcome = applied(vec![]);
+    let first = conditions(
+        &Outcome::Applied(&outcome),
+        &observed(1, 0),
+        Some(1),
+        &[],
+        &at(1),
+    );
+    let second = conditions(
+        &Outcome::Applied(&outcome),
+        &observed(1, 1),
+        Some(1),
+        &first,
+        &at(2),
+    );
+    assert_eq!(of(&second, "Ready").last_transition_time, at(2));
+    assert_eq!(of(&second, "Degraded").last_transition_time, at(1));
+    let third = conditions(
+        &Outcome::Applied(&outcome),
+        &observed(1, 1),
+        Some(1),
+        &second,
+        &at(3),
+    );
+    assert_eq!(second, third);
+}
+
+#[test]
+fn missing_api_is_named() {
+    let outcome = applied(vec![OwnedKind::HttpRoute]);
+    let all = conditions(
+        &Outcome::Applied(&outcome),
+        &observed(1, 1),
+        Some(1),
+        &[],
+        &at(1),
+    );
+    let degraded = of(&all, "Degraded");
+    assert_eq!(degraded.reason, "ApiMissing");
+    assert!(
+        degraded
+            .message
+            .contains("HTTPRoute (gateway.networking.k8s.io/v1)"),
+        "{}",
+        degraded.message
+    );
+}
+
+#[test]
+fn invalid_spec_waits_and_says_what_is_wrong() {
+    let outcome = Outcome::Invalid("split.min is above split.max".to_owned());
+    let all = conditions(&outcome, &observed(1, 1), Some(2), &[], &at(1));
+    assert_eq!(of(&all, "Degraded").message, "split.min is above split.max");
+    assert_eq!(of(&all, "Progressing").status, "False");
+    // What serves goes on serving.
+    assert_eq!(of(&all, "Ready").status, "True");
+}
+
+#[test]
+fn sleeping_model_says_how_to_wake_it() {
+    let all = conditions(
+        &Outcome::Applied(&applied(vec![])),
+        &observed(0, 0),
+        Some(2),
+        &[],
+        &at(1),
+    );
+    assert_eq!(of(&all, "Ready").reason, "ScaledToZero");
+    assert_eq!(of(&all, "Progressing").status, "False");
+}
+
+#[test]
+fn new_template_is_not_up_to_date_before_the_deployment_says_so() {
+    let outcome = Applied {
+        has_new_pods: true,
+        ..applied(vec![])
+    };
+    let all = conditions(
+        &Outcome::Applied(&outcome),
+        &observed(1, 1),
+        Some(2),
+        &[],
+        &at(1),
+    );
+    assert_eq!(of(&all, "Progressing").reason, "RollingOut");
+    assert_eq!(
+        of(&all, "Progressing").message,
+        "0 of 1 tails run the newest spec"
+    );
+}

@@ -1,0 +1,161 @@
+//! The operator's own metrics, in Prometheus' text format. `docs/operator.md` lists them.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder as _, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::kinds::OwnedKind;
+
+/// The operator's own metrics.
+pub struct Metrics {
+    registry: Registry,
+    reconciliations: IntCounterVec,
+    duration: Histogram,
+    writes: IntCounterVec,
+    status_writes: IntCounter,
+    splitmodels: IntGaugeVec,
+    leader: IntGauge,
+    watch_errors: IntCounterVec,
+}
+
+impl Metrics {
+    /// All metrics at zero.
+    ///
+    /// # Errors
+    /// Where two metrics have one name.
+    pub fn new() -> prometheus::Result<Self> {
+        let metrics = Self {
+            registry: Registry::new(),
+            reconciliations: IntCounterVec::new(
+                Opts::new(
+                    "headway_operator_reconciliations_total",
+                    "Reconciliations by result: applied, paused, invalid, deleted, waiting or failed.",
+                ),
+                &["result"],
+            )?,
+            duration: Histogram::with_opts(
+                HistogramOpts::new(
+                    "headway_operator_reconciliation_seconds",
+                    "Time of one reconciliation.",
+                )
+                .buckets(prometheus::exponential_buckets(0.0005, 2.0, 16)?),
+            )?,
+            writes: IntCounterVec::new(
+                Opts::new(
+                    "headway_operator_writes_total",
+                    "Writes of owned objects to the API server by verb and kind.",
+                ),
+                &["verb", "kind"],
+            )?,
+            status_writes: IntCounter::new(
+                "headway_operator_status_writes_total",
+                "Writes of SplitModels' status.",
+            )?,
+            splitmodels: IntGaugeVec::new(
+                Opts::new(
+                    "headway_operator_splitmodels",
+                    "SplitModels by the status of their condition Ready; only the leader counts.",
+                ),
+                &["ready"],
+            )?,
+            leader: IntGauge::new(
+                "headway_operator_leader",
+                "1 on the replica that reconciles.",
+            )?,
+            watch_errors: IntCounterVec::new(
+                Opts::new(
+                    "headway_operator_watch_errors_total",
+                    "Watches that failed and were started again, by kind.",
+                ),
+                &["kind"],
+            )?,
+        };
+        let all: [Box<dyn prometheus::core::Collector>; 7] = [
+            Box::new(metrics.reconciliations.clone()),
+            Box::new(metrics.duration.clone()),
+            Box::new(metrics.writes.clone()),
+            Box::new(metrics.status_writes.clone()),
+            Box::new(metrics.splitmodels.clone()),
+            Box::new(metrics.leader.clone()),
+            Box::new(metrics.watch_errors.clone()),
+        ];
+        for collector in all {
+            metrics.registry.register(collector)?;
+        }
+        Ok(metrics)
+    }
+
+    /// In Prometheus' text format.
+    ///
+    /// # Errors
+    /// Where a metric has no value to write.
+    pub fn render(&self) -> prometheus::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+
+    pub(crate) fn reconciled(&self, result: &'static str, took: Duration) {
+        self.reconciliations.with_label_values(&[result]).inc();
+        self.duration.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn written(&self, verb: &'static str, kind: OwnedKind) {
+        let kind = kind.api_resource().kind;
+        self.writes.with_label_values(&[verb, kind.as_str()]).inc();
+    }
+
+    pub(crate) fn status_written(&self) {
+        self.status_writes.inc();
+    }
+
+    pub(crate) fn watch_failed(&self, kind: &str) {
+        self.watch_errors.with_label_values(&[kind]).inc();
+    }
+
+    pub(crate) fn set_leader(&self, is_leader: bool) {
+        self.leader.set(i64::from(is_leader));
+        if !is_leader {
+            self.splitmodels.reset();
+        }
+    }
+
+    pub(crate) fn set_splitmodels(&self, ready: usize, not_ready: usize) {
+        for (label, count) in [("true", ready), ("false", not_ready)] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.splitmodels.with_label_values(&[label]).set(count);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_metric_is_in_the_documented_table_and_no_other() {
+        let metrics = Metrics::new().unwrap();
+        metrics.reconciled("applied", Duration::from_millis(1));
+        metrics.written("apply", OwnedKind::Service);
+        metrics.set_splitmodels(1, 0);
+        metrics.watch_failed("Service");
+        let gathered = metrics.registry.gather();
+        let live: BTreeSet<String> = gathered
+            .iter()
+            .map(|family| family.name().to_owned())
+            .collect();
+        let page = include_str!("../../docs/operator.md");
+        let rows = page
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `headway_operator_"));
+        let documented: BTreeSet<String> = rows
+            .filter_map(|row| Some(format!("headway_operator_{}", row.split_once('`')?.0)))
+            .collect();
+        assert_eq!(live, documented);
+    }
+}
