@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: the real model, golden data, the two programs, and a device.
+//! What the end-to-end tests share: the real model, golden data, the two programs, a device, and a cluster.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -6,8 +6,11 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::de::DeserializeOwned;
 
+pub mod api_proxy;
+pub mod cluster;
 pub mod device;
 pub mod forwarder;
+pub mod operator;
 pub mod program;
 pub mod tail;
 

@@ -1,4 +1,4 @@
-//! Every command of this repository: `cargo xtask demo`, `test`, `bench`, `model`, `tidy`.
+//! Every command of this repository: `cargo xtask demo`, `test`, `bench`, `cluster`, `model`, `tidy`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -8,6 +8,8 @@
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod cluster;
+mod crds;
 mod demo;
 mod model;
 mod paths;
@@ -27,10 +29,15 @@ enum Command {
     /// Runs a real model split between a device process and a tail process, and prints what ran where.
     Demo(demo::Arguments),
     /// Formatting, lints, house rules and all tests.
-    Test,
+    Test(test::Arguments),
     /// Measures, beside peers, and prints Markdown tables.
     #[command(subcommand)]
     Bench(bench::Command),
+    /// A Kubernetes cluster for development, on this machine.
+    #[command(subcommand)]
+    Cluster(cluster::Command),
+    /// Writes the definition of SplitModels from the operator's types.
+    Crds,
     /// Fetches the small real model of the tests and prints its path.
     Model,
     /// Checks the house rules that clippy cannot.
@@ -40,12 +47,14 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
-        Command::Test => test::run(),
+        Command::Test(arguments) => test::run(&arguments),
         Command::Bench(command) => bench::run(command),
+        Command::Cluster(command) => cluster::run(&command),
         Command::Model => {
             println!("{}", model::fetch()?.display());
             Ok(())
         }
+        Command::Crds => crds::run(),
         Command::Tidy => tidy::run(),
     }
 }

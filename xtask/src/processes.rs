@@ -13,6 +13,12 @@ use crate::paths::{program, root};
 /// How long a tail may take to load its model.
 const START_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Builds all programs in the profile xtask itself runs in.
+pub fn build_all() -> anyhow::Result<()> {
+    build()?;
+    cargo(&["build", "--release", "--bin", "headway-operator"])
+}
+
 /// Builds `tail-server` and `edge-lite` in the profile xtask itself runs in.
 pub fn build() -> anyhow::Result<()> {
     // No --package, as in the alias `cargo xtask`: the same features, so nothing is built a second time.

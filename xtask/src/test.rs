@@ -1,10 +1,32 @@
 //! `cargo xtask test`: everything that must hold before a change lands.
 
+use anyhow::ensure;
+use e2e::cluster::{EXISTING_VARIABLE, crds, programs};
+
 use crate::processes::cargo;
 use crate::{model, processes, tidy};
 
+/// What to test with.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Cluster tests use the cluster that KUBECONFIG names, instead of one that they start. Tests that stop
+    /// components or read the audit log are skipped.
+    #[arg(long)]
+    existing: bool,
+}
+
 /// Runs formatting, lints, house rules and all tests; the first failure ends it.
-pub fn run() -> anyhow::Result<()> {
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let mut test = vec!["test", "--release", "--workspace", "--no-fail-fast"];
+    // Cargo passes it on to the tests.
+    let variable = format!("env.{EXISTING_VARIABLE}=\"1\"");
+    if arguments.existing {
+        ensure!(
+            std::env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty()),
+            "--existing needs KUBECONFIG, which says which cluster to use"
+        );
+        test.extend(["--config", &variable]);
+    }
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("house rules", tidy::run)?;
     step("lints", || {
@@ -19,10 +41,15 @@ pub fn run() -> anyhow::Result<()> {
         ])
     })?;
     step("model", || model::fetch().map(drop))?;
-    step("programs", processes::build)?;
-    step("tests", || {
-        cargo(&["test", "--release", "--workspace", "--no-fail-fast"])
-    })
+    step("programs", processes::build_all)?;
+    // Before the tests, so that the time of the first build shows as what it is.
+    step("cluster programs", || {
+        programs::controlplane()?;
+        programs::kwok()?;
+        programs::helm()?;
+        crds::paths().map(drop)
+    })?;
+    step("tests", || cargo(&test))
 }
 
 fn step(name: &str, run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {

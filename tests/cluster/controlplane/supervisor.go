@@ -1,0 +1,332 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+)
+
+const (
+	// readyPatience is how long a component may take to become healthy.
+	readyPatience = 90 * time.Second
+	// logLinesShown of a component that ended by itself.
+	logLinesShown = 25
+)
+
+// options of a cluster.
+type options struct {
+	at    layout
+	nodes int
+	kwok  string
+	crds  []string
+	// removeDir at the end.
+	removeDir bool
+	// say tells a person what happens now.
+	say func(format string, arguments ...any)
+}
+
+// supervisor runs the components. All of it happens on one goroutine, which stays on one thread.
+type supervisor struct {
+	options
+	components []component
+	// definitions are those in the files of options.crds.
+	definitions []*unstructured.Unstructured
+	running     map[string]*process
+	control     *controlServer
+	self        processState
+}
+
+// errStopped says that someone asked the supervisor to end.
+var errStopped = errors.New("asked to end")
+
+// supervise runs a cluster until ctx ends. announce is called once when everything is ready.
+func supervise(ctx context.Context, options options, announce func()) error {
+	// See startProcess. Never unlocked: when this function returns, so does the program.
+	runtime.LockOSThread()
+	at := options.at
+	if err := os.MkdirAll(at.dir, 0o700); err != nil {
+		return fmt.Errorf("creating %s: %w", at.dir, err)
+	}
+	lock, err := at.lock()
+	if err != nil {
+		return fmt.Errorf("%s: %w", at.dir, err)
+	}
+	defer lock.Close()
+	if err := at.prepare(); err != nil {
+		return err
+	}
+	s := &supervisor{options: options, running: map[string]*process{}}
+	err = s.start(ctx)
+	failedToStart := err != nil
+	if !failedToStart {
+		announce()
+		err = s.serve(ctx)
+	}
+	s.end()
+	if failedToStart || options.removeDir {
+		err = errors.Join(err, removeAll(at.dir))
+	}
+	if errors.Is(err, errStopped) {
+		return nil
+	}
+	return err
+}
+
+// start brings everything up; the order is that of the needs.
+func (s *supervisor) start(ctx context.Context) error {
+	var err error
+	if s.self, err = describeProcess(os.Getpid()); err != nil {
+		return err
+	}
+	// The mark of our directory, first: an interrupted start can be cleaned up.
+	if err := s.saveState(); err != nil {
+		return err
+	}
+	// What was given wrongly is said before anything starts.
+	if s.definitions, err = readCRDs(s.crds); err != nil {
+		return err
+	}
+	s.say("making certificates")
+	if err := writeCertificates(s.at.pki()); err != nil {
+		return err
+	}
+	ports, err := choosePorts()
+	if err != nil {
+		return err
+	}
+	if err := writeConfigs(s.at); err != nil {
+		return err
+	}
+	if err := writeKubeconfigs(s.at, ports); err != nil {
+		return err
+	}
+	if s.components, err = components(s.at, ports, s.kwok); err != nil {
+		return err
+	}
+	if err := s.startAll(ctx); err != nil {
+		return err
+	}
+	if err := s.fill(ctx); err != nil {
+		return err
+	}
+	s.control, err = listenForControl(s.at)
+	return err
+}
+
+func (s *supervisor) startAll(ctx context.Context) error {
+	// etcd, then the API server; what only talks to the latter starts together.
+	for _, component := range s.components[:2] {
+		if err := s.startOne(ctx, component); err != nil {
+			return err
+		}
+	}
+	if s.kwok != "" {
+		if err := allowKwok(ctx, s.at); err != nil {
+			return err
+		}
+	}
+	for _, component := range s.components[2:] {
+		if err := s.launch(component); err != nil {
+			return err
+		}
+	}
+	for _, component := range s.components[2:] {
+		if err := s.awaitHealth(ctx, component); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fill creates what was asked for in the empty cluster.
+func (s *supervisor) fill(ctx context.Context) error {
+	if len(s.definitions) > 0 {
+		s.say("applying custom resource definitions")
+		if err := s.unlessComponentEnds(ctx, func(ctx context.Context) error {
+			return applyCRDs(ctx, s.at, s.definitions)
+		}); err != nil {
+			return err
+		}
+	}
+	if s.nodes == 0 {
+		return nil
+	}
+	s.say("creating %d nodes", s.nodes)
+	return s.unlessComponentEnds(ctx, func(ctx context.Context) error {
+		return createNodes(ctx, s.at, s.nodes)
+	})
+}
+
+func (s *supervisor) startOne(ctx context.Context, component component) error {
+	if err := s.launch(component); err != nil {
+		return err
+	}
+	return s.awaitHealth(ctx, component)
+}
+
+func (s *supervisor) launch(component component) error {
+	s.say("starting %s", component.name)
+	started, err := startProcess(component, s.at)
+	if err != nil {
+		return err
+	}
+	s.running[component.name] = started
+	return s.saveState()
+}
+
+func (s *supervisor) awaitHealth(ctx context.Context, component component) error {
+	return s.unlessComponentEnds(ctx, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, readyPatience)
+		defer cancel()
+		for {
+			err := component.health.once(ctx, s.at)
+			if err == nil {
+				return nil
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%s is not healthy after %s: %w; its log ends:\n%s", component.name,
+					readyPatience, err, s.at.lastLines(component.name, logLinesShown))
+			case <-time.After(probePause):
+			}
+		}
+	})
+}
+
+// unlessComponentEnds does work that needs the components; the end of one of them, or of ctx, ends it.
+func (s *supervisor) unlessComponentEnds(ctx context.Context, work func(context.Context) error) error {
+	working, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- work(working) }()
+	dead := s.watchForDeath(working)
+	select {
+	case err := <-done:
+		if ctx.Err() != nil {
+			return errStopped
+		}
+		return err
+	case err := <-dead:
+		return err
+	case <-ctx.Done():
+		return errStopped
+	}
+}
+
+// watchForDeath reports the first component that ends by itself, until ctx ends.
+func (s *supervisor) watchForDeath(ctx context.Context) <-chan error {
+	dead := make(chan error, len(s.running))
+	for name, process := range s.running {
+		go func() {
+			select {
+			case <-ctx.Done():
+			case <-process.ended:
+				dead <- fmt.Errorf("%s ended by itself: %s; its log ends:\n%s",
+					name, process.exit(), s.at.lastLines(name, logLinesShown))
+			}
+		}()
+	}
+	return dead
+}
+
+// serve answers the control socket until ctx ends or a component does.
+func (s *supervisor) serve(ctx context.Context) error {
+	for {
+		watching, cancel := context.WithCancel(ctx)
+		dead := s.watchForDeath(watching)
+		var err error
+		select {
+		case <-ctx.Done():
+			err = errStopped
+		case err = <-dead:
+		case order := <-s.control.orders:
+			// Whom we stop ourselves does not count as dead.
+			cancel()
+			order.answer <- s.obey(ctx, order)
+		}
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (s *supervisor) obey(ctx context.Context, order order) error {
+	for _, component := range s.components {
+		if component.name != order.Component {
+			continue
+		}
+		process, isRunning := s.running[component.name]
+		switch {
+		case order.Action == "start" && isRunning:
+			return fmt.Errorf("%s runs already", component.name)
+		case order.Action == "stop" && !isRunning:
+			return fmt.Errorf("%s is stopped already", component.name)
+		}
+		if isRunning {
+			s.say("stopping %s", component.name)
+			process.stop()
+			delete(s.running, component.name)
+			if err := s.saveState(); err != nil {
+				return err
+			}
+		}
+		if order.Action == "stop" {
+			return nil
+		}
+		return s.startOne(ctx, component)
+	}
+	return fmt.Errorf("no component %q in this cluster; there are %s", order.Component, s.names())
+}
+
+func (s *supervisor) names() string {
+	names := ""
+	for index, component := range s.components {
+		if index > 0 {
+			names += ", "
+		}
+		names += component.name
+	}
+	return names
+}
+
+// end stops everything in the reverse order of the start.
+func (s *supervisor) end() {
+	if s.control != nil {
+		s.control.close()
+	}
+	for index := len(s.components) - 1; index >= 0; index-- {
+		if process, ok := s.running[s.components[index].name]; ok {
+			s.say("stopping %s", s.components[index].name)
+			process.stop()
+		}
+	}
+}
+
+func (s *supervisor) saveState() error {
+	saved := state{
+		Kubeconfig: s.at.kubeconfig("admin"),
+		AuditLog:   s.at.audit(),
+		Supervisor: s.self,
+	}
+	for _, component := range s.components {
+		one := componentState{Name: component.name, Version: component.version, Port: component.port}
+		if process, ok := s.running[component.name]; ok {
+			one.PID = process.command.Process.Pid
+		}
+		saved.Components = append(saved.Components, one)
+	}
+	return s.at.writeState(saved)
+}
+
+func removeAll(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("removing %s: %w", dir, err)
+	}
+	return nil
+}
