@@ -5,9 +5,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PropagationPolicy};
 use kube::core::DynamicObject;
+use serde_json::json;
 
 use crate::build::{Desired, DesiredObject};
-use crate::drift::is_current;
+use crate::drift::{is_current, owns_replicas};
 use crate::kinds::OwnedKind;
 use crate::metrics::Metrics;
 use crate::names;
@@ -134,13 +135,21 @@ impl Applier<'_> {
                 return Ok(Effect::Unchanged);
             }
         }
-        self.metrics.written("apply", desired.kind);
-        let parameters = PatchParams::apply(names::OBJECTS_MANAGER).force();
-        match api
-            .patch_metadata(&desired.name, &parameters, &Patch::Apply(&desired.manifest))
-            .await
-        {
-            Ok(_) => Ok(Effect::Written),
+        if let Some(metadata) = &live {
+            self.hand_over_replicas(desired, metadata, observed).await?;
+        }
+        let written = match (self.write(desired).await, &live) {
+            // A template of claims cannot be changed. Claims made from it live on; new pods find the new one.
+            (Err(kube::Error::Api(status)), Some(metadata))
+                if status.code == 422 && desired.kind == OwnedKind::ResourceClaimTemplate =>
+            {
+                self.delete(desired.kind, metadata).await?;
+                self.write(desired).await
+            }
+            (written, _) => written,
+        };
+        match written {
+            Ok(()) => Ok(Effect::Written),
             Err(kube::Error::Api(status))
                 if status.code == 404 && !desired.kind.is_always_served() =>
             {
@@ -148,6 +157,44 @@ impl Applier<'_> {
             }
             Err(error) => Err(failed("applying", desired.kind, &desired.name, error)),
         }
+    }
+
+    async fn write(&self, desired: &DesiredObject) -> Result<(), kube::Error> {
+        self.metrics.written("apply", desired.kind);
+        let parameters = PatchParams::apply(names::OBJECTS_MANAGER).force();
+        self.api(desired.kind)
+            .patch_metadata(&desired.name, &parameters, &Patch::Apply(&desired.manifest))
+            .await
+            .map(drop)
+    }
+
+    /// Where somebody else decides on the number of pods from now on: a field that its only owner gives up gets
+    /// its default back, one pod. So another manager, which never changes it, takes the present number first.
+    async fn hand_over_replicas(
+        &self,
+        desired: &DesiredObject,
+        live: &ObjectMeta,
+        observed: &Observed,
+    ) -> Result<(), ApplyError> {
+        let gives_up = desired.kind == OwnedKind::Deployment
+            && desired.manifest["spec"]["replicas"].is_null()
+            && owns_replicas(live);
+        let Some(replicas) = observed.wanted_replicas.filter(|_| gives_up) else {
+            return Ok(());
+        };
+        let body = json!({
+            "apiVersion": desired.manifest["apiVersion"],
+            "kind": desired.manifest["kind"],
+            "metadata": {"name": desired.name, "uid": live.uid},
+            "spec": {"replicas": replicas},
+        });
+        self.metrics.written("apply", desired.kind);
+        let parameters = PatchParams::apply(names::HANDOVER_MANAGER);
+        self.api(desired.kind)
+            .patch_metadata(&desired.name, &parameters, &Patch::Apply(&body))
+            .await
+            .map(drop)
+            .map_err(|error| failed("handing over", desired.kind, &desired.name, error))
     }
 
     async fn delete_unwanted(
@@ -175,6 +222,10 @@ impl Applier<'_> {
             let live = match self.api(kind).get_metadata_opt(&name).await {
                 Ok(live) => live,
                 Err(kube::Error::Api(status)) if status.code == 404 => None,
+                // Not permitted to see it, so never permitted to make it.
+                Err(kube::Error::Api(status)) if status.code == 403 && !kind.is_always_served() => {
+                    None
+                }
                 Err(error) => return Err(failed("reading", kind, &name, error)),
             };
             let Some(live) = live.filter(|live| self.foreign_owner(&live.metadata).is_none())

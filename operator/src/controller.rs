@@ -23,7 +23,8 @@ use crate::apply::{Applier, ApplyError};
 use crate::build::{Settings, build};
 use crate::conditions::Outcome;
 use crate::crd::SplitModel;
-use crate::metrics::Metrics;
+use crate::error::{ReconcileError, backoff, error_chain};
+use crate::metrics::{Metrics, SplitModelCounts};
 use crate::names;
 use crate::observed::{Caches, Observed, observe};
 use crate::status::{StatusWriter, status};
@@ -34,30 +35,11 @@ use crate::watches::Watches;
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(2);
 /// Between two tries where only somebody else can remove the obstacle.
 const OBSTACLE_INTERVAL: Duration = Duration::from_secs(60);
-const FIRST_BACKOFF: Duration = Duration::from_millis(500);
-const MAX_BACKOFF: Duration = Duration::from_secs(120);
 /// Failures in a row before the status tells of them: most pass by themselves.
 const FAILURES_TO_TELL: u32 = 3;
 /// For reconciliations under way when the operator stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
-
-/// Why a reconciliation has to be tried again.
-#[derive(Debug, thiserror::Error)]
-pub enum ReconcileError {
-    /// An owned object could not be brought into its desired state.
-    #[error("owned objects: {0}")]
-    Apply(#[source] ApplyError),
-    /// The status could not be written.
-    #[error("writing the status")]
-    Status(#[source] kube::Error),
-    /// The pods of a deleted SplitModel are still there.
-    #[error("waiting for the pods to drain")]
-    Draining,
-    /// Adding or removing the finalizer failed, or what happens between the two.
-    #[error("finalizer: {0}")]
-    Finalizer(#[source] Box<finalizer::Error<ReconcileError>>),
-}
 
 /// What the controller is started with.
 pub struct Setup {
@@ -149,20 +131,19 @@ async fn count_splitmodels(cache: &Store<SplitModel>, metrics: &Metrics) {
     let mut interval = tokio::time::interval(COUNT_INTERVAL);
     loop {
         interval.tick().await;
-        let all = cache.state();
-        let ready = all.iter().filter(|splitmodel| is_ready(splitmodel)).count();
-        metrics.set_splitmodels(ready, all.len() - ready);
+        let mut counts = SplitModelCounts::default();
+        for splitmodel in cache.state() {
+            let status = splitmodel.status.as_ref();
+            let mut conditions = status.iter().flat_map(|status| &status.conditions);
+            let ready = conditions.find(|condition| condition.type_ == "Ready");
+            match ready.map(|ready| (ready.status.as_str(), ready.reason.as_str())) {
+                Some(("True", _)) => counts.ready += 1,
+                Some((_, "ScaledToZero")) => counts.asleep += 1,
+                _ => counts.not_ready += 1,
+            }
+        }
+        metrics.set_splitmodels(counts);
     }
-}
-
-fn is_ready(splitmodel: &SplitModel) -> bool {
-    let conditions = splitmodel
-        .status
-        .iter()
-        .flat_map(|status| &status.conditions);
-    conditions
-        .into_iter()
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 async fn reconcile(
@@ -179,7 +160,7 @@ async fn reconcile(
         .await;
     let label = match &result {
         Ok((label, _)) => label,
-        Err(error) if is_draining(error) => "draining",
+        Err(error) if error.is_draining() => "draining",
         Err(_) => "failed",
     };
     context.metrics.reconciled(label, started.elapsed());
@@ -193,7 +174,7 @@ async fn reconcile(
 
 /// When to try again after an error.
 fn retry(splitmodel: Arc<SplitModel>, error: &ReconcileError, context: Arc<Context>) -> Action {
-    if is_draining(error) {
+    if error.is_draining() {
         return Action::requeue(CLEANUP_INTERVAL);
     }
     let key = ObjectRef::from(&*splitmodel);
@@ -213,15 +194,6 @@ fn retry(splitmodel: Arc<SplitModel>, error: &ReconcileError, context: Arc<Conte
         "reconciling failed and is tried again: {cause}"
     );
     Action::requeue(delay)
-}
-
-/// Doubles with each failure. `jitter`, `[0, 1)`, spreads those that failed together over the second half.
-fn backoff(failures: u32, jitter: f64) -> Duration {
-    let doublings = failures.saturating_sub(1).min(16);
-    let full = FIRST_BACKOFF
-        .saturating_mul(1 << doublings)
-        .min(MAX_BACKOFF);
-    full.mul_f64(0.5 + jitter / 2.0)
 }
 
 /// How a reconciliation that needs no retry ended, for the metrics, and what comes next.
@@ -247,7 +219,7 @@ impl Context {
             return self.apply(&splitmodel, namespace).await;
         }
         let api = Api::<SplitModel>::namespaced(self.client.clone(), namespace);
-        let action = finalizer(
+        let finalized = finalizer(
             &api,
             names::FINALIZER,
             splitmodel,
@@ -256,9 +228,17 @@ impl Context {
                 Event::Cleanup(splitmodel) => self.clean_up(&splitmodel).await,
             },
         )
-        .await
-        .map_err(|error| ReconcileError::Finalizer(Box::new(error)))?;
-        Ok((if is_deleted { "deleted" } else { "applied" }, action))
+        .await;
+        match finalized {
+            Ok(action) => Ok((if is_deleted { "deleted" } else { "applied" }, action)),
+            // It has gone already, and the cache does not show it yet.
+            Err(finalizer::Error::RemoveFinalizer(kube::Error::Api(status)))
+                if status.code == 404 =>
+            {
+                Ok(("deleted", Action::await_change()))
+            }
+            Err(error) => Err(ReconcileError::Finalizer(Box::new(error))),
+        }
     }
 
     async fn apply(
@@ -313,9 +293,8 @@ impl Context {
                 kube::Error::Api(status) if status.code == 422 => {
                     ("Rejected", Some(Action::await_change()))
                 }
-                kube::Error::Api(status) if status.code == 403 => {
-                    ("Forbidden", Some(Action::requeue(OBSTACLE_INTERVAL)))
-                }
+                // Also what an API server answers that has just started and has not read the roles yet.
+                kube::Error::Api(status) if status.code == 403 => ("Forbidden", None),
                 _ => ("ApplyFailed", None),
             },
         };
@@ -395,49 +374,4 @@ fn has_finalizer(splitmodel: &SplitModel) -> bool {
 fn is_paused(splitmodel: &SplitModel) -> bool {
     let annotation = splitmodel.annotations().get(names::PAUSED_ANNOTATION);
     annotation.is_some_and(|value| value == "true")
-}
-
-fn is_draining(error: &ReconcileError) -> bool {
-    match error {
-        ReconcileError::Draining => true,
-        ReconcileError::Finalizer(error) => {
-            matches!(
-                &**error,
-                finalizer::Error::CleanupFailed(ReconcileError::Draining)
-            )
-        }
-        _ => false,
-    }
-}
-
-/// An error and what caused it, without what is said twice.
-fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = match error.downcast_ref::<kube::Error>() {
-            Some(kube::Error::Api(status)) => status.message.clone(),
-            _ => error.to_string(),
-        };
-        if !text.contains(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = error.source();
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backoff_doubles_up_to_its_bound_and_is_spread() {
-        assert_eq!(backoff(1, 0.0), Duration::from_millis(250));
-        assert_eq!(backoff(2, 0.0), Duration::from_millis(500));
-        assert_eq!(backoff(3, 0.0), Duration::from_secs(1));
-        assert_eq!(backoff(u32::MAX, 0.0), MAX_BACKOFF / 2);
-        assert!(backoff(1, 0.999) < FIRST_BACKOFF);
-    }
 }

@@ -31,6 +31,12 @@ pub fn is_current(metadata: &ObjectMeta, desired: &DesiredObject) -> bool {
         && own_fields(metadata).is_some_and(|fields| owns_all(&desired.manifest, &fields))
 }
 
+/// Whether the number of pods of the live Deployment with `metadata` is ours.
+#[must_use]
+pub fn owns_replicas(metadata: &ObjectMeta) -> bool {
+    own_fields(metadata).is_some_and(|fields| fields.pointer("/f:spec/f:replicas").is_some())
+}
+
 /// Drops what [`is_current`] does not look at; caches hold thousands of objects.
 pub fn keep_own_fields(metadata: &mut ObjectMeta) {
     let own = metadata.managed_fields.take();

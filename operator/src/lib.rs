@@ -27,6 +27,7 @@ pub mod config;
 pub mod controller;
 pub mod crd;
 pub mod drift;
+pub mod error;
 pub mod http;
 pub mod kinds;
 pub mod leader;

@@ -21,6 +21,15 @@ pub struct Metrics {
     watch_errors: IntCounterVec,
 }
 
+/// SplitModels by their condition `Ready`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SplitModelCounts {
+    pub(crate) ready: i64,
+    /// Scaled to zero on purpose.
+    pub(crate) asleep: i64,
+    pub(crate) not_ready: i64,
+}
+
 impl Metrics {
     /// All metrics at zero.
     ///
@@ -57,7 +66,7 @@ impl Metrics {
             splitmodels: IntGaugeVec::new(
                 Opts::new(
                     "headway_operator_splitmodels",
-                    "SplitModels by the status of their condition Ready; only the leader counts.",
+                    "SplitModels by their condition Ready: true, false, or asleep where no pod is wanted; only the leader counts.",
                 ),
                 &["ready"],
             )?,
@@ -123,9 +132,13 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn set_splitmodels(&self, ready: usize, not_ready: usize) {
-        for (label, count) in [("true", ready), ("false", not_ready)] {
-            let count = i64::try_from(count).unwrap_or(i64::MAX);
+    pub(crate) fn set_splitmodels(&self, counts: SplitModelCounts) {
+        let SplitModelCounts {
+            ready,
+            asleep,
+            not_ready,
+        } = counts;
+        for (label, count) in [("true", ready), ("asleep", asleep), ("false", not_ready)] {
             self.splitmodels.with_label_values(&[label]).set(count);
         }
     }
@@ -142,7 +155,7 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.reconciled("applied", Duration::from_millis(1));
         metrics.written("apply", OwnedKind::Service);
-        metrics.set_splitmodels(1, 0);
+        metrics.set_splitmodels(SplitModelCounts::default());
         metrics.watch_failed("Service");
         let gathered = metrics.registry.gather();
         let live: BTreeSet<String> = gathered

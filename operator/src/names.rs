@@ -2,6 +2,8 @@
 
 /// Field manager of the objects a SplitModel owns.
 pub const OBJECTS_MANAGER: &str = "headway-operator";
+/// Field manager that keeps the number of pods while somebody else takes over deciding on it.
+pub const HANDOVER_MANAGER: &str = "headway-operator-handover";
 /// Field manager of a SplitModel's status.
 pub const STATUS_MANAGER: &str = "headway-operator-status";
 /// Keeps a SplitModel until its pods have drained.

@@ -12,12 +12,15 @@ use futures_util::stream::{self, BoxStream, StreamExt as _};
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::core::v1::PodTemplateSpec;
-use kube::api::Api;
-use kube::core::{DynamicObject, PartialObjectMeta};
+use kube::api::{Api, ListParams};
+use kube::core::error_boundary::InvalidObject;
+use kube::core::{DeserializeGuard, DynamicObject, PartialObjectMeta};
+use kube::runtime::WatchStreamExt as _;
 use kube::runtime::reflector::store::Writer;
-use kube::runtime::watcher::{self, watcher};
-use kube::runtime::{WatchStreamExt as _, reflector::Store};
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
 
 use crate::crd::SplitModel;
 use crate::drift::keep_own_fields;
@@ -28,6 +31,8 @@ use crate::observed::Caches;
 
 /// Below the five minutes after which proxies and load balancers cut connections.
 const WATCH_TIMEOUT_SECONDS: u32 = 230;
+/// Objects of one page of a list: all of them are in memory untrimmed for a moment.
+const PAGE_SIZE: u32 = 100;
 /// Between two questions whether a kind is served by now.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -59,27 +64,14 @@ impl Watches {
     /// # Errors
     /// Where the API server cannot be reached.
     pub async fn new(client: &Client, metrics: &Arc<Metrics>) -> Result<Self, kube::Error> {
-        let (splitmodel_cache, splitmodels) = cached(
-            watcher(Api::<SplitModel>::all(client.clone()), config()),
-            (),
-            metrics,
-            "SplitModel",
-            |splitmodel| splitmodel.managed_fields_mut().clear(),
-        );
-        let (deployments_cache, deployments) = cached(
-            watcher(Api::<Deployment>::all(client.clone()), owned_config()),
-            (),
+        let (splitmodel_cache, splitmodels) = watch_splitmodels(client, metrics);
+        let (deployments_cache, deployments) = watch(
+            Api::all(client.clone()),
             metrics,
             "Deployment",
             trim_deployment,
         );
-        let (pods_cache, pods) = cached(
-            watcher(Api::<Pod>::all(client.clone()), owned_config()),
-            (),
-            metrics,
-            "Pod",
-            trim_pod,
-        );
+        let (pods_cache, pods) = watch(Api::all(client.clone()), metrics, "Pod", trim_pod);
         let mut others = Vec::new();
         let mut caches = BTreeMap::new();
         let mut served = Vec::new();
@@ -134,29 +126,103 @@ impl Watches {
 }
 
 fn config() -> watcher::Config {
-    watcher::Config::default().timeout(WATCH_TIMEOUT_SECONDS)
+    watcher::Config::default()
+        .timeout(WATCH_TIMEOUT_SECONDS)
+        .page_size(PAGE_SIZE)
 }
 
 fn owned_config() -> watcher::Config {
     config().labels(names::OWNED_SELECTOR)
 }
 
-/// Wraps the events of a watch: back-off, `trim` before caching, errors counted.
-fn cached<K>(
-    events: impl futures_util::Stream<Item = watcher::Result<watcher::Event<K>>> + Send + 'static,
-    dynamic_type: K::DynamicType,
+/// SplitModels that cannot be read are left out, and do not stop the others. A definition that was changed by hand
+/// may have let them in.
+fn watch_splitmodels(
+    client: &Client,
+    metrics: &Arc<Metrics>,
+) -> (Store<SplitModel>, Touched<SplitModel>) {
+    let writer = Writer::<SplitModel>::default();
+    let cache = writer.as_reader();
+    let (known, counted) = (cache.clone(), Arc::clone(metrics));
+    let events = watcher(
+        Api::<DeserializeGuard<SplitModel>>::all(client.clone()),
+        config(),
+    )
+    .filter_map(move |event| {
+        let readable = event.map(|event| readable(event, &known, &counted));
+        std::future::ready(readable.transpose())
+    });
+    let stream = cached(events, writer, metrics, "SplitModel", |splitmodel| {
+        splitmodel.managed_fields_mut().clear();
+    });
+    (cache, stream)
+}
+
+fn readable(
+    event: Event<DeserializeGuard<SplitModel>>,
+    known: &Store<SplitModel>,
+    metrics: &Metrics,
+) -> Option<Event<SplitModel>> {
+    let read = |guard: DeserializeGuard<SplitModel>| {
+        let complain = |invalid: &InvalidObject| {
+            metrics.watch_failed("SplitModel");
+            let name = invalid.metadata.name.as_deref().unwrap_or_default();
+            let namespace = invalid.metadata.namespace.as_deref().unwrap_or_default();
+            tracing::error!(
+                namespace,
+                name,
+                "a SplitModel cannot be read and is left as it is: {invalid}"
+            );
+        };
+        guard.0.inspect_err(complain).ok()
+    };
+    match event {
+        Event::Init => Some(Event::Init),
+        Event::InitDone => Some(Event::InitDone),
+        Event::InitApply(guard) => read(guard).map(Event::InitApply),
+        Event::Apply(guard) => read(guard).map(Event::Apply),
+        Event::Delete(guard) => match guard.0 {
+            Ok(splitmodel) => Some(Event::Delete(splitmodel)),
+            // Its cached form, if it could be read once, goes with it.
+            Err(invalid) => {
+                let name =
+                    ObjectRef::new(&invalid.metadata.name?).within(&invalid.metadata.namespace?);
+                let last_readable = known.get(&name)?;
+                Some(Event::Delete(SplitModel::clone(&last_readable)))
+            }
+        },
+    }
+}
+
+fn watch<K>(
+    api: Api<K>,
     metrics: &Arc<Metrics>,
     kind: &'static str,
     trim: fn(&mut K),
 ) -> (Store<K>, Touched<K>)
 where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let writer = Writer::default();
+    let cache = writer.as_reader();
+    let stream = cached(watcher(api, owned_config()), writer, metrics, kind, trim);
+    (cache, stream)
+}
+
+/// Wraps the events of a watch: back-off, `trim` before caching, errors counted.
+fn cached<K>(
+    events: impl futures_util::Stream<Item = watcher::Result<Event<K>>> + Send + 'static,
+    writer: Writer<K>,
+    metrics: &Arc<Metrics>,
+    kind: &'static str,
+    trim: fn(&mut K),
+) -> Touched<K>
+where
     K: Resource + Clone + Debug + Send + Sync + 'static,
     K::DynamicType: Clone + Eq + std::hash::Hash + Debug + Send + Sync,
 {
-    let writer = Writer::new(dynamic_type);
-    let cache = writer.as_reader();
     let metrics = Arc::clone(metrics);
-    let stream = events
+    events
         .default_backoff()
         .modify(trim)
         .reflect(writer)
@@ -167,8 +233,8 @@ where
                 tracing::warn!(%error, kind, "a watch failed and is started again");
             }
         })
-        .filter(|event| std::future::ready(event.is_ok()));
-    (cache, stream.boxed())
+        .filter(|event| std::future::ready(event.is_ok()))
+        .boxed()
 }
 
 fn watch_metadata(
@@ -190,15 +256,12 @@ fn watch_metadata(
         watcher(api, owned_config())
     })
     .flatten();
-    cached(
-        events.boxed(),
-        resource,
-        metrics,
-        kind_name(kind),
-        |object| {
-            keep_own_fields(&mut object.metadata);
-        },
-    )
+    let writer = Writer::new(resource);
+    let cache = writer.as_reader();
+    let stream = cached(events.boxed(), writer, metrics, kind_name(kind), |object| {
+        keep_own_fields(&mut object.metadata);
+    });
+    (cache, stream)
 }
 
 async fn wait_until_served(client: &Client, kind: OwnedKind) {
@@ -216,11 +279,22 @@ async fn wait_until_served(client: &Client, kind: OwnedKind) {
     }
 }
 
+/// Whether the cluster has the kind, and the operator may see it: a chart can leave out the permission for a kind
+/// that nobody there uses.
 async fn is_served(client: &Client, kind: OwnedKind) -> Result<bool, kube::Error> {
     let wanted = kind.api_resource();
-    match client.list_api_group_resources(&wanted.api_version).await {
-        Ok(list) => Ok(list.resources.iter().any(|each| each.name == wanted.plural)),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
+    let list = match client.list_api_group_resources(&wanted.api_version).await {
+        Ok(list) => list,
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if !list.resources.iter().any(|each| each.name == wanted.plural) {
+        return Ok(false);
+    }
+    let api = Api::<DynamicObject>::all_with(client.clone(), &wanted);
+    match api.list_metadata(&ListParams::default().limit(1)).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 403 => Ok(false),
         Err(error) => Err(error),
     }
 }
