@@ -61,8 +61,12 @@ pub struct Pulled {
 /// reached or a digest does not fit, [`DeviceError::Cache`] where the cache cannot be written.
 pub async fn pull(tail_url: &str, config: &ClientConfig) -> Result<Pulled, Error> {
     let url = TailUrl::parse(tail_url)?;
-    let tls = tls::client_config(url.is_tls())?;
-    let api = TailApi::new(url.clone(), &tls, config.connect_timeout)?;
+    let token = config.credentials.token.clone();
+    if token.is_some() && !url.is_tls() && !url.is_loopback() {
+        tracing::warn!("the token goes over a connection that others can read; use wss://");
+    }
+    let tls = tls::client_config(url.is_tls(), &config.credentials)?;
+    let api = TailApi::new(url.clone(), &tls, token, config.connect_timeout)?;
     let manifest = api.manifest().await?;
     let choice = choose(&manifest, config)?;
     let cache_dir = config
@@ -96,7 +100,17 @@ pub async fn pull(tail_url: &str, config: &ClientConfig) -> Result<Pulled, Error
 fn choose(manifest: &Manifest, config: &ClientConfig) -> Result<Choice, Error> {
     let split = manifest.split;
     let split_layer = config.split_layer.unwrap_or(split.default);
-    if !(split.min..=split.max).contains(&split_layer) {
+    let num_layers = manifest.identity.config.num_layers;
+    let answers_alone = split_layer == num_layers;
+    if answers_alone && !manifest.allows_on_device_answers() {
+        return Err(RequestError::OnDeviceAnswer {
+            num_layers,
+            min: split.min,
+            max: split.max,
+        }
+        .into());
+    }
+    if !answers_alone && !(split.min..=split.max).contains(&split_layer) {
         return Err(RequestError::SplitLayer {
             got: split_layer,
             min: split.min,
@@ -222,6 +236,7 @@ impl Client {
             dialer: Dialer {
                 url,
                 tls,
+                token: config.credentials.token,
                 limits: config.limits,
                 connect_timeout: config.connect_timeout,
                 result_timeout: config.result_timeout,
@@ -286,6 +301,10 @@ impl Client {
     pub async fn generate(&self, request: GenerateRequest) -> Result<Generation, Error> {
         if let Some(local) = &self.local {
             return local.generate(request).await;
+        }
+        // Before anything of the prompt is sent.
+        if !self.manifest.token_upload && request.sampling.needs_history() {
+            return Err(RequestError::TokenUpload.into());
         }
         let (session, max_positions) = (Arc::clone(&self.session), self.max_positions);
         let plan = move || Plan::new(request, &session.vocabulary, max_positions);

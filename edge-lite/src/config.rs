@@ -7,6 +7,8 @@ use headway_model::quantization::Quantization;
 use headway_model::weights::WeightDtype;
 use headway_wire::{Codec, Limits};
 
+use crate::credentials::Credentials;
+
 pub use crate::artifact_cache::{Progress, ProgressCallback};
 
 /// How often and for how long a lost session is rebuilt before its generation fails.
@@ -60,6 +62,8 @@ pub struct ClientConfig {
     pub result_timeout: Duration,
     /// What to do about a lost session.
     pub reconnect: ReconnectPolicy,
+    /// Who this device is to the tail, and whom it trusts to be the tail.
+    pub credentials: Credentials,
     /// Bounds on frames. A larger frame from the tail is refused.
     pub limits: Limits,
     /// Is told of downloads.
@@ -80,6 +84,7 @@ impl Default for ClientConfig {
             connect_timeout: Duration::from_secs(10),
             result_timeout: Duration::from_secs(60),
             reconnect: ReconnectPolicy::default(),
+            credentials: Credentials::default(),
             limits: Limits::default(),
             progress: None,
         }

@@ -10,14 +10,18 @@ use headway_wire::message::{
     ClientFrame, Close, GoAway, Open, Opened, ServerFrame, Step, StepResult, server_frame,
 };
 use headway_wire::{Limits, frame};
+use reqwest::header::AUTHORIZATION;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
 
+use crate::credentials::Token;
 use crate::error::{Refused, TailError};
 use crate::rows::wire_u32;
+use crate::tail_api::error_sentence;
 use crate::tail_url::TailUrl;
 
 /// How long a polite goodbye may take.
@@ -30,6 +34,7 @@ const READ_BUFFER_BYTES: usize = 16 << 10;
 pub(crate) struct Dialer {
     pub(crate) url: TailUrl,
     pub(crate) tls: Arc<rustls::ClientConfig>,
+    pub(crate) token: Option<Token>,
     pub(crate) limits: Limits,
     pub(crate) connect_timeout: Duration,
     pub(crate) result_timeout: Duration,
@@ -88,19 +93,22 @@ impl Connection {
             .is_tls()
             .then(|| Connector::Rustls(Arc::clone(&dialer.tls)));
         let url = dialer.url.session();
+        let failed = |source| connect_error(url.to_string(), source);
+        let mut request = url.as_str().into_client_request().map_err(failed)?;
+        if let Some(token) = &dialer.token {
+            let authorization = token.authorization().await?;
+            request.headers_mut().insert(AUTHORIZATION, authorization);
+        }
         // A decode step is one small frame: waiting to fill a packet would cost more than the step.
         let no_delay = true;
         let connected = tokio_tungstenite::connect_async_tls_with_config(
-            url.as_str(),
+            request,
             Some(config),
             no_delay,
             connector,
         )
         .await;
-        let (socket, _) = connected.map_err(|source| TailError::Socket {
-            url: url.to_string(),
-            source: Box::new(source),
-        })?;
+        let (socket, _) = connected.map_err(failed)?;
         let mut connection = Self {
             socket,
             dialer: dialer.clone(),
@@ -253,6 +261,20 @@ impl Connection {
             url: self.dialer.url.session().to_string(),
             source: Box::new(source),
         }
+    }
+}
+
+/// A tail that does not let this device in answers the upgrade with 401.
+fn connect_error(url: String, source: tungstenite::Error) -> TailError {
+    match &source {
+        tungstenite::Error::Http(response) if response.status().as_u16() == 401 => {
+            let message = error_sentence(response.body().as_deref().unwrap_or_default());
+            TailError::Unauthenticated { url, message }
+        }
+        _ => TailError::Socket {
+            url,
+            source: Box::new(source),
+        },
     }
 }
 

@@ -29,6 +29,7 @@ mod artifact_cache;
 pub mod client;
 pub mod config;
 mod connection;
+pub mod credentials;
 pub mod error;
 pub mod eval;
 pub mod event;
@@ -51,6 +52,7 @@ pub mod vocabulary;
 
 pub use client::Client;
 pub use config::{ClientConfig, ReconnectPolicy};
+pub use credentials::{ClientCertificate, Credentials, Secret, Token};
 pub use error::{DeviceError, Error, Refused, RequestError, TailError};
 pub use event::{Event, TokenEvent};
 pub use generation::Generation;

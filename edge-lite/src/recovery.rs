@@ -152,6 +152,37 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_device_is_not_tried_again_and_ended_credentials_once_more() {
+        let mut recovery = Recovery::new(policy());
+        let ended = refused(RefusalCode::Unauthenticated, None);
+        assert_eq!(
+            recovery.wait_after(ended, Instant::now(), 0.0).unwrap(),
+            Duration::ZERO
+        );
+        let refused = TailError::Unauthenticated {
+            url: String::new(),
+            message: String::new(),
+        };
+        let error = recovery
+            .wait_after(refused, Instant::now(), 0.0)
+            .unwrap_err();
+        assert!(
+            matches!(error, TailError::Unauthenticated { .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_limit_that_ends_is_waited_for_and_one_that_stays_is_not() {
+        let mut recovery = Recovery::new(policy());
+        let for_now = refused(RefusalCode::OverLimit, Some(3000));
+        let wait = recovery.wait_after(for_now, Instant::now(), 0.0).unwrap();
+        assert_eq!(wait.as_secs(), 3);
+        let for_ever = refused(RefusalCode::OverLimit, None);
+        assert!(recovery.wait_after(for_ever, Instant::now(), 0.0).is_err());
+    }
+
+    #[test]
     fn a_token_in_between_resets_the_count() {
         let (mut recovery, now) = (Recovery::new(policy()), Instant::now());
         for _ in 0..10 {

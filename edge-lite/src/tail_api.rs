@@ -7,9 +7,10 @@ use headway_model::artifact::Part;
 use headway_model::layer_range::LayerRange;
 use headway_model::manifest::{Artifact, Manifest};
 use headway_model::quantization::Quantization;
-use reqwest::{Response, Url, header};
+use reqwest::{RequestBuilder, Response, StatusCode, Url, header};
 use serde::de::DeserializeOwned;
 
+use crate::credentials::Token;
 use crate::error::{DeviceError, TailError};
 use crate::tail_url::TailUrl;
 
@@ -22,6 +23,7 @@ const MAX_ERROR_BYTES: usize = 512;
 #[derive(Clone)]
 pub(crate) struct TailApi {
     client: reqwest::Client,
+    token: Option<Token>,
     url: TailUrl,
 }
 
@@ -29,6 +31,7 @@ impl TailApi {
     pub(crate) fn new(
         url: TailUrl,
         tls: &Arc<rustls::ClientConfig>,
+        token: Option<Token>,
         timeout: Duration,
     ) -> Result<Self, DeviceError> {
         let client = reqwest::Client::builder()
@@ -38,7 +41,7 @@ impl TailApi {
             .read_timeout(timeout)
             .build()
             .map_err(DeviceError::HttpClient)?;
-        Ok(Self { client, url })
+        Ok(Self { client, token, url })
     }
 
     pub(crate) fn url(&self) -> &TailUrl {
@@ -98,7 +101,7 @@ impl TailApi {
         start_bytes: u64,
         digest: &str,
     ) -> Result<Response, TailError> {
-        let mut request = self.client.get(url.clone());
+        let mut request = self.request(&url).await?;
         if start_bytes > 0 {
             request = request
                 .header(header::RANGE, format!("bytes={start_bytes}-"))
@@ -111,10 +114,18 @@ impl TailApi {
         checked_status(response).await
     }
 
+    async fn request(&self, url: &Url) -> Result<RequestBuilder, TailError> {
+        let request = self.client.get(url.clone());
+        Ok(match &self.token {
+            None => request,
+            Some(token) => request.header(header::AUTHORIZATION, token.authorization().await?),
+        })
+    }
+
     async fn json<T: DeserializeOwned>(&self, url: Url) -> Result<T, TailError> {
         let response = self
-            .client
-            .get(url.clone())
+            .request(&url)
+            .await?
             .send()
             .await
             .map_err(|source| http_error(&url, source))?;
@@ -159,12 +170,27 @@ async fn checked_status(mut response: Response) -> Result<Response, TailError> {
             break;
         }
     }
+    let url = response.url().to_string();
+    if status == StatusCode::UNAUTHORIZED {
+        let message = error_sentence(&body);
+        return Err(TailError::Unauthenticated { url, message });
+    }
     let body = String::from_utf8_lossy(&body).trim().to_owned();
     Err(TailError::Status {
-        url: response.url().to_string(),
+        url,
         status: status.as_u16(),
         body,
     })
+}
+
+/// What a tail's error says: `{"error":{"message":"…"}}`, or the text of whatever else answered.
+pub(crate) fn error_sentence(body: &[u8]) -> String {
+    let json: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    let sentence = json
+        .as_ref()
+        .and_then(|json| json["error"]["message"].as_str());
+    let text = String::from_utf8_lossy(&body[..body.len().min(MAX_ERROR_BYTES)]);
+    sentence.unwrap_or(text.trim()).to_owned()
 }
 
 /// Refuses a manifest that contradicts itself, before anything is done on its word.

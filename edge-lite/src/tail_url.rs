@@ -53,6 +53,13 @@ impl TailUrl {
         self.http.scheme() == "https"
     }
 
+    /// Whether it is this machine's own.
+    pub(crate) fn is_loopback(&self) -> bool {
+        let host = self.http.host_str().unwrap_or_default();
+        let address = host.trim_start_matches('[').trim_end_matches(']').parse();
+        host == "localhost" || address.is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+    }
+
     pub(crate) fn session(&self) -> Url {
         below(&self.ws, "v1/session")
     }

@@ -94,6 +94,8 @@ impl TestTail {
             codecs: vec!["f32".to_owned(), "int8".to_owned()],
             quantizations: vec![Quantization::None],
             max_positions: 64,
+            token_upload: true,
+            on_device_answers: false,
         };
         Self {
             manifest,

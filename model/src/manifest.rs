@@ -63,7 +63,7 @@ impl Identity {
 }
 
 /// The split layers a tail accepts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct SplitRange {
     /// Smallest split layer: the tail holds layers from here on.
     pub min: usize,
@@ -71,6 +71,21 @@ pub struct SplitRange {
     pub max: usize,
     /// What a device without an opinion should take.
     pub default: usize,
+}
+
+/// A manifest may come without `default`: the smallest split layer is then meant, which any device can run.
+impl<'de> Deserialize<'de> for SplitRange {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Fields {
+            min: usize,
+            max: usize,
+            default: Option<usize>,
+        }
+        let Fields { min, max, default } = Fields::deserialize(deserializer)?;
+        let default = default.unwrap_or(min);
+        Ok(Self { min, max, default })
+    }
 }
 
 /// What a tail answers on `GET /v1/model`.
@@ -94,4 +109,51 @@ pub struct Manifest {
     pub quantizations: Vec<Quantization>,
     /// The most positions a session may have.
     pub max_positions: usize,
+    /// Whether token ids may leave the device: as the rows of split layer 0, or as the history that penalties
+    /// need. Manifests of before this field allow it.
+    #[serde(default = "allowed")]
+    pub token_upload: bool,
+    /// Whether a device may fetch all layers and answer alone. See [`Manifest::allows_on_device_answers`].
+    #[serde(default)]
+    pub on_device_answers: bool,
+}
+
+const fn allowed() -> bool {
+    true
+}
+
+impl Manifest {
+    /// Whether a device may fetch all layers and answer alone: it is said, or the largest split layer is the
+    /// number of layers, which was how to say it before there was a field for it.
+    #[must_use]
+    pub fn allows_on_device_answers(&self) -> bool {
+        self.on_device_answers || self.split.max >= self.identity.config.num_layers
+    }
+
+    /// The most layers that a device may fetch.
+    #[must_use]
+    pub fn max_device_layers(&self) -> usize {
+        if self.allows_on_device_answers() {
+            self.identity.config.num_layers
+        } else {
+            self.split.max
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_split_range_without_a_default_takes_the_smallest_split_layer() {
+        let range: SplitRange = serde_json::from_str(r#"{"min":2,"max":6}"#).unwrap();
+        assert_eq!((range.min, range.max, range.default), (2, 6, 2));
+        let whole: SplitRange = serde_json::from_str(r#"{"min":2,"max":6,"default":4}"#).unwrap();
+        assert_eq!(whole.default, 4);
+        assert_eq!(
+            serde_json::to_string(&whole).unwrap(),
+            r#"{"min":2,"max":6,"default":4}"#
+        );
+    }
 }

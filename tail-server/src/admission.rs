@@ -30,6 +30,16 @@ pub(crate) enum AdmissionError {
     DigestMismatch { tail: String, device: String },
     #[error("split layer {got} is not served; this tail accepts {min} to {max}")]
     SplitLayer { min: usize, max: usize, got: usize },
+    #[error(
+        "token ids may not leave the device, and split layer 0 sends nothing else; \
+         run at least one layer on the device: this tail accepts split layers {min} to {max}"
+    )]
+    TokenUpload { min: usize, max: usize },
+    #[error(
+        "token ids may not leave the device, and penalties need those of the prompt and the answer; \
+         leave repetition_penalty, presence_penalty and frequency_penalty out"
+    )]
+    HistoryUpload,
     #[error("codec {got} is not accepted; this tail accepts {accepted}")]
     Codec { accepted: String, got: String },
     #[error("the codec cannot be read")]
@@ -86,6 +96,11 @@ impl Admission {
         self.manifest.identity.config.vocab_size
     }
 
+    /// Whether steps may carry token ids at all.
+    pub(crate) fn token_upload(&self) -> bool {
+        self.manifest.token_upload
+    }
+
     pub(crate) fn hidden_size(&self) -> usize {
         self.manifest.identity.config.hidden_size
     }
@@ -103,6 +118,10 @@ impl Admission {
         let last = self.manifest.identity.config.num_layers.saturating_sub(1);
         let (min, max) = (self.manifest.split.min, self.manifest.split.max.min(last));
         let split_layer = open.split_layer as usize;
+        let token_upload = self.manifest.token_upload;
+        if split_layer == 0 && !token_upload {
+            return Err(AdmissionError::TokenUpload { min, max });
+        }
         if !(min..=max).contains(&split_layer) {
             return Err(AdmissionError::SplitLayer {
                 min,
@@ -120,6 +139,9 @@ impl Admission {
 
         let sampling = self.sampling_params(open.sampling.as_ref())?;
         let needs_history = sampling.needs_history();
+        if needs_history && !token_upload {
+            return Err(AdmissionError::HistoryUpload);
+        }
         let prompt_tokens = open.prompt_tokens as usize;
         let model_config = &self.manifest.identity.config;
         let layers = LayerRange::new(split_layer, model_config.num_layers);

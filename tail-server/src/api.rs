@@ -1,12 +1,16 @@
 //! The HTTP routes: health, metrics, what the tail serves, head artefacts, and the session WebSocket.
+//!
+//! Health and metrics are for the cluster and open to everybody; the rest is behind [`guard`].
 
 mod part_file;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Extension, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -16,11 +20,15 @@ use headway_wire::message::RefusalCode;
 use serde::Deserialize;
 
 use self::part_file::{entity_tag, is_not_modified, not_modified};
+use crate::auth::{Authenticator, Identity, PeerCertificate};
 use crate::drain::Drain;
 use crate::error::{Error, code_name};
 use crate::head_artifacts::HeadArtifacts;
 use crate::metrics::Metrics;
-use crate::session::SessionService;
+use crate::session::{Access, SessionService};
+
+/// How much of an origin is repeated in an error.
+const MAX_ORIGIN_CHARS: usize = 128;
 
 /// What the routes answer from.
 pub(crate) struct Api {
@@ -34,20 +42,55 @@ pub(crate) struct Api {
     pub(crate) metrics: Arc<Metrics>,
     /// The most session sockets, for the refusal that names it.
     pub(crate) max_sockets: usize,
+    pub(crate) authenticator: Arc<Authenticator>,
+    /// Origins of web pages that may open sessions.
+    pub(crate) allowed_origins: Vec<String>,
 }
 
 /// The router over `api`.
 pub(crate) fn router(api: Arc<Api>) -> Router {
-    Router::new()
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
+    let guarded = Router::new()
         .route("/v1/model", get(model))
         .route("/v1/tokenizer", get(tokenizer))
         .route("/v1/head/{quantization}", get(head_parts))
         .route("/v1/head/{quantization}/{part}", get(head_part))
         .route("/v1/session", get(session))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&api), guard));
+    Router::new()
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .merge(guarded)
         .with_state(api)
+}
+
+/// Lets a request through with the [`Identity`] of whoever sends it.
+async fn guard(
+    State(api): State<Arc<Api>>,
+    Extension(certificate): Extension<Option<PeerCertificate>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let now = SystemTime::now();
+    let identified = api
+        .authenticator
+        .identify(request.headers(), certificate.as_ref(), now)
+        .await;
+    match identified {
+        Ok(identity) => {
+            request.extensions_mut().insert(identity);
+            next.run(request).await
+        }
+        Err(error) => {
+            api.metrics
+                .record_refusal(code_name(RefusalCode::Unauthenticated));
+            tracing::info!(
+                reason = crate::error::format_chain(&error),
+                "request not authenticated"
+            );
+            Error::from(error).into_response()
+        }
+    }
 }
 
 async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, Error> {
@@ -119,7 +162,17 @@ async fn head_part(
     Ok(part_file::serve(&file, method, &headers).await?)
 }
 
-async fn session(State(api): State<Arc<Api>>, upgrade: WebSocketUpgrade) -> Response {
+async fn session(
+    State(api): State<Arc<Api>>,
+    Extension(identity): Extension<Identity>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    if let Err(error) = check_origin(&headers, &api.allowed_origins) {
+        api.metrics
+            .record_refusal(code_name(RefusalCode::Unauthenticated));
+        return error.into_response();
+    }
     let Some(guard) = api.drain.enter() else {
         api.metrics
             .record_refusal(code_name(RefusalCode::NoCapacity));
@@ -135,6 +188,27 @@ async fn session(State(api): State<Arc<Api>>, upgrade: WebSocketUpgrade) -> Resp
         .max_frame_size(max_frame_bytes)
         .on_upgrade(async move |socket| {
             let _guard = guard;
-            api.sessions.serve(socket).await;
+            let access = Access {
+                authenticator: Arc::clone(&api.authenticator),
+                identity,
+            };
+            api.sessions.serve(socket, access).await;
         })
+}
+
+/// A browser lets any page open a WebSocket to anywhere, with the credentials and from the network of whoever
+/// looks at it, and says in `Origin` which page it is. Other clients say nothing.
+fn check_origin(headers: &HeaderMap, allowed: &[String]) -> Result<(), Error> {
+    let refused = headers
+        .get_all(header::ORIGIN)
+        .iter()
+        .find(|origin| !allowed.iter().any(|allowed| *allowed == **origin));
+    match refused {
+        None => Ok(()),
+        Some(origin) => {
+            let origin = String::from_utf8_lossy(origin.as_bytes());
+            let origin = origin.chars().take(MAX_ORIGIN_CHARS).collect();
+            Err(Error::Origin { origin })
+        }
+    }
 }

@@ -5,6 +5,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use crate::metrics::Metrics;
 
 /// After how long a device that found no room may ask again. A session rarely ends sooner.
@@ -18,6 +20,14 @@ pub(crate) enum CapacityError {
     )]
     Sessions {
         max_sessions: usize,
+        retry_after_ms: u32,
+    },
+    #[error(
+        "{max_queue} sessions of this tail wait for their prompts to be computed, and no more may; \
+         try again later or on another tail"
+    )]
+    Queue {
+        max_queue: usize,
         retry_after_ms: u32,
     },
     #[error(
@@ -125,6 +135,50 @@ impl Drop for Reservation {
     }
 }
 
+/// The sessions whose prompt is not computed yet. A prompt costs as much as hundreds of tokens of an answer, so
+/// a tail with many of them before it keeps everybody waiting, however many sessions it has room for.
+pub(crate) struct PromptQueue {
+    max_queue: usize,
+    slots: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+impl PromptQueue {
+    pub(crate) fn new(max_queue: usize, metrics: Arc<Metrics>) -> Self {
+        Self {
+            max_queue,
+            slots: Arc::new(Semaphore::new(max_queue)),
+            metrics,
+        }
+    }
+
+    /// Takes a place, until it is dropped.
+    pub(crate) fn enter(&self) -> Result<QueuePlace, CapacityError> {
+        let full = |_| CapacityError::Queue {
+            max_queue: self.max_queue,
+            retry_after_ms: RETRY_AFTER_MS,
+        };
+        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(full)?;
+        self.metrics.queued_prompts.inc();
+        Ok(QueuePlace {
+            metrics: Arc::clone(&self.metrics),
+            _slot: slot,
+        })
+    }
+}
+
+/// A place in the [`PromptQueue`]; dropping it gives it to the next.
+pub(crate) struct QueuePlace {
+    metrics: Arc<Metrics>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Drop for QueuePlace {
+    fn drop(&mut self) {
+        self.metrics.queued_prompts.dec();
+    }
+}
+
 pub(crate) fn gauge_value(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
@@ -155,6 +209,24 @@ mod tests {
                 retry_after_ms: 1..
             })
         ));
+    }
+
+    #[test]
+    fn a_full_queue_of_prompts_refuses_with_retry_after_until_one_is_computed() {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let queue = PromptQueue::new(1, Arc::clone(&metrics));
+        let place = queue.enter().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(metrics.queued_prompts.get(), 1);
+        assert!(matches!(
+            queue.enter().err(),
+            Some(CapacityError::Queue {
+                max_queue: 1,
+                retry_after_ms: 1..
+            })
+        ));
+        drop(place);
+        assert_eq!(metrics.queued_prompts.get(), 0);
+        assert!(queue.enter().is_ok());
     }
 
     #[test]

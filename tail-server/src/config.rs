@@ -8,6 +8,9 @@ use headway_model::Quantization;
 use headway_model::weights::WeightDtype;
 use headway_wire::Codec;
 
+pub use self::access::{AccessArgs, AccessConfig, JwksSource, OidcConfig, TenantLimits, TlsConfig};
+
+pub(crate) mod access;
 #[cfg(test)]
 mod tests;
 
@@ -25,15 +28,25 @@ pub struct Args {
     /// Address to listen on; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:8089")]
     pub listen: SocketAddr,
-    /// Allow an address that is not loopback. There are no credentials yet: anyone who can reach it may use it.
-    #[arg(long)]
-    pub insecure_listen: bool,
+    /// Who may use the tail, over what, and how much of it.
+    #[command(flatten)]
+    pub access: AccessArgs,
     /// Smallest number of layers a device may run; the tail loads the layers from here on [default: 0].
     #[arg(long, value_name = "K")]
     pub split_min: Option<usize>,
-    /// Largest number of layers a device may run [default: all but one].
+    /// Largest number of layers a device may run in a session [default: all but one]. The number of layers of
+    /// the model is the same as --on-device-answers.
     #[arg(long, value_name = "K")]
     pub split_max: Option<usize>,
+    /// The number of layers recommended to devices [default: a third of the layers].
+    #[arg(long, value_name = "K")]
+    pub split_default: Option<usize>,
+    /// Token ids may not leave the device: no split layer 0, and no penalties, which need the prompt's.
+    #[arg(long)]
+    pub no_token_upload: bool,
+    /// Devices may fetch all layers and answer alone; --split-max still bounds the sessions.
+    #[arg(long)]
+    pub on_device_answers: bool,
     /// Where the tail layers run: cpu or cuda:N.
     #[arg(long, default_value = "cpu")]
     pub device: String,
@@ -46,6 +59,9 @@ pub struct Args {
     /// The most sessions at a time.
     #[arg(long, default_value_t = 64)]
     pub max_sessions: usize,
+    /// The most sessions whose prompt is not computed yet, from their Open on.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub max_queue: usize,
     /// The most bytes of KV cache, all sessions together.
     #[arg(long, default_value_t = 2 << 30)]
     pub max_kv_bytes: usize,
@@ -77,12 +93,20 @@ pub struct Config {
     pub split_min: Option<usize>,
     /// Largest split layer; `None`: one less than the model has layers.
     pub split_max: Option<usize>,
+    /// The split layer recommended to devices; `None`: a third of the layers.
+    pub split_default: Option<usize>,
+    /// Token ids may leave the device.
+    pub token_upload: bool,
+    /// Devices may fetch all layers and answer alone.
+    pub on_device_answers: bool,
     /// The type of the weights in memory.
     pub dtype: WeightDtype,
     /// Compute threads; 0: one for each core.
     pub threads: usize,
     /// The most sessions at a time.
     pub max_sessions: usize,
+    /// The most sessions whose prompt is not computed yet.
+    pub max_queue: usize,
     /// The most bytes of KV cache, all sessions together.
     pub max_kv_bytes: usize,
     /// The most rows of one engine step.
@@ -95,13 +119,19 @@ pub struct Config {
     pub head_quantizations: Vec<Quantization>,
     /// Activation codecs accepted, the recommended one first.
     pub codecs: Vec<Codec>,
-    /// How long to wait for a peer.
+    /// Who may use the tail, over what, and how much of it.
+    pub access: AccessConfig,
+    /// How long to wait for a peer, and how often to look at files.
     pub timeouts: Timeouts,
 }
 
-/// How long the tail waits for a peer, in each thing it waits for.
+/// How long the tail waits for a peer, in each thing it waits for, and for a change of a file.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
+    /// From the connection to the end of the TLS handshake.
+    pub handshake: Duration,
+    /// For a request's headers, and between two requests.
+    pub headers: Duration,
     /// From the connection to the frame that opens the session.
     pub open: Duration,
     /// For one frame to leave. A peer that does not read holds its replies no longer than this.
@@ -110,15 +140,20 @@ pub struct Timeouts {
     pub ping_interval: Duration,
     /// Without any sign of life, pongs included, a session ends after this.
     pub idle: Duration,
+    /// Between two looks at the files that are read again when they change.
+    pub reload: Duration,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
+            handshake: Duration::from_secs(10),
+            headers: Duration::from_secs(15),
             open: Duration::from_secs(10),
             write: Duration::from_secs(20),
             ping_interval: Duration::from_secs(15),
             idle: Duration::from_secs(60),
+            reload: Duration::from_secs(2),
         }
     }
 }
@@ -128,13 +163,20 @@ impl Default for Timeouts {
 pub enum ConfigError {
     /// The address is open to the network, and nobody has to show who they are.
     #[error(
-        "--listen {listen} is not a loopback address, and this build knows no credentials: \
-         listen on 127.0.0.1 or [::1], or give --insecure-listen to let everybody in"
+        "--listen {listen} is not a loopback address, and nobody has to show who they are: \
+         give --auth-keys, --oidc-issuer or --tls-client-ca, listen on 127.0.0.1 or [::1], \
+         or give --allow-anonymous to let everybody in"
     )]
     ListenWithoutCredentials {
         /// The address.
         listen: SocketAddr,
     },
+    /// Everybody is let in, and has to show who they are.
+    #[error(
+        "--allow-anonymous contradicts --auth-keys, --oidc-issuer and --tls-client-ca: \
+         leave it out, or leave them out"
+    )]
+    AnonymousWithCredentials,
     /// A CUDA device in a build without CUDA.
     #[error("--device {device}: this build has no CUDA; use --device cpu")]
     NoCuda {
@@ -164,13 +206,17 @@ impl TryFrom<Args> for Config {
         let Args {
             model,
             listen,
-            insecure_listen,
+            access,
             split_min,
             split_max,
+            split_default,
+            no_token_upload,
+            on_device_answers,
             device,
             dtype,
             threads,
             max_sessions,
+            max_queue,
             max_kv_bytes,
             step_tokens,
             drain_seconds,
@@ -178,31 +224,21 @@ impl TryFrom<Args> for Config {
             head_quantizations,
             codecs,
         } = args;
-        if !listen.ip().is_loopback() {
-            if !insecure_listen {
-                return Err(ConfigError::ListenWithoutCredentials { listen });
-            }
-            tracing::warn!(%listen, "anyone who can reach this address may use this tail");
-        }
+        let access = AccessConfig::new(access, listen)?;
         check_device(&device)?;
-        if let (Some(min), Some(max)) = (split_min, split_max)
-            && min > max
-        {
-            let expected = format!("--split-max {max} or less");
-            return Err(ConfigError::Value {
-                option: "split-min",
-                got: min.to_string(),
-                expected,
-            });
-        }
+        check_split(split_min, split_default, split_max)?;
         Ok(Self {
             model,
             listen,
             split_min,
             split_max,
+            split_default,
+            token_upload: !no_token_upload,
+            on_device_answers,
             dtype: named("dtype", &dtype, "native, f32, bf16 or f16")?,
             threads: within("threads", threads, 0, 1024)?,
             max_sessions: within("max-sessions", max_sessions, 1, 65_536)?,
+            max_queue: within("max-queue", max_queue, 1, 65_536)?,
             max_kv_bytes: within("max-kv-bytes", max_kv_bytes, 1, usize::MAX)?,
             step_tokens: within("step-tokens", step_tokens, 2, 65_536)?,
             drain: Duration::from_secs(within("drain-seconds", drain_seconds, 0, 86_400)?),
@@ -219,9 +255,35 @@ impl TryFrom<Args> for Config {
                 &codecs,
                 "f32, f16, bf16, int8[:group size] or int4[:group size]".to_owned(),
             )?,
+            access,
             timeouts: Timeouts::default(),
         })
     }
+}
+
+/// What can be said without the model: smallest, default and largest in this order.
+fn check_split(
+    min: Option<usize>,
+    default: Option<usize>,
+    max: Option<usize>,
+) -> Result<(), ConfigError> {
+    let ordered = [
+        ("split-min", min, "split-max", max),
+        ("split-min", min, "split-default", default),
+        ("split-default", default, "split-max", max),
+    ];
+    for (option, least, bound, most) in ordered {
+        if let (Some(least), Some(most)) = (least, most)
+            && least > most
+        {
+            return Err(ConfigError::Value {
+                option,
+                got: least.to_string(),
+                expected: format!("{most}, the value of --{bound}, or less"),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn check_device(device: &str) -> Result<(), ConfigError> {

@@ -11,10 +11,12 @@ use headway_wire::message::{Refusal, RefusalCode};
 use serde_json::json;
 
 use crate::admission::AdmissionError;
+use crate::auth::AuthError;
 use crate::capacity::CapacityError;
 use crate::engine::EngineError;
 use crate::head_artifacts::ArtifactError;
 use crate::session::StepError;
+use crate::tenant_limits::TenantLimitError;
 
 /// After how long a device that met a full or leaving tail may try again where nothing better is known.
 const RETRY_AFTER_MS: u32 = 1000;
@@ -34,6 +36,17 @@ pub(crate) enum Error {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
+    #[error(transparent)]
+    TenantLimit(#[from] TenantLimitError),
+    #[error(transparent)]
+    Unauthenticated(#[from] AuthError),
+    #[error(
+        "the credentials that this session was opened with have expired or were withdrawn; \
+         open it again with others"
+    )]
+    CredentialsEnded,
+    #[error("pages of the origin {origin:?} may not open sessions here; see --allowed-origins")]
+    Origin { origin: String },
     #[error("no frame came within {} ms; the first frame of a session is Open", open_timeout.as_millis())]
     OpenTimeout { open_timeout: Duration },
     #[error("a Step came first; the first frame of a session is Open")]
@@ -61,10 +74,16 @@ impl Error {
         match self {
             Self::Frame(error) => error.refusal_code(),
             Self::Admission(error) => admission_code(error),
-            Self::Capacity(CapacityError::NeverFits { .. }) => RefusalCode::OverLimit,
+            Self::Capacity(CapacityError::NeverFits { .. }) | Self::TenantLimit(_) => {
+                RefusalCode::OverLimit
+            }
+            Self::Unauthenticated(_) | Self::CredentialsEnded | Self::Origin { .. } => {
+                RefusalCode::Unauthenticated
+            }
             Self::Capacity(_) | Self::TooManySockets { .. } => RefusalCode::NoCapacity,
             Self::Step(StepError::BeyondSession { .. }) => RefusalCode::OverLimit,
             Self::Step(StepError::Activations(error)) => error.refusal_code(),
+            Self::Step(StepError::HistoryUpload) => RefusalCode::Unsupported,
             Self::Step(_)
             | Self::OpenTimeout { .. }
             | Self::StepBeforeOpen
@@ -84,8 +103,10 @@ impl Error {
         match self {
             Self::Capacity(
                 CapacityError::Sessions { retry_after_ms, .. }
+                | CapacityError::Queue { retry_after_ms, .. }
                 | CapacityError::KvCache { retry_after_ms, .. },
             ) => Some(*retry_after_ms),
+            Self::TenantLimit(error) => Some(error.retry_after_ms()),
             Self::TooManySockets { .. } | Self::Draining => Some(RETRY_AFTER_MS),
             _ => None,
         }
@@ -107,9 +128,10 @@ impl Error {
 fn admission_code(error: &AdmissionError) -> RefusalCode {
     match error {
         AdmissionError::DigestMismatch { .. } => RefusalCode::DigestMismatch,
-        AdmissionError::SplitLayer { .. } | AdmissionError::Codec { .. } => {
-            RefusalCode::Unsupported
-        }
+        AdmissionError::SplitLayer { .. }
+        | AdmissionError::TokenUpload { .. }
+        | AdmissionError::HistoryUpload
+        | AdmissionError::Codec { .. } => RefusalCode::Unsupported,
         AdmissionError::Positions { .. } => RefusalCode::OverLimit,
         AdmissionError::CodecForm(error) => error.refusal_code(),
         AdmissionError::LogitBias { .. } | AdmissionError::Sampling(_) => RefusalCode::Malformed,
@@ -154,10 +176,23 @@ impl IntoResponse for Error {
             Self::Artifact(
                 ArtifactError::NotServed { .. } | ArtifactError::Quantization { .. },
             ) => (StatusCode::NOT_FOUND, "not_found"),
+            // Other credentials would not help.
+            Self::Origin { .. } => (StatusCode::FORBIDDEN, code_name(self.code())),
             _ => (status(self.code()), code_name(self.code())),
         };
         let body = Json(json!({ "error": { "code": code, "message": self.sentence() } }));
         let mut response = (status, body).into_response();
+        if let Self::Unauthenticated(error) = &self {
+            // RFC 6750, section 3: the error is named where there was a token.
+            let challenge = match error {
+                AuthError::Missing { .. } => "Bearer",
+                _ => "Bearer error=\"invalid_token\"",
+            };
+            response.headers_mut().insert(
+                header::WWW_AUTHENTICATE,
+                HeaderValue::from_static(challenge),
+            );
+        }
         if let Some(retry_after_ms) = self.retry_after_ms() {
             response.headers_mut().insert(
                 header::RETRY_AFTER,
@@ -179,7 +214,7 @@ fn status(code: RefusalCode) -> StatusCode {
 }
 
 /// The error and its causes, in one line.
-fn format_chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn format_chain(error: &dyn std::error::Error) -> String {
     match error.source() {
         Some(cause) => format!("{error}: {}", format_chain(cause)),
         None => error.to_string(),

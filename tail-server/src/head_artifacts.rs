@@ -8,7 +8,8 @@
 //! Both appear by rename. A file from an earlier run is hashed before it is served for the first time.
 //!
 //! Invariants:
-//! - Layers from `split.max` on are never built, nor is the lm_head while there are any: they are the tail's.
+//! - Layers that devices may not run are never built, nor is the lm_head while there are any: they are the
+//!   tail's.
 //! - One part is built at a time, in a blocking thread, and its bytes are never all in memory.
 
 use std::collections::HashMap;
@@ -79,7 +80,7 @@ pub(crate) struct PartFile {
 /// Which parts this tail serves. Pure.
 pub(crate) struct Offer {
     quantizations: Vec<Quantization>,
-    /// The largest split layer: layers below it may be downloaded.
+    /// The most layers that a device may run: layers below it may be downloaded.
     max_layers: usize,
     default_layers: usize,
     num_layers: usize,
@@ -89,7 +90,7 @@ impl Offer {
     fn new(manifest: &Manifest) -> Self {
         Self {
             quantizations: manifest.quantizations.clone(),
-            max_layers: manifest.split.max,
+            max_layers: manifest.max_device_layers(),
             default_layers: manifest.split.default,
             num_layers: manifest.identity.config.num_layers,
         }
@@ -165,6 +166,9 @@ impl Offer {
     fn not_served(&self, got: &str) -> ArtifactError {
         let parts = match self.max_layers {
             0 => "none: this tail takes token ids only".to_owned(),
+            max_layers if max_layers == self.num_layers => {
+                format!("embedding, layer-0 to layer-{} and lm_head", max_layers - 1)
+            }
             max_layers => format!("embedding and layer-0 to layer-{}", max_layers - 1),
         };
         ArtifactError::NotServed {

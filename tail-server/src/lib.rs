@@ -4,13 +4,17 @@
 //! Place on the path:
 //!
 //! ```text
-//! WebSocket ─ session ─ admission, capacity ─► engine: batcher ─ tail layers ─ lm_head ─ sampler ─► session
+//! TLS, auth ─ WebSocket ─ session ─ admission, capacity ─► engine: batcher ─ tail layers ─ lm_head ─ sampler ─► session
 //! ```
 //!
 //! [`run`] is the whole server. `main.rs` calls it with the process's signals; a test calls it with a
 //! listener on port 0 and a future of its own.
 //!
+//! The formats of keys, tokens and certificates are in the module `auth`, and for those who run a tail in
+//! `docs/security.md`.
+//!
 //! Invariants:
+//! - Nobody is let in without credentials unless the command line says so or the address is loopback.
 //! - Everything a peer can make grow has a named limit, and a peer's fault ends that peer's session only.
 //! - Device work happens on the engine's thread alone, and all of its time is attributed to sessions.
 //! - The KV cache is only a cache: nothing here must outlive the process.
@@ -18,6 +22,7 @@
 mod accounting;
 mod admission;
 mod api;
+mod auth;
 mod batcher;
 mod capacity;
 pub mod config;
@@ -27,26 +32,34 @@ mod error;
 mod head_artifacts;
 mod loaded_model;
 mod metrics;
+mod reload;
 mod serve;
 mod session;
+mod tenant_limits;
+mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 pub use self::config::{Args, Config, ConfigError, Timeouts};
 pub use self::loaded_model::{LoadModelError, LoadedModel};
 
 use self::admission::Admission;
 use self::api::Api;
-use self::capacity::Capacity;
+use self::auth::Authenticator;
+use self::capacity::{Capacity, PromptQueue};
 use self::drain::Drain;
 use self::engine::EngineHandle;
 use self::head_artifacts::HeadArtifacts;
 use self::metrics::Metrics;
-use self::session::SessionService;
+use self::reload::Reloads;
+use self::session::{Room, SessionService};
+use self::tenant_limits::Tenants;
+use self::tls::Tls;
 
 /// Session sockets that have not opened their session yet, or that linger after it.
 const EXTRA_SOCKETS: usize = 64;
@@ -63,6 +76,9 @@ pub enum RunError {
     /// The manifest has no JSON form.
     #[error("the manifest cannot be written as JSON")]
     Manifest(#[from] serde_json::Error),
+    /// A certificate, a file of keys or an issuer's keys cannot be used; the cause says which and why.
+    #[error("credentials cannot be set up")]
+    Access(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The engine's thread could not be started.
     #[error("the engine thread cannot be started")]
     Engine(#[source] std::io::Error),
@@ -85,6 +101,11 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     let metrics = Arc::new(Metrics::new()?);
+    let Guarded {
+        authenticator,
+        tls,
+        background: _background,
+    } = guard(&config, &metrics)?;
     let max_sockets = config.max_sessions + EXTRA_SOCKETS;
     let drain = Arc::new(Drain::new(max_sockets, Arc::clone(&metrics)));
 
@@ -107,13 +128,18 @@ pub async fn run(
     let artifacts = HeadArtifacts::new(weights, &manifest, &config.cache_dir);
     let manifest_json = serde_json::to_vec(&manifest)?.into();
     let tokenizer_digest = manifest.identity.tokenizer.digest.clone();
-    let sessions = SessionService::new(
-        Admission::new(manifest, config.codecs),
-        Capacity::new(
+    let room = Room {
+        capacity: Capacity::new(
             config.max_sessions,
             config.max_kv_bytes,
             Arc::clone(&metrics),
         ),
+        queue: PromptQueue::new(config.max_queue, Arc::clone(&metrics)),
+        tenants: Tenants::new(config.access.tenant_limits),
+    };
+    let sessions = SessionService::new(
+        Admission::new(manifest, config.codecs),
+        room,
         engine,
         Arc::clone(&drain),
         Arc::clone(&metrics),
@@ -128,10 +154,17 @@ pub async fn run(
         drain: Arc::clone(&drain),
         metrics,
         max_sockets,
+        authenticator,
+        allowed_origins: config.access.allowed_origins,
+    };
+    let service = serve::Service {
+        router: api::router(Arc::new(api)),
+        tls,
+        timeouts: config.timeouts,
     };
 
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = tokio::spawn(serve::serve(listener, api::router(Arc::new(api)), async {
+    let server = tokio::spawn(serve::serve(listener, service, async {
         // An error means that `run` was dropped: stop as well.
         let _ = stopped.await;
     }));
@@ -142,6 +175,35 @@ pub async fn run(
     server.await.map_err(RunError::Server)?;
     join_engine(engine_thread).await;
     Ok(())
+}
+
+/// Who may come in, and how.
+struct Guarded {
+    authenticator: Arc<Authenticator>,
+    tls: Option<Tls>,
+    /// Reads files again and fetches keys, until it is dropped.
+    background: JoinSet<()>,
+}
+
+fn guard(config: &Config, metrics: &Arc<Metrics>) -> Result<Guarded, RunError> {
+    let mut reloads = Reloads::default();
+    let tls = config.access.tls.as_ref();
+    let tls = tls
+        .map(|files| Tls::new(files, &mut reloads))
+        .transpose()
+        .map_err(|error| RunError::Access(error.into()))?;
+    let authenticator = Authenticator::new(&config.access, &mut reloads)
+        .map_err(|error| RunError::Access(error.into()))?;
+    let mut background = JoinSet::new();
+    if let Some(issuer) = authenticator.issuer() {
+        background.spawn(Arc::clone(issuer).keep_fresh(Arc::clone(metrics)));
+    }
+    background.spawn(reloads.run(config.timeouts.reload, Arc::clone(metrics)));
+    Ok(Guarded {
+        authenticator: Arc::new(authenticator),
+        tls,
+        background,
+    })
 }
 
 /// The engine's thread ends once the last session and the router have dropped their way to it.

@@ -34,8 +34,8 @@ pub enum LoadModelError {
     },
     /// The split layers asked for are not the model's.
     #[error(
-        "split layers {min} to {max} were asked for; the model has {num_layers} layers: --split-min can be 0 to \
-         {}, --split-max {min} to {num_layers}", num_layers.saturating_sub(1)
+        "split layers {min} to {max} were asked for; the model has {num_layers} layers: --split-min can be 0 \
+         (with --no-token-upload 1) to {}, --split-max {min} to {num_layers}", num_layers.saturating_sub(1)
     )]
     SplitRange {
         /// Smallest split layer asked for.
@@ -44,6 +44,16 @@ pub enum LoadModelError {
         max: usize,
         /// The model's layers.
         num_layers: usize,
+    },
+    /// The split layer to recommend is not one that is served.
+    #[error("--split-default {got}: this tail serves split layers {min} to {max}")]
+    SplitDefault {
+        /// The split layer asked for.
+        got: usize,
+        /// Smallest split layer.
+        min: usize,
+        /// Largest split layer.
+        max: usize,
     },
     /// The KV cache is too small for a single position.
     #[error("--max-kv-bytes {max_kv_bytes}: one position takes {position_bytes} bytes")]
@@ -118,6 +128,8 @@ impl LoadedModel {
             codecs: config.codecs.iter().map(ToString::to_string).collect(),
             quantizations: config.head_quantizations.clone(),
             max_positions,
+            token_upload: config.token_upload,
+            on_device_answers: config.on_device_answers || split.max == weights.config().num_layers,
         };
         tracing::info!(
             name = manifest.name, model_digest = manifest.model_digest, layers = %tail_layers,
@@ -142,10 +154,10 @@ impl LoadedModel {
 /// its owner has to want.
 fn split_range(config: &Config, num_layers: usize) -> Result<SplitRange, LoadModelError> {
     let last = num_layers.saturating_sub(1);
-    let (min, max) = (
-        config.split_min.unwrap_or(0),
-        config.split_max.unwrap_or(last),
-    );
+    // Split layer 0 is the one at which token ids come instead of hidden states.
+    let least = usize::from(!config.token_upload);
+    let min = config.split_min.unwrap_or(0).max(least);
+    let max = config.split_max.unwrap_or(last);
     if min > max || min > last || max > num_layers {
         return Err(LoadModelError::SplitRange {
             min,
@@ -154,11 +166,12 @@ fn split_range(config: &Config, num_layers: usize) -> Result<SplitRange, LoadMod
         });
     }
     // A third of the layers: enough to save something on a device that has not measured itself yet.
-    Ok(SplitRange {
-        min,
-        max,
-        default: (num_layers / 3).clamp(min, max.min(last)),
-    })
+    let default = match config.split_default {
+        None => (num_layers / 3).clamp(min, max.min(last)),
+        Some(default) if (min..=max).contains(&default) => default,
+        Some(got) => return Err(LoadModelError::SplitDefault { got, min, max }),
+    };
+    Ok(SplitRange { min, max, default })
 }
 
 /// The longest session: what the model was made for, unless the KV cache or the protocol holds less.
@@ -189,5 +202,43 @@ fn max_positions(
             position_bytes: bytes_for(1),
         }),
         max_positions => Ok(max_positions),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::config::Args;
+
+    fn range(options: &[&str], num_layers: usize) -> Result<SplitRange, LoadModelError> {
+        let base = ["tail-server", "--model", "m", "--cache-dir", "c"];
+        let args = Args::try_parse_from(base.iter().chain(options)).unwrap();
+        split_range(&Config::try_from(args).unwrap(), num_layers)
+    }
+
+    #[test]
+    fn the_default_is_what_was_asked_for_or_a_third() {
+        assert_eq!(range(&[], 30).unwrap().default, 10);
+        assert_eq!(range(&["--split-default", "4"], 30).unwrap().default, 4);
+        assert!(matches!(
+            range(&["--split-default", "30"], 30),
+            Err(LoadModelError::SplitDefault {
+                got: 30,
+                min: 0,
+                max: 29
+            })
+        ));
+    }
+
+    #[test]
+    fn without_token_upload_the_device_runs_a_layer_at_least() {
+        let split = range(&["--no-token-upload"], 30).unwrap();
+        assert_eq!((split.min, split.max), (1, 29));
+        let split = range(&["--no-token-upload", "--split-min", "5"], 30).unwrap();
+        assert_eq!(split.min, 5);
+        assert!(range(&["--no-token-upload", "--split-default", "0"], 30).is_err());
+        assert!(range(&["--no-token-upload"], 1).is_err());
     }
 }

@@ -39,10 +39,15 @@ async fn serve(config: Config, model: LoadedModel) -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let scheme = if config.access.tls.is_some() {
+        "wss"
+    } else {
+        "ws"
+    };
     // Not through the log, whose filter could hide the line that scripts wait for.
     writeln!(
         std::io::stderr(),
-        "listening on ws://{}",
+        "listening on {scheme}://{}",
         listener.local_addr()?
     )?;
 

@@ -34,6 +34,9 @@ pub(crate) struct Metrics {
     pub(crate) kv_limit_bytes: IntGauge,
     pub(crate) draining: IntGauge,
     pub(crate) weight_bytes: IntGauge,
+    /// Sessions whose prompt is not computed yet.
+    pub(crate) queued_prompts: IntGauge,
+    reloads: IntCounterVec,
 }
 
 impl Metrics {
@@ -103,6 +106,17 @@ impl Metrics {
                 "headway_tail_weight_bytes",
                 "Memory that the tail's weights take.",
             )?,
+            queued_prompts: IntGauge::new(
+                "headway_tail_queued_prompts",
+                "Sessions whose prompt is not computed yet.",
+            )?,
+            reloads: IntCounterVec::new(
+                Opts::new(
+                    "headway_tail_reloads_total",
+                    "Files and key sets that were read again: tls, auth_keys, oidc_jwks; ok or failed.",
+                ),
+                &["what", "result"],
+            )?,
         };
         metrics.register()?;
         Ok(metrics)
@@ -128,8 +142,10 @@ impl Metrics {
             kv_limit_bytes,
             draining,
             weight_bytes,
+            queued_prompts,
+            reloads,
         } = self;
-        let collectors: [Box<dyn prometheus::core::Collector>; 16] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 18] = [
             Box::new(steps.clone()),
             Box::new(tokens.clone()),
             Box::new(sessions.clone()),
@@ -146,6 +162,8 @@ impl Metrics {
             Box::new(kv_limit_bytes.clone()),
             Box::new(draining.clone()),
             Box::new(weight_bytes.clone()),
+            Box::new(queued_prompts.clone()),
+            Box::new(reloads.clone()),
         ];
         collectors
             .into_iter()
@@ -174,6 +192,12 @@ impl Metrics {
     /// `code`: the wire's name of the refusal code, in lower case.
     pub(crate) fn record_refusal(&self, code: &str) {
         self.refusals.with_label_values(&[code]).inc();
+    }
+
+    /// `what`: the name of what was read again; few, and none from outside.
+    pub(crate) fn record_reload(&self, what: &str, is_good: bool) {
+        let result = if is_good { "ok" } else { "failed" };
+        self.reloads.with_label_values(&[what, result]).inc();
     }
 
     /// All metrics in the text format.

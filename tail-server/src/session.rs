@@ -2,7 +2,8 @@
 //!
 //! A session is one task. It reads a frame only while fewer than [`MAX_PIPELINED_STEPS`] steps are in the
 //! engine, and writes one result at a time with a time limit, so a device that floods or does not read
-//! holds a known amount of memory for a known time.
+//! holds a known amount of memory for a known time. What a tenant has used up beyond its rate, its sessions
+//! wait for by not being read.
 
 mod connection;
 mod steps;
@@ -14,7 +15,7 @@ use axum::extract::ws::WebSocket;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use headway_wire::PROTOCOL_VERSION;
-use headway_wire::message::{GoAway, Open, Opened, StepResult, TokenLogprob, client_frame};
+use headway_wire::message::{GoAway, Open, Opened, Step, StepResult, TokenLogprob, client_frame};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 use tracing::Instrument as _;
@@ -23,7 +24,8 @@ use self::connection::Connection;
 use self::steps::StepChecker;
 pub(crate) use self::steps::StepError;
 use crate::admission::{Admission, Admitted};
-use crate::capacity::Capacity;
+use crate::auth::{Authenticator, Identity};
+use crate::capacity::{Capacity, PromptQueue, QueuePlace};
 use crate::config::Timeouts;
 use crate::drain::{Drain, Stage};
 use crate::engine::{
@@ -32,6 +34,7 @@ use crate::engine::{
 };
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::tenant_limits::{TenantSession, Tenants};
 
 /// The most memory of decoded rows that wait for the engine, all sessions together, in KiB. Where it is
 /// taken, sessions stop reading until a step is done.
@@ -40,7 +43,7 @@ const MAX_QUEUED_ROWS_KIB: usize = 256 << 10;
 /// What sessions are served with.
 pub(crate) struct SessionService {
     pub(crate) admission: Admission,
-    pub(crate) capacity: Capacity,
+    pub(crate) room: Room,
     pub(crate) engine: EngineHandle,
     pub(crate) drain: Arc<Drain>,
     pub(crate) metrics: Arc<Metrics>,
@@ -48,10 +51,23 @@ pub(crate) struct SessionService {
     queued_rows_kib: Arc<Semaphore>,
 }
 
+/// What there is room for, in each respect.
+pub(crate) struct Room {
+    pub(crate) capacity: Capacity,
+    pub(crate) queue: PromptQueue,
+    pub(crate) tenants: Tenants,
+}
+
+/// Who opens a session, and who says whether they still may.
+pub(crate) struct Access {
+    pub(crate) authenticator: Arc<Authenticator>,
+    pub(crate) identity: Identity,
+}
+
 impl SessionService {
     pub(crate) fn new(
         admission: Admission,
-        capacity: Capacity,
+        room: Room,
         engine: EngineHandle,
         drain: Arc<Drain>,
         metrics: Arc<Metrics>,
@@ -60,7 +76,7 @@ impl SessionService {
         let queued_rows_kib = Arc::new(Semaphore::new(MAX_QUEUED_ROWS_KIB));
         Self {
             admission,
-            capacity,
+            room,
             engine,
             drain,
             metrics,
@@ -70,17 +86,21 @@ impl SessionService {
     }
 
     /// Serves one socket until it ends. An error refuses this session and touches no other.
-    pub(crate) async fn serve(&self, socket: WebSocket) {
+    pub(crate) async fn serve(&self, socket: WebSocket, access: Access) {
         let limits = *self.admission.limits();
         let mut connection =
             Connection::new(socket, limits, self.timeouts, Arc::clone(&self.metrics));
-        match self.open_and_run(&mut connection).await {
+        match self.open_and_run(&mut connection, &access).await {
             Ok(()) => connection.close().await,
             Err(error) => connection.refuse(&error).await,
         }
     }
 
-    async fn open_and_run(&self, connection: &mut Connection) -> Result<(), Error> {
+    async fn open_and_run(
+        &self,
+        connection: &mut Connection,
+        access: &Access,
+    ) -> Result<(), Error> {
         // Before anything else, so that no change of the stage is missed.
         let mut stage = self.drain.stage();
         let first_frame = tokio::select! {
@@ -94,17 +114,27 @@ impl SessionService {
         };
         let admitted = self.admission.admit(&open)?;
         let checker = StepChecker::new(&admitted, &self.admission);
+        let tenant = &access.identity.tenant;
+        let tenant_session = self.room.tenants.enter(tenant, Instant::now())?;
+        let queue_place = self.room.queue.enter()?;
+        let prompt_positions = admitted.prefill_positions;
         let session = self.open(admitted).await?;
 
         let id = session.id().0;
         let (split_layer, traceparent) = (open.split_layer, &open.traceparent);
-        let span = tracing::info_span!("session", id, split_layer, traceparent);
+        let span = tracing::info_span!("session", id, %tenant, split_layer, traceparent);
         let running = RunningSession {
             service: self,
             connection,
             session,
             checker,
-            stage,
+            tenant_session,
+            waiting_prompt: Some(WaitingPrompt {
+                positions: prompt_positions,
+                _place: queue_place,
+            }),
+            pending: FuturesOrdered::new(),
+            read_at: None,
         };
         let granted = Opened {
             protocol_version: PROTOCOL_VERSION,
@@ -112,7 +142,7 @@ impl SessionService {
             max_positions: open.max_positions,
             max_step_positions: self.admission.limits().max_step_positions,
         };
-        running.run(granted).instrument(span).await
+        running.run(granted, stage, access).instrument(span).await
     }
 
     /// The frame that opens the session; `None` where the device leaves without one.
@@ -136,7 +166,7 @@ impl SessionService {
             is_resumed,
             ..
         } = admitted;
-        let reservation = self.capacity.reserve(kv_bytes)?;
+        let reservation = self.room.capacity.reserve(kv_bytes)?;
         let open = OpenSession {
             entry_layer: split_layer,
             max_positions,
@@ -163,66 +193,120 @@ struct RunningSession<'a> {
     connection: &'a mut Connection,
     session: EngineSession,
     checker: StepChecker,
-    stage: watch::Receiver<Stage>,
+    tenant_session: TenantSession,
+    /// `None` once the prompt is computed.
+    waiting_prompt: Option<WaitingPrompt>,
+    pending: FuturesOrdered<oneshot::Receiver<StepReply>>,
+    /// Nothing is read before: the tenant has used more than its rate.
+    read_at: Option<tokio::time::Instant>,
+}
+
+/// A prompt's place in the queue.
+struct WaitingPrompt {
+    positions: usize,
+    _place: QueuePlace,
 }
 
 impl RunningSession<'_> {
-    async fn run(self, granted: Opened) -> Result<(), Error> {
-        let Self {
-            service,
-            connection,
-            session,
-            mut checker,
-            mut stage,
-        } = self;
+    async fn run(
+        mut self,
+        granted: Opened,
+        mut stage: watch::Receiver<Stage>,
+        access: &Access,
+    ) -> Result<(), Error> {
         tracing::info!(max_positions = granted.max_positions, "session opened");
-        connection.send(granted).await?;
+        self.connection.send(granted).await?;
 
-        let period = service.timeouts.ping_interval;
+        let period = self.service.timeouts.ping_interval;
         let mut ping = interval_at(tokio::time::Instant::now() + period, period);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut pending: FuturesOrdered<oneshot::Receiver<StepReply>> = FuturesOrdered::new();
+        let credentials_ended = access.authenticator.ended(&access.identity);
+        tokio::pin!(credentials_ended);
         loop {
-            let is_reading = pending.len() < MAX_PIPELINED_STEPS;
+            let is_reading = self.is_reading();
             tokio::select! {
-                Some(reply) = pending.next() => {
-                    let output = reply.map_err(|_| EngineError::Stopped)??;
-                    connection.send(step_result(output)).await?;
-                    if !is_reading {
-                        // Nothing was read meanwhile, so its silence says nothing about the device.
-                        connection.note_alive();
-                    }
-                }
-                frame = connection.receive(), if is_reading => match frame? {
+                Some(reply) = self.pending.next() => self.answer(reply, is_reading).await?,
+                frame = self.connection.receive(), if is_reading => match frame? {
                     None | Some(client_frame::Message::Close(_)) => break,
                     Some(client_frame::Message::Open(_)) => return Err(Error::OpenedTwice),
-                    Some(client_frame::Message::Step(step)) => {
-                        let arrived = Instant::now();
-                        let kib = checker.memory_kib(&step);
-                        let memory = Arc::clone(&service.queued_rows_kib).acquire_many_owned(kib).await;
-                        let memory = memory.map_err(|_| EngineError::Stopped)?;
-                        pending.push_back(session.step(checker.check(step, arrived, memory)?).await?);
-                    }
+                    Some(client_frame::Message::Step(step)) => self.take(step).await?,
                 },
+                () = wait_until(self.read_at), if self.read_at.is_some() => {
+                    self.read_at = None;
+                    // Nothing was read meanwhile, so its silence says nothing about the device.
+                    self.connection.note_alive();
+                }
                 _ = ping.tick() => {
-                    if is_reading && connection.is_silent() {
+                    if is_reading && self.connection.is_silent() {
                         tracing::info!("the device has gone silent");
                         break;
                     }
-                    connection.ping().await?;
+                    self.connection.ping().await?;
                 }
                 _ = stage.changed() => {
                     let now = *stage.borrow_and_update();
                     match now {
                         Stage::Serving => {}
-                        Stage::Draining { deadline } => connection.send(go_away(deadline)).await?,
+                        Stage::Draining { deadline } => self.connection.send(go_away(deadline)).await?,
                         Stage::Closing => return Err(Error::Draining),
                     }
                 }
+                () = &mut credentials_ended => return Err(Error::CredentialsEnded),
             }
         }
         tracing::info!("session closed");
         Ok(())
+    }
+
+    fn is_reading(&self) -> bool {
+        self.pending.len() < MAX_PIPELINED_STEPS && self.read_at.is_none()
+    }
+
+    /// Hands a step to the engine.
+    async fn take(&mut self, step: Step) -> Result<(), Error> {
+        let arrived = Instant::now();
+        let kib = self.checker.memory_kib(&step);
+        let queued_rows_kib = Arc::clone(&self.service.queued_rows_kib);
+        let memory = queued_rows_kib
+            .acquire_many_owned(kib)
+            .await
+            .map_err(|_| EngineError::Stopped)?;
+        let request = self.checker.check(step, arrived, memory)?;
+        let wait = self.tenant_session.charge(request.rows, Instant::now())?;
+        if !wait.is_zero() {
+            self.read_at = Some(tokio::time::Instant::now() + wait);
+        }
+        self.pending.push_back(self.session.step(request).await?);
+        Ok(())
+    }
+
+    /// Sends the oldest step's result.
+    async fn answer(
+        &mut self,
+        reply: Result<StepReply, oneshot::error::RecvError>,
+        was_reading: bool,
+    ) -> Result<(), Error> {
+        let output = reply.map_err(|_| EngineError::Stopped)??;
+        if self
+            .waiting_prompt
+            .as_ref()
+            .is_some_and(|prompt| output.positions >= prompt.positions)
+        {
+            self.waiting_prompt = None;
+        }
+        self.connection.send(step_result(output)).await?;
+        if !was_reading {
+            // Nothing was read meanwhile, so its silence says nothing about the device.
+            self.connection.note_alive();
+        }
+        Ok(())
+    }
+}
+
+async fn wait_until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -74,8 +74,8 @@ async fn the_whole_model_is_for_a_device_only_where_the_tail_offers_it() -> Resu
     let tail = Tail::start(&smollm2(), &[]).await?;
     let refused = Client::connect(&tail.url(), lossless(NUM_LAYERS)).await;
     match refused.map(drop) {
-        Err(Error::Request(RequestError::SplitLayer {
-            got: NUM_LAYERS,
+        Err(Error::Request(RequestError::OnDeviceAnswer {
+            num_layers: NUM_LAYERS,
             min: 0,
             max,
         })) => {

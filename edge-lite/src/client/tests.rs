@@ -171,10 +171,7 @@ async fn what_the_tail_does_not_serve_is_refused_with_what_it_does() {
     let tail = TestTail::new();
     let (_cache, config) = cache(4);
     let error = pull_from(&tail, &config).await.err().unwrap();
-    assert!(
-        error.to_string().contains("this tail takes 0 to 3"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("takes 0 to 3"), "{error}");
     let codec = Some(Codec::Int4 { group_size: 32 });
     let error = pull_from(
         &tail,
@@ -197,6 +194,59 @@ async fn what_the_tail_does_not_serve_is_refused_with_what_it_does() {
     )
     .await;
     assert!(error.err().unwrap().to_string().contains("offers none"));
+}
+
+#[test]
+fn a_device_answers_alone_only_where_the_tail_lets_it() {
+    let manifest = TestTail::new().manifest;
+    let config = |split_layer| ClientConfig {
+        split_layer: Some(split_layer),
+        ..ClientConfig::default()
+    };
+    let error = choose(&manifest, &config(4)).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::Request(RequestError::OnDeviceAnswer { num_layers: 4, .. })
+        ),
+        "{error}"
+    );
+    let allowed = Manifest {
+        on_device_answers: true,
+        ..manifest.clone()
+    };
+    assert_eq!(choose(&allowed, &config(4)).unwrap().split_layer, 4);
+    assert!(choose(&allowed, &config(5)).is_err());
+    let mut of_before = manifest;
+    of_before.split.max = 4;
+    assert_eq!(choose(&of_before, &config(4)).unwrap().split_layer, 4);
+}
+
+#[test]
+fn a_manifest_of_before_allows_token_ids_and_no_answers_alone() {
+    let mut json = serde_json::to_value(TestTail::new().manifest).unwrap();
+    let fields = json.as_object_mut().unwrap();
+    assert!(
+        fields.remove("token_upload").is_some() && fields.remove("on_device_answers").is_some()
+    );
+    let manifest: Manifest = serde_json::from_value(json).unwrap();
+    assert!(manifest.token_upload && !manifest.allows_on_device_answers());
+}
+
+#[tokio::test]
+async fn penalties_are_refused_here_where_token_ids_may_not_leave() {
+    let (mut tail, (_cache, config)) = (TestTail::new(), cache(0));
+    tail.manifest.token_upload = false;
+    let url = format!("ws://{}", tail.serve().await);
+    let client = Client::connect(&url, config).await.unwrap();
+    let mut request = GenerateRequest::new(crate::Prompt::TokenIds(vec![1, 2]));
+    request.sampling.presence_penalty = 0.5;
+    let error = client.generate(request).await.err().unwrap();
+    assert!(
+        matches!(error, Error::Request(RequestError::TokenUpload)),
+        "{error}"
+    );
+    assert!(tail.opens.lock().unwrap().is_empty());
 }
 
 #[tokio::test]

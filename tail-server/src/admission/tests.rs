@@ -9,6 +9,23 @@ use super::*;
 
 /// A model of 8 layers, hidden size 64, vocabulary 100; splits 2 to 6; f32 and int8; sessions of 1000.
 pub(crate) fn admission(min: usize) -> Admission {
+    Admission::new(manifest(min), codecs())
+}
+
+/// The same where token ids may not leave devices.
+pub(crate) fn admission_without_token_upload() -> Admission {
+    let manifest = Manifest {
+        token_upload: false,
+        ..manifest(1)
+    };
+    Admission::new(manifest, codecs())
+}
+
+fn codecs() -> Vec<Codec> {
+    vec![Codec::F32, Codec::Int8 { group_size: 32 }]
+}
+
+fn manifest(min: usize) -> Manifest {
     let config = ModelConfig {
         architecture: Architecture::Llama,
         num_layers: 8,
@@ -39,8 +56,7 @@ pub(crate) fn admission(min: usize) -> Admission {
         bos_token_id: None,
         eos_token_ids: Vec::new(),
     };
-    let codecs = vec![Codec::F32, Codec::Int8 { group_size: 32 }];
-    let manifest = Manifest {
+    Manifest {
         name: "test".to_owned(),
         model_digest: identity.digest(),
         identity,
@@ -51,11 +67,12 @@ pub(crate) fn admission(min: usize) -> Admission {
             default: min,
         },
         dtype: WeightDtype::Native,
-        codecs: codecs.iter().map(ToString::to_string).collect(),
+        codecs: codecs().iter().map(ToString::to_string).collect(),
         quantizations: vec![Quantization::None],
         max_positions: 1000,
-    };
-    Admission::new(manifest, codecs)
+        token_upload: true,
+        on_device_answers: false,
+    }
 }
 
 /// An `Open` that [`admission`] admits.
@@ -118,6 +135,47 @@ fn split_layers_outside_the_range_are_refused_with_the_range() {
             "{split_layer}: {error}"
         );
     }
+}
+
+#[test]
+fn token_ids_that_may_not_leave_the_device_are_refused_with_the_way_out() {
+    let admission = admission_without_token_upload();
+    let error = refused(&admission, &open(&admission, 0));
+    assert!(error.to_string().contains("split layers 1 to 6"), "{error}");
+    assert!(admission.admit(&open(&admission, 1)).is_ok());
+}
+
+#[test]
+fn penalties_are_refused_where_token_ids_may_not_leave_the_device() {
+    let admission = admission_without_token_upload();
+    let with = |sampling: Sampling| Open {
+        sampling: Some(sampling),
+        ..open(&admission, 4)
+    };
+    let penalties = [
+        Sampling {
+            repetition_penalty: 1.1,
+            ..Sampling::default()
+        },
+        Sampling {
+            presence_penalty: 0.5,
+            ..Sampling::default()
+        },
+        Sampling {
+            frequency_penalty: 0.5,
+            ..Sampling::default()
+        },
+    ];
+    for penalty in penalties {
+        let error = refused(&admission, &with(penalty));
+        assert!(matches!(error, AdmissionError::HistoryUpload), "{error}");
+    }
+    let draws = Sampling {
+        temperature: 1.0,
+        top_k: 5,
+        ..Sampling::default()
+    };
+    assert!(admission.admit(&with(draws)).is_ok());
 }
 
 #[test]

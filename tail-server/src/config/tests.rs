@@ -33,14 +33,135 @@ fn the_defaults_are_lossless_and_local() {
 fn an_open_address_is_refused_and_the_way_out_is_named() {
     let message = message(&["--listen", "0.0.0.0:8089"]);
     assert!(
-        message.contains("0.0.0.0:8089") && message.contains("--insecure-listen"),
+        message.contains("0.0.0.0:8089") && message.contains("--allow-anonymous"),
         "{message}"
     );
 }
 
 #[test]
 fn an_open_address_is_accepted_where_it_is_asked_for() {
-    assert!(config(&["--listen", "0.0.0.0:8089", "--insecure-listen"]).is_ok());
+    assert!(config(&["--listen", "0.0.0.0:8089", "--allow-anonymous"]).is_ok());
+}
+
+#[test]
+fn a_contradiction_between_everybody_and_credentials_is_refused() {
+    let message = message(&["--auth-keys", "keys", "--allow-anonymous"]);
+    assert!(
+        message.contains("--allow-anonymous contradicts"),
+        "{message}"
+    );
+}
+
+#[test]
+fn any_credential_opens_an_address() {
+    let open = ["--listen", "0.0.0.0:8089"];
+    let tls = ["--tls-cert", "crt", "--tls-key", "key"];
+    let keys = ["--auth-keys", "keys"];
+    let oidc = [
+        "--oidc-issuer",
+        "https://id.example",
+        "--oidc-audience",
+        "tail",
+    ];
+    let mutual = [&tls[..], &["--tls-client-ca", "ca"]].concat();
+    for credential in [&keys[..], &oidc, &mutual] {
+        let config = config(&[&open[..], credential].concat()).unwrap();
+        assert!(!config.access.is_anonymous());
+    }
+    // TLS alone says who the tail is, and not who asks.
+    let message = message(&[&open[..], &tls].concat());
+    assert!(message.contains("--allow-anonymous"), "{message}");
+}
+
+#[test]
+fn options_that_need_each_other_come_together() {
+    for options in [
+        &["--tls-cert", "crt"][..],
+        &["--tls-key", "key"],
+        &["--tls-client-ca", "ca"],
+        &["--oidc-issuer", "https://id.example"],
+        &["--oidc-audience", "tail"],
+        &["--oidc-jwks", "jwks.json"],
+    ] {
+        let base = ["tail-server", "--model", "model.gguf"];
+        assert!(
+            Args::try_parse_from(base.iter().chain(options)).is_err(),
+            "{options:?}"
+        );
+    }
+}
+
+#[test]
+fn the_issuers_keys_come_from_a_file_a_url_or_its_discovery_document() {
+    let jwks = |options: &[&str]| {
+        let oidc = [
+            "--oidc-issuer",
+            "https://id.example/a/",
+            "--oidc-audience",
+            "tail",
+        ];
+        let config = config(&[&oidc[..], options].concat()).unwrap();
+        config.access.oidc.unwrap().jwks
+    };
+    let url = |text: &str| reqwest::Url::parse(text).unwrap();
+    assert_eq!(
+        jwks(&["--oidc-jwks", "a/jwks"]),
+        JwksSource::File("a/jwks".into())
+    );
+    assert_eq!(
+        jwks(&["--oidc-jwks", "https://id.example/keys"]),
+        JwksSource::Url(url("https://id.example/keys"))
+    );
+    let document = url("https://id.example/a/.well-known/openid-configuration");
+    assert_eq!(jwks(&[]), JwksSource::Discovery(document));
+}
+
+#[test]
+fn keys_are_not_fetched_where_they_can_be_changed_on_the_way() {
+    let message = message(&[
+        "--oidc-issuer",
+        "http://id.example",
+        "--oidc-audience",
+        "tail",
+    ]);
+    assert!(message.contains("https://"), "{message}");
+    let loopback = config(&[
+        "--oidc-issuer",
+        "http://127.0.0.1:1",
+        "--oidc-audience",
+        "tail",
+    ]);
+    assert!(loopback.is_ok());
+}
+
+#[test]
+fn origins_are_taken_as_browsers_write_them() {
+    let origins = "https://app.example.com,http://localhost:3000";
+    let config = config(&["--allowed-origins", origins]).unwrap();
+    assert_eq!(config.access.allowed_origins.len(), 2);
+    for origin in ["https://a.example/", "a.example", "*", "HTTPS://A.example"] {
+        let message = message(&["--allowed-origins", origin]);
+        assert!(message.contains("without a path"), "{origin}: {message}");
+    }
+}
+
+#[test]
+fn zero_is_no_limit_for_a_tenant() {
+    let limits = config(&[]).unwrap().access.tenant_limits;
+    assert_eq!(limits, TenantLimits::default());
+    let limits = config(&[
+        "--tenant-max-sessions",
+        "3",
+        "--tenant-tokens-per-second",
+        "90",
+    ]);
+    let expected = TenantLimits {
+        max_sessions: Some(3),
+        tokens_per_second: Some(90),
+    };
+    assert_eq!(limits.unwrap().access.tenant_limits, expected);
+    let message = message(&["--tenant-tokens-per-second", "9"]);
+    assert!(message.contains("20 and more"), "{message}");
 }
 
 #[test]
@@ -77,6 +198,20 @@ fn an_unknown_codec_is_refused_with_the_known_ones() {
 fn a_split_range_that_is_upside_down_is_refused() {
     let message = message(&["--split-min", "9", "--split-max", "3"]);
     assert!(message.contains("split-min"), "{message}");
+}
+
+#[test]
+fn a_default_split_outside_the_range_is_refused() {
+    let below = message(&["--split-min", "4", "--split-default", "3"]);
+    assert!(
+        below.contains("split-min") && below.contains("--split-default"),
+        "{below}"
+    );
+    let above = message(&["--split-default", "9", "--split-max", "8"]);
+    assert!(
+        above.contains("split-default") && above.contains("8"),
+        "{above}"
+    );
 }
 
 #[test]

@@ -52,6 +52,15 @@ fn tail_layers_are_not_served_and_the_answer_says_what_is() {
 }
 
 #[test]
+fn a_device_that_may_answer_alone_gets_everything() {
+    let offer = offer(30);
+    assert!(offer.part("none", "lm_head").is_ok());
+    assert_eq!(offer.parts("none", Some("0-30")).unwrap().len(), 32);
+    let error = offer.part("none", "layer-30").unwrap_err();
+    assert!(error.to_string().contains("lm_head"), "{error}");
+}
+
+#[test]
 fn a_tail_that_takes_token_ids_only_serves_no_part() {
     assert!(offer(0).part("none", "embedding").is_err());
     assert!(offer(0).part("none", "layer-0").is_err());

@@ -35,6 +35,11 @@ pub(crate) enum StepError {
         "the session's sampling has penalties, which need the token ids of every step in Step.history"
     )]
     HistoryMissing,
+    #[error(
+        "Step.history carries token ids, which may not leave the device; leave it out: no sampling of this \
+         tail needs it"
+    )]
+    HistoryUpload,
     #[error("the activations cannot be read")]
     Activations(#[from] CodecError),
 }
@@ -44,6 +49,7 @@ pub(super) struct StepChecker {
     split_layer: usize,
     codec: Option<Codec>,
     needs_history: bool,
+    token_upload: bool,
     max_positions: usize,
     prefill_positions: usize,
     vocab_size: usize,
@@ -59,6 +65,7 @@ impl StepChecker {
             split_layer: admitted.split_layer,
             codec: admitted.codec,
             needs_history: admitted.needs_history,
+            token_upload: admission.token_upload(),
             max_positions: admitted.max_positions,
             prefill_positions: admitted.prefill_positions,
             vocab_size: admission.vocab_size(),
@@ -152,6 +159,8 @@ impl StepChecker {
     /// The frame's check has made sure that there is one id for each row, where there are any.
     fn history(&self, history: Option<TokenIds>) -> Result<Vec<u32>, StepError> {
         match history {
+            // It has left the device already; whoever made the device's software should hear of it.
+            Some(_) if !self.token_upload => Err(StepError::HistoryUpload),
             Some(TokenIds { ids }) => {
                 self.check_token_ids(&ids)?;
                 Ok(if self.needs_history { ids } else { Vec::new() })

@@ -204,6 +204,28 @@ async fn tail_layers_are_not_for_download() {
 }
 
 #[tokio::test]
+async fn a_device_that_may_answer_alone_gets_everything_and_sessions_keep_their_bounds() {
+    let server = Server::start(&["--on-device-answers", "--split-max", "1"]).await;
+    let manifest: Manifest = server.get("/v1/model").await.json().await.unwrap();
+    assert!(manifest.on_device_answers && manifest.split.max == 1);
+    for path in ["/v1/head/none/lm_head", "/v1/head/none?layers=0-3"] {
+        assert_eq!(server.get(path).await.status(), StatusCode::OK, "{path}");
+    }
+    let mut client = server.connect().await;
+    client.send(server.open(2)).await;
+    let refusal = client.refusal().await;
+    assert!(refusal.message.contains("0 to 1"), "{}", refusal.message);
+}
+
+#[tokio::test]
+async fn the_largest_split_layer_of_all_layers_says_the_same() {
+    let server = Server::start(&["--split-max", "3", "--split-default", "2"]).await;
+    let manifest: Manifest = server.get("/v1/model").await.json().await.unwrap();
+    assert!(manifest.on_device_answers && manifest.token_upload);
+    assert_eq!((manifest.split.max, manifest.split.default), (3, 2));
+}
+
+#[tokio::test]
 async fn names_that_mean_nothing_are_refused_with_those_that_do() {
     let server = Server::start(&["--head-quantizations", "none"]).await;
     let response = server.get("/v1/head/q4_0/layer-0").await;

@@ -5,8 +5,12 @@
     reason = "clippy.toml allows it in tests; their helpers are tests too"
 )]
 
+mod auth;
+mod bounds;
 mod drain;
 mod http;
 mod refusals;
 mod rig;
 mod sessions;
+mod tenants;
+mod tls;

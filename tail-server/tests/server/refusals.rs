@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use headway_wire::message::{Open, RefusalCode};
+use headway_wire::message::{Open, RefusalCode, Sampling};
 use tail_server::Timeouts;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -134,6 +134,72 @@ async fn more_positions_than_the_model_has_are_over_the_limit() {
         })
         .await;
     assert_eq!(client.refusal().await.code(), RefusalCode::OverLimit);
+}
+
+#[tokio::test]
+async fn token_ids_that_may_not_leave_the_device_are_unsupported() {
+    let server = Server::start(&["--no-token-upload"]).await;
+    assert_eq!(server.manifest.split.min, 1);
+    assert!(!server.manifest.token_upload);
+    let mut client = server.connect().await;
+    client.send(server.open(0)).await;
+    let refusal = client.refusal().await;
+    assert_eq!(refusal.code(), RefusalCode::Unsupported);
+    assert!(
+        refusal.message.contains("split layers 1 to 2"),
+        "{}",
+        refusal.message
+    );
+
+    let mut client = server.connect().await;
+    let sampling = Some(Sampling {
+        presence_penalty: 1.0,
+        ..Sampling::default()
+    });
+    client
+        .send(Open {
+            sampling,
+            ..server.open(1)
+        })
+        .await;
+    let refusal = client.refusal().await;
+    assert_eq!(refusal.code(), RefusalCode::Unsupported);
+    assert!(refusal.message.contains("penalties"), "{}", refusal.message);
+
+    let mut client = server.session(1).await;
+    let mut step = Device::new(1).step(&PROMPT, 0, true);
+    let ids = PROMPT.to_vec();
+    step.history = Some(headway_wire::message::TokenIds { ids });
+    client.send(step).await;
+    assert_eq!(client.refusal().await.code(), RefusalCode::Unsupported);
+
+    let mut client = server.session(1).await;
+    client.send(Device::new(1).step(&PROMPT, 0, true)).await;
+    assert!(client.result().await.token_id.is_some());
+}
+
+#[tokio::test]
+async fn a_full_queue_of_prompts_refuses_until_one_is_computed() {
+    let server = Server::start(&["--max-queue", "1"]).await;
+    let mut first = server.session(0).await;
+    let mut second = server.connect().await;
+    second.send(server.open(0)).await;
+    let refusal = second.refusal().await;
+    assert_eq!(refusal.code(), RefusalCode::NoCapacity);
+    assert!(refusal.retry_after_ms.is_some());
+    assert!(refusal.message.contains("prompts"), "{}", refusal.message);
+
+    first.send(token_ids(0, &PROMPT, true)).await;
+    first.result().await;
+    server
+        .wait_for_metric("headway_tail_queued_prompts", 0.0)
+        .await;
+    // The first one's answer goes on, and takes no place.
+    let third = server.session(0).await;
+    drop(third);
+    server
+        .wait_for_metric("headway_tail_queued_prompts", 0.0)
+        .await;
 }
 
 #[tokio::test]

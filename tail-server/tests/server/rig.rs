@@ -19,7 +19,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
 /// No test waits longer for anything.
@@ -36,6 +38,9 @@ pub struct Server {
     pub address: SocketAddr,
     pub manifest: Manifest,
     pub cache_dir: PathBuf,
+    /// Answers to plain requests come through it.
+    pub http: reqwest::Client,
+    scheme: &'static str,
     shutdown: Option<oneshot::Sender<()>>,
     running: JoinHandle<Result<(), RunError>>,
     _cache: Option<TempDir>,
@@ -47,6 +52,13 @@ pub fn http() -> reqwest::Client {
     // an earlier test has made it already is no error.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::new()
+}
+
+/// Gives a file other content at once, so that nobody reads half of it.
+pub fn replace_file(path: impl AsRef<Path>, content: impl AsRef<[u8]>) {
+    let next = path.as_ref().with_extension("next");
+    std::fs::write(&next, content).unwrap();
+    std::fs::rename(&next, path).unwrap();
 }
 
 impl Server {
@@ -86,6 +98,11 @@ impl Server {
         };
         let model = LoadedModel::load(&config).unwrap();
         let manifest = model.manifest().clone();
+        let scheme = if config.access.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         let listener = TcpListener::bind(config.listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (shutdown, signalled) = oneshot::channel();
@@ -97,6 +114,8 @@ impl Server {
             address,
             manifest,
             cache_dir,
+            http: http(),
+            scheme,
             shutdown: Some(shutdown),
             running,
             _cache: None,
@@ -104,11 +123,11 @@ impl Server {
     }
 
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
+        format!("{}://{}{path}", self.scheme, self.address)
     }
 
     pub async fn get(&self, path: &str) -> reqwest::Response {
-        http().get(self.url(path)).send().await.unwrap()
+        self.http.get(self.url(path)).send().await.unwrap()
     }
 
     /// The value of a metric without labels, or with those in `name`.
@@ -120,6 +139,20 @@ impl Server {
         });
         line.and_then(|line| line.rsplit(' ').next())
             .map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// `GET path` with a bearer token.
+    pub async fn get_as(&self, path: &str, token: &str) -> reqwest::Response {
+        let request = self.http.get(self.url(path)).bearer_auth(token);
+        request.send().await.unwrap()
+    }
+
+    /// Asks until the status comes.
+    pub async fn wait_for_status(&self, path: &str, token: &str, status: u16) {
+        let reached = async { while self.get_as(path, token).await.status() != status {} };
+        timeout(PATIENCE, reached)
+            .await
+            .unwrap_or_else(|_| panic!("{path} never answers {status}"));
     }
 
     /// Asks until the metric has the value.
@@ -157,9 +190,35 @@ impl Server {
     }
 
     pub async fn connect(&self) -> Client {
+        self.upgrade(&[])
+            .await
+            .unwrap_or_else(|status| panic!("HTTP {status}"))
+    }
+
+    /// A client whose request for the upgrade has these headers, or the status that refuses it.
+    pub async fn upgrade(&self, headers: &[(&'static str, &str)]) -> Result<Client, u16> {
+        let stream = TcpStream::connect(self.address).await.unwrap();
         let url = format!("ws://{}/v1/session", self.address);
-        let (socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
-        Client { socket }
+        let mut request = url.into_client_request().unwrap();
+        for (name, value) in headers {
+            let value = HeaderValue::from_str(value).unwrap();
+            request.headers_mut().insert(*name, value);
+        }
+        let stream = MaybeTlsStream::Plain(stream);
+        match tokio_tungstenite::client_async(request, stream).await {
+            Ok((socket, _)) => Ok(Client { socket }),
+            Err(WsError::Http(response)) => Err(response.status().as_u16()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// A client with the open session of whoever has the token.
+    pub async fn session_as(&self, token: &str) -> Client {
+        let bearer = format!("Bearer {token}");
+        let mut client = self.upgrade(&[("authorization", &bearer)]).await.unwrap();
+        client.send(self.open(0)).await;
+        client.opened().await;
+        client
     }
 
     /// A client with an open session.

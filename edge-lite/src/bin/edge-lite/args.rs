@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edge_lite::{
-    ChatMessage, Codec, GenerateRequest, Prompt, Quantization, SamplingParams, WeightDtype,
+    ChatMessage, ClientCertificate, Codec, Credentials, GenerateRequest, Prompt, Quantization,
+    SamplingParams, Token, WeightDtype,
 };
 
 /// Runs the head of a language model here and its tail on a tail server.
@@ -46,9 +47,43 @@ pub struct EngineArgs {
     pub model: Option<String>,
     #[command(flatten)]
     pub head: HeadArgs,
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
     /// Positions of a session: prompt and answer together [default: the tail's or the model's limit]
     #[arg(long)]
     pub max_positions: Option<usize>,
+}
+
+/// Who this device is to the tail, and whom it trusts to be the tail.
+#[derive(Debug, Args)]
+pub struct CredentialArgs {
+    /// A file with the bearer token for the tail; read again for each request
+    #[arg(long, value_name = "PATH")]
+    pub token_file: Option<PathBuf>,
+    /// Certificate authorities in PEM that sign the tail's certificate [default: the system's]
+    #[arg(long, value_name = "PATH")]
+    pub ca_file: Option<PathBuf>,
+    /// A client certificate in PEM, for a tail that asks for one
+    #[arg(long, value_name = "PATH", requires = "client_key")]
+    pub client_cert: Option<PathBuf>,
+    /// The private key of --client-cert, in PEM
+    #[arg(long, value_name = "PATH", requires = "client_cert")]
+    pub client_key: Option<PathBuf>,
+}
+
+impl CredentialArgs {
+    /// For the library.
+    pub fn credentials(&self) -> Credentials {
+        let files = self.client_cert.clone().zip(self.client_key.clone());
+        Credentials {
+            token: self.token_file.clone().map(Token::File),
+            ca_file: self.ca_file.clone(),
+            client_certificate: files.map(|(certificate_file, key_file)| ClientCertificate {
+                certificate_file,
+                key_file,
+            }),
+        }
+    }
 }
 
 /// What runs here of a tail's model.
@@ -232,6 +267,8 @@ pub struct PullArgs {
     pub tail: String,
     #[command(flatten)]
     pub head: HeadArgs,
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
 }
 
 /// `edge-lite eval`
@@ -340,6 +377,22 @@ mod tests {
     }
 
     #[test]
+    fn credentials_are_files() {
+        let line = "edge-lite pull --tail wss://h --token-file t --ca-file ca --client-cert c --client-key k";
+        let Command::Pull(args) = parse(line).unwrap().command else {
+            panic!("pull is pull")
+        };
+        let credentials = args.credentials.credentials();
+        assert!(matches!(credentials.token, Some(Token::File(path)) if path.ends_with("t")));
+        assert!(credentials.ca_file.is_some_and(|path| path.ends_with("ca")));
+        let expected = ClientCertificate {
+            certificate_file: "c".into(),
+            key_file: "k".into(),
+        };
+        assert_eq!(credentials.client_certificate, Some(expected));
+    }
+
+    #[test]
     fn settings_of_an_evaluation_are_lists() {
         let line = "edge-lite eval --model m --text t --split-layers 10,15 --codecs f32,int4 \
                     --head-quantizations none,q8_0";
@@ -363,6 +416,7 @@ mod tests {
             "edge-lite generate --tail ws://h --prompt hi --codec int9",
             "edge-lite generate --tail ws://h --prompt hi --split-layer most",
             "edge-lite generate --tail ws://h --prompt hi --raw --system s",
+            "edge-lite generate --tail wss://h --prompt hi --client-cert c",
             "edge-lite eval --model m --text t",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use edge_lite::config::default_cache_dir;
 use edge_lite::{Client, ClientConfig, GenerateRequest, Generation, LocalConfig, LocalModel};
 
-use crate::args::{EngineArgs, HeadArgs};
+use crate::args::{CredentialArgs, EngineArgs, HeadArgs};
 
 /// What answers.
 pub enum Engine {
@@ -26,7 +26,7 @@ impl Engine {
                 .context("--tail or --model is missing")?;
             let config = ClientConfig {
                 max_positions: args.max_positions,
-                ..client_config(&args.head)
+                ..client_config(&args.head, &args.credentials)
             };
             return Ok(Self::Tail(Box::new(Client::connect(tail, config).await?)));
         };
@@ -55,13 +55,14 @@ impl Engine {
 }
 
 /// The client's configuration for what the command line says about the head.
-pub fn client_config(args: &HeadArgs) -> ClientConfig {
+pub fn client_config(args: &HeadArgs, credentials: &CredentialArgs) -> ClientConfig {
     ClientConfig {
         cache_dir: args.cache_dir.clone(),
         split_layer: args.split_layer.layers(),
         codec: args.codec,
         head_quantization: args.head_quantization,
         dtype: args.dtype,
+        credentials: credentials.credentials(),
         ..ClientConfig::default()
     }
 }

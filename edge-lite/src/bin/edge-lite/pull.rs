@@ -11,7 +11,7 @@ use crate::args::PullArgs;
 use crate::engine::client_config;
 
 pub async fn run(args: PullArgs) -> Result<()> {
-    let mut config = client_config(&args.head);
+    let mut config = client_config(&args.head, &args.credentials);
     config.progress = Some(Arc::new(show));
     let pulled = pull(&args.tail, &config).await?;
     let mut stdout = std::io::stdout();
