@@ -207,6 +207,7 @@ impl Context {
     ) -> Result<Done, ReconcileError> {
         let is_deleted = splitmodel.metadata.deletion_timestamp.is_some();
         if is_deleted && !has_finalizer(&splitmodel) {
+            self.writer.forget(&splitmodel);
             return Ok(("deleted", Action::await_change()));
         }
         if is_paused(&splitmodel) && !is_deleted {
@@ -325,6 +326,7 @@ impl Context {
             owner: &owner,
         };
         if applier.delete_all().await.map_err(ReconcileError::Apply)? {
+            self.writer.forget(splitmodel);
             Ok(Action::await_change())
         } else {
             Err(ReconcileError::Draining)

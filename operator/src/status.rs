@@ -97,6 +97,12 @@ impl StatusWriter {
         }
     }
 
+    /// Forgets a SplitModel that has gone.
+    pub fn forget(&self, splitmodel: &SplitModel) {
+        let mut ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.remove(&ObjectRef::from(splitmodel));
+    }
+
     /// Writes `status` if it is not what the API server holds.
     ///
     /// # Errors

@@ -7,7 +7,6 @@ use anyhow::Context as _;
 use serde::de::DeserializeOwned;
 
 pub mod api_proxy;
-pub mod cluster;
 pub mod device;
 pub mod forwarder;
 pub mod operator;

@@ -10,14 +10,17 @@ use std::path::PathBuf;
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a running test has a path");
-    // target/release/deps/name_of_the_test-0123456789abcdef
-    let profile = test.parent().and_then(std::path::Path::parent);
-    let path = profile
-        .expect("tests lie in target/<profile>/deps")
-        .join(name);
+    // A test is target/release/deps/name-0123456789abcdef, another program target/release/name.
+    let folder = test.parent().expect("a program lies in a folder");
+    let profile = if folder.ends_with("deps") {
+        folder.parent().expect("deps lies in target/<profile>")
+    } else {
+        folder
+    };
+    let path = profile.join(name);
     assert!(
         path.is_file(),
-        "{} is missing; `cargo build --release -p tail-server -p edge-lite` (or `cargo xtask test`) builds it",
+        "{} is missing; `cargo build --release --bins` (or `cargo xtask test`) builds it",
         path.display()
     );
     path

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::cluster::{Cluster, Options, programs, shared};
+use cluster_rig::{Cluster, Options, programs, shared};
 
 /// For `kubectl wait` and its like; `e2e::PATIENCE` in kubectl's words.
 const TIMEOUT: &str = "--timeout=60s";
@@ -127,7 +127,7 @@ fn privileged_pod_is_refused_where_the_namespace_is_restricted() -> Result<()> {
 
 #[test]
 fn objects_outlive_a_restart_of_the_api_server_and_reads_are_audited() -> Result<()> {
-    if e2e::cluster::existing().is_some() {
+    if cluster_rig::existing().is_some() {
         let _ = shared().skips("an API server that may be restarted");
         return Ok(());
     }

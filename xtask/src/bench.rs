@@ -5,6 +5,7 @@ use clap::Subcommand;
 
 mod edge;
 mod memory;
+mod operator;
 mod quality;
 mod relay;
 mod split;
@@ -18,6 +19,8 @@ pub enum Command {
     Split(split::Arguments),
     /// Resident memory of device and tail at several split layers.
     Memory,
+    /// How fast the operator is on a simulated cluster, and what it uses.
+    Operator(operator::Arguments),
     /// What each codec and each head quantisation costs in quality.
     Quality(quality::Arguments),
 }
@@ -28,6 +31,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Edge(arguments) => edge::run(&arguments),
         Command::Split(arguments) => split::run(&arguments),
         Command::Memory => memory::run(),
+        Command::Operator(arguments) => operator::run(&arguments),
         Command::Quality(arguments) => quality::run(&arguments),
     }
 }

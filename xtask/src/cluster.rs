@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process;
 
 use anyhow::Context as _;
-use e2e::cluster::{crds, programs};
+use cluster_rig::{crds, programs};
 
 use crate::paths::cache_dir;
 

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that must hold before a change lands.
 
 use anyhow::ensure;
-use e2e::cluster::{EXISTING_VARIABLE, crds, programs};
+use cluster_rig::{EXISTING_VARIABLE, crds, programs};
 
 use crate::processes::cargo;
 use crate::{model, processes, tidy};

@@ -45,7 +45,7 @@ struct Downloaded {
 /// # Errors
 /// Where Go is missing, or a module cannot be had or is not what it was.
 pub fn paths() -> anyhow::Result<Vec<PathBuf>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/crds");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("crds");
     go(&folder)?;
     let output = Command::new("go")
         .args(["mod", "download", "-json"])

@@ -10,13 +10,18 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 
-use crate::cache_dir;
-
 pub mod crds;
 pub mod programs;
 
 /// Set to `1`, it makes tests use the cluster that `KUBECONFIG` names; `cargo xtask test --existing` sets it.
 pub const EXISTING_VARIABLE: &str = "HEADWAY_TEST_EXISTING";
+
+/// Where the commands of this repository keep what they built.
+fn cache_dir() -> PathBuf {
+    dirs::cache_dir()
+        .unwrap_or_else(std::env::temp_dir)
+        .join("headway")
+}
 
 /// How long a cluster may take to start; it takes about six seconds.
 const START_TIMEOUT: Duration = Duration::from_secs(180);

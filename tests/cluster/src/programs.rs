@@ -195,9 +195,7 @@ impl Program {
     }
 
     fn folder(&self) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("cluster")
-            .join(self.name)
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(self.name)
     }
 
     fn remove_old_builds(&self, cache: &Path) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use e2e::cluster::{Cluster, shared};
+use cluster_rig::{Cluster, shared};
 use serde_json::Value;
 
 /// For `kubectl wait` and its like; `e2e::PATIENCE` in their words.

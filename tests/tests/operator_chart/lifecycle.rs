@@ -229,7 +229,7 @@ fn may(who: &str, what: &str, of: &str) -> Result<bool> {
         who,
         "-q",
     ];
-    let output = e2e::cluster::shared().kubectl(&script).output()?;
+    let output = cluster_rig::shared().kubectl(&script).output()?;
     match output.status.code() {
         Some(0) => Ok(true),
         Some(1) if output.stderr.is_empty() => Ok(false),

@@ -13,11 +13,7 @@ const OWNED: [&str; 6] = ["get", "list", "watch", "create", "patch", "delete"];
 #[test]
 fn cluster_role_holds_exactly_what_the_operator_uses() -> Result<()> {
     let mut expected = vec![
-        rule(
-            "headway.dev",
-            &["splitmodels"],
-            &["get", "list", "watch", "patch"],
-        ),
+        rule("headway.dev", &["splitmodels"], &["list", "watch", "patch"]),
         rule("headway.dev", &["splitmodels/status"], &["patch"]),
         rule("apps", &["deployments"], &OWNED),
         rule("", &["services", "serviceaccounts"], &OWNED),

@@ -1,0 +1,232 @@
+//! Rows of `spec.tail`.
+
+use headway_operator::kinds::OwnedKind::{Deployment, ResourceClaimTemplate};
+use serde_json::{Value, json};
+
+use super::{LIMITS, Row, VOLUMES, argument, removal, row};
+use crate::specs::merged;
+
+const REQUESTS: &str = "/spec/template/spec/containers/0/resources/requests";
+const CLAIM_REQUESTS: &str = "/spec/spec/devices/requests";
+
+#[expect(clippy::too_many_lines, reason = "a table")]
+pub(super) fn tail() -> Vec<Row> {
+    let plugin = json!({"tail": {"accelerator": {"resourceName": "nvidia.com/gpu"}}});
+    let claim = json!({"tail": {"accelerator": {"deviceClassName": "gpu.example.com"}}});
+    let container =
+        |pointer, leaf, after, expected| row(leaf, after, Deployment, pointer, expected);
+    vec![
+        container(
+            "/spec/template/spec/containers/0/image",
+            "tail.image",
+            json!({"tail": {"image": "registry.example.com/tail:2"}}),
+            json!("registry.example.com/tail:2"),
+        ),
+        container(
+            "/spec/template/spec/containers/0/imagePullPolicy",
+            "tail.imagePullPolicy",
+            json!({"tail": {"imagePullPolicy": "Never"}}),
+            json!("Never"),
+        ),
+        row(
+            "tail.imagePullSecrets[]",
+            json!({"tail": {"imagePullSecrets": [{"name": "registry"}]}}),
+            Deployment,
+            "/spec/template/spec/imagePullSecrets",
+            json!([{"name": "registry"}]),
+        ),
+        argument(
+            "tail.dtype",
+            json!({"tail": {"dtype": "bf16"}}),
+            "--dtype=bf16",
+        ),
+        row(
+            "tail.accelerator.resourceName",
+            plugin.clone(),
+            Deployment,
+            LIMITS,
+            json!({"nvidia.com/gpu": "1"}),
+        ),
+        row(
+            "tail.accelerator.deviceClassName",
+            claim.clone(),
+            ResourceClaimTemplate,
+            CLAIM_REQUESTS,
+            json!([{"exactly": {"deviceClassName": "gpu.example.com", "count": 1}}]),
+        ),
+        row(
+            "tail.accelerator.deviceClassName",
+            json!({"tail": {"accelerator": {"deviceClassName": "other.example.com"}}}),
+            ResourceClaimTemplate,
+            CLAIM_REQUESTS,
+            json!([{"exactly": {"deviceClassName": "other.example.com"}}]),
+        )
+        .from(claim.clone()),
+        removal(
+            "tail.accelerator.deviceClassName",
+            claim.clone(),
+            json!({"tail": {"accelerator": null}}),
+            ResourceClaimTemplate,
+            "",
+        ),
+        row(
+            "tail.accelerator.count",
+            json!({"tail": {"accelerator": {"count": 3}}}),
+            Deployment,
+            LIMITS,
+            json!({"nvidia.com/gpu": "3"}),
+        )
+        .from(plugin),
+        row(
+            "tail.accelerator.count",
+            json!({"tail": {"accelerator": {"count": 3}}}),
+            ResourceClaimTemplate,
+            CLAIM_REQUESTS,
+            json!([{"exactly": {"count": 3}}]),
+        )
+        .from(claim),
+        argument(
+            "tail.limits.sessions",
+            json!({"tail": {"limits": {"sessions": 7}}}),
+            "--max-sessions=7",
+        ),
+        argument(
+            "tail.limits.kvMemory",
+            json!({"tail": {"limits": {"kvMemory": "1Gi"}}}),
+            "--max-kv-bytes=1073741824",
+        ),
+        argument(
+            "tail.limits.stepTokens",
+            json!({"tail": {"limits": {"stepTokens": 64}}}),
+            "--step-tokens=64",
+        ),
+        argument(
+            "tail.limits.queue",
+            json!({"tail": {"limits": {"queue": 9}}}),
+            "--max-queue=9",
+        ),
+        row(
+            "tail.resources.requests",
+            json!({"tail": {"resources": {"requests": {"cpu": 2}}}}),
+            Deployment,
+            REQUESTS,
+            json!({"cpu": "2"}),
+        ),
+        row(
+            "tail.resources.limits",
+            json!({"tail": {"resources": {"limits": {"memory": "4Gi"}}}}),
+            Deployment,
+            LIMITS,
+            json!({"memory": "4Gi"}),
+        ),
+    ]
+}
+
+pub(super) fn placement() -> Vec<Row> {
+    let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {
+        "nodeSelectorTerms": [{"matchExpressions": [{"key": "gpu", "operator": "Exists"}]}],
+    }}});
+    let spread = json!([{"maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "ScheduleAnyway"}]);
+    let tolerations = json!([{"key": "spot", "operator": "Exists", "effect": "NoSchedule"}]);
+    let pod = |leaf, after: Value, pointer, expected: &Value| {
+        row(
+            leaf,
+            json!({"tail": after}),
+            Deployment,
+            pointer,
+            expected.clone(),
+        )
+    };
+    vec![
+        pod(
+            "tail.nodeSelector",
+            json!({"nodeSelector": {"pool": "gpu"}}),
+            "/spec/template/spec/nodeSelector",
+            &json!({"pool": "gpu"}),
+        ),
+        pod(
+            "tail.tolerations[]",
+            json!({"tolerations": tolerations}),
+            "/spec/template/spec/tolerations",
+            &tolerations,
+        ),
+        pod(
+            "tail.affinity",
+            json!({"affinity": affinity}),
+            "/spec/template/spec/affinity",
+            &affinity,
+        ),
+        pod(
+            "tail.topologySpreadConstraints[]",
+            json!({"topologySpreadConstraints": spread}),
+            "/spec/template/spec/topologySpreadConstraints",
+            &spread,
+        ),
+        pod(
+            "tail.runtimeClassName",
+            json!({"runtimeClassName": "gvisor"}),
+            "/spec/template/spec/runtimeClassName",
+            &json!("gvisor"),
+        ),
+        pod(
+            "tail.priorityClassName",
+            json!({"priorityClassName": "high"}),
+            "/spec/template/spec/priorityClassName",
+            &json!("high"),
+        ),
+        pod(
+            "tail.podLabels",
+            json!({"podLabels": {"team": "a"}}),
+            "/spec/template/metadata/labels",
+            &json!({"team": "a"}),
+        ),
+        removal(
+            "tail.podLabels",
+            json!({"tail": {"podLabels": {"team": "a"}}}),
+            json!({"tail": {"podLabels": null}}),
+            Deployment,
+            "/spec/template/metadata/labels/team",
+        ),
+        pod(
+            "tail.podAnnotations",
+            json!({"podAnnotations": {"example.com/a": "b"}}),
+            "/spec/template/metadata/annotations",
+            &json!({"example.com/a": "b"}),
+        ),
+    ]
+}
+
+pub(super) fn volumes() -> Vec<Row> {
+    let volume = |source: Value| json!({"tail": {"extraVolumes": [merged(json!({"name": "extra"}), &source)]}});
+    let source = |leaf, source: Value| {
+        let expected = json!([merged(json!({"name": "extra"}), &source)]);
+        row(leaf, volume(source), Deployment, VOLUMES, expected)
+    };
+    let empty = || volume(json!({"emptyDir": {}}));
+    vec![
+        row(
+            "tail.extraVolumes[].name",
+            json!({"tail": {"extraVolumes": [{"name": "renamed", "emptyDir": {}}]}}),
+            Deployment,
+            VOLUMES,
+            json!([{"name": "renamed"}]),
+        )
+        .from(empty()),
+        source("tail.extraVolumes[].configMap", json!({"configMap": {"name": "files"}})),
+        source("tail.extraVolumes[].csi", json!({"csi": {"driver": "csi.example.com"}})),
+        source("tail.extraVolumes[].emptyDir", json!({"emptyDir": {"medium": "Memory"}})),
+        source("tail.extraVolumes[].persistentVolumeClaim", json!({"persistentVolumeClaim": {"claimName": "files"}})),
+        source("tail.extraVolumes[].projected", json!({"projected": {"sources": [{"configMap": {"name": "files"}}]}})),
+        // One volume with another source: the former one has to go.
+        source("tail.extraVolumes[].secret", json!({"secret": {"secretName": "files"}}))
+            .from(volume(json!({"configMap": {"name": "files"}}))),
+        row(
+            "tail.extraVolumeMounts[]",
+            json!({"tail": {"extraVolumeMounts": [{"name": "extra", "mountPath": "/extra", "readOnly": true}]}}),
+            Deployment,
+            "/spec/template/spec/containers/0/volumeMounts",
+            json!([{"name": "extra", "mountPath": "/extra", "readOnly": true}]),
+        )
+        .from(empty()),
+    ]
+}
