@@ -5,7 +5,7 @@
 mod part_file;
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Extension, Path, Query, Request, State};
@@ -26,6 +26,7 @@ use crate::error::{Error, code_name};
 use crate::head_artifacts::HeadArtifacts;
 use crate::metrics::Metrics;
 use crate::session::{Access, SessionService};
+use crate::watchdog::Watchdog;
 
 /// How much of an origin is repeated in an error.
 const MAX_ORIGIN_CHARS: usize = 128;
@@ -39,6 +40,7 @@ pub(crate) struct Api {
     pub(crate) artifacts: HeadArtifacts,
     pub(crate) sessions: SessionService,
     pub(crate) drain: Arc<Drain>,
+    pub(crate) watchdog: Arc<Watchdog>,
     pub(crate) metrics: Arc<Metrics>,
     /// The most session sockets, for the refusal that names it.
     pub(crate) max_sockets: usize,
@@ -94,14 +96,16 @@ async fn guard(
 }
 
 async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, Error> {
-    if api.drain.is_serving() {
-        Ok("ok\n")
-    } else {
-        Err(Error::Draining)
+    if !api.drain.is_serving() {
+        return Err(Error::Draining);
     }
+    api.watchdog.check(Instant::now())?;
+    Ok("ok\n")
 }
 
 async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, Error> {
+    // For the gauge; what it says is for `/readyz`.
+    let _ = api.watchdog.check(Instant::now());
     let content_type = [(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)];
     Ok((content_type, api.metrics.render()?).into_response())
 }

@@ -58,7 +58,7 @@ pub(crate) use self::jwt::JwtError;
 use self::keys::{KeyDigest, KeySet};
 pub(crate) use self::tenant::{CredentialSource, Tenant};
 use crate::config::{AccessConfig, JwksSource};
-use crate::reload::{FileError, Reloads};
+use crate::reload::{FileError, Reloaded, Reloads};
 
 #[cfg(test)]
 mod tests;
@@ -169,7 +169,7 @@ impl Authenticator {
             let keys = Arc::new(watch::Sender::new(KeySet::default()));
             let changed = Arc::clone(&keys);
             reloads.watch(
-                "auth_keys",
+                Reloaded::AuthKeys,
                 vec![path.clone()],
                 keys::MAX_FILE_BYTES,
                 move |files| {
@@ -186,7 +186,7 @@ impl Authenticator {
             if let JwksSource::File(path) = &oidc.jwks {
                 let changed = Arc::clone(&issuer);
                 reloads.watch(
-                    "oidc_jwks",
+                    Reloaded::OidcJwks,
                     vec![path.clone()],
                     MAX_JWKS_BYTES,
                     move |files| Ok(changed.replace_keys(&files[0])?),

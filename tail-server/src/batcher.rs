@@ -25,6 +25,8 @@ pub(crate) enum Phase {
 }
 
 impl Phase {
+    pub(crate) const ALL: [Self; 2] = [Self::Prefill, Self::Decode];
+
     /// The value of the metrics' `phase` label.
     pub(crate) const fn name(self) -> &'static str {
         match self {

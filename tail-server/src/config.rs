@@ -71,6 +71,13 @@ pub struct Args {
     /// How long sessions may go on after a signal to stop.
     #[arg(long, default_value_t = 30)]
     pub drain_seconds: u64,
+    /// After how long without a finished step an engine that has work makes the tail not ready; 0 never does.
+    #[arg(long, default_value_t = 30)]
+    pub stall_seconds: u64,
+    /// Where the last counters, or the error of a failed start, are written when the process ends [default:
+    /// /dev/termination-log where it exists].
+    #[arg(long, value_name = "PATH")]
+    pub termination_message: Option<PathBuf>,
     /// Where downloads and head artefacts are kept [default: .cache/headway in the home directory].
     #[arg(long)]
     pub cache_dir: Option<PathBuf>,
@@ -113,6 +120,8 @@ pub struct Config {
     pub step_tokens: usize,
     /// How long sessions may go on after the shutdown began.
     pub drain: Duration,
+    /// How long the engine may have work and finish no step before the tail is not ready; `None`: for ever.
+    pub stall: Option<Duration>,
     /// Where downloads and head artefacts are kept.
     pub cache_dir: PathBuf,
     /// Head quantisations offered, the recommended one first.
@@ -220,6 +229,9 @@ impl TryFrom<Args> for Config {
             max_kv_bytes,
             step_tokens,
             drain_seconds,
+            stall_seconds,
+            // Used beside the configuration, so that the error of a wrong one is written there too.
+            termination_message: _,
             cache_dir,
             head_quantizations,
             codecs,
@@ -242,6 +254,10 @@ impl TryFrom<Args> for Config {
             max_kv_bytes: within("max-kv-bytes", max_kv_bytes, 1, usize::MAX)?,
             step_tokens: within("step-tokens", step_tokens, 2, 65_536)?,
             drain: Duration::from_secs(within("drain-seconds", drain_seconds, 0, 86_400)?),
+            stall: match within("stall-seconds", stall_seconds, 0, 86_400)? {
+                0 => None,
+                seconds => Some(Duration::from_secs(seconds)),
+            },
             cache_dir: cache_dir
                 .or_else(home_cache_dir)
                 .ok_or(ConfigError::NoCacheDir)?,

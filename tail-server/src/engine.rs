@@ -6,30 +6,33 @@
 //! Invariants:
 //! - Only this thread runs device work on behalf of sessions.
 //! - A session's rows are run in the order in which they came, one chunk in each engine step.
-//! - An error or a panic in a step ends the sessions of that step with [`EngineError::Failed`], no others.
+//! - An error or a panic in a step ends the sessions of that step with [`EngineError::Failed`], no others;
+//!   their KV caches are freed before they hear of it.
 
 mod cpu;
+mod device;
+#[cfg(test)]
+pub(crate) mod faulty;
 mod session;
 #[cfg(test)]
 mod tests;
+mod thread;
 
-use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use headway_model::sampler::{Sampled, Sampler};
-use headway_model::{Decoder, ForwardError, KvCache, LayerRange};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use self::cpu::{CpuDevice, StepRun};
-use self::session::Session;
-use crate::accounting::{Rows, Share, StepTimes, attribute};
-use crate::batcher::{Batcher, Chunk, Phase, Ready};
+pub(crate) use self::cpu::CpuDevice;
+pub(crate) use self::device::Device;
+use self::thread::Engine;
+use crate::batcher::Phase;
 use crate::capacity::Reservation;
 use crate::metrics::Metrics;
+use crate::watchdog::Watchdog;
 
 /// Steps of one session that may be in the engine: one runs, the others are there when it is done.
 pub(crate) const MAX_PIPELINED_STEPS: usize = 4;
@@ -95,6 +98,8 @@ pub(crate) struct StepOutput {
     pub(crate) saved_us: u64,
     /// From the frame's arrival to the step's first engine step.
     pub(crate) queue_us: u64,
+    /// As in the request.
+    pub(crate) arrived: Instant,
 }
 
 pub(crate) type StepReply = Result<StepOutput, EngineError>;
@@ -123,18 +128,14 @@ pub(crate) struct EngineHandle {
 impl EngineHandle {
     /// Starts the engine thread. `max_sessions`: how many can be open at a time.
     pub(crate) fn start(
-        decoder: Decoder,
+        device: impl Device,
         step_tokens: usize,
         max_sessions: usize,
+        watchdog: Arc<Watchdog>,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (commands, receiver) = mpsc::channel(max_sessions + COMMAND_SLOTS);
-        let engine = Engine {
-            device: CpuDevice::new(decoder),
-            batcher: Batcher::new(step_tokens),
-            sessions: BTreeMap::new(),
-            metrics,
-        };
+        let engine = Engine::new(device, step_tokens, watchdog, metrics);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || engine.run(receiver))?;
@@ -211,156 +212,6 @@ impl Drop for EngineSession {
             close_slot.send(Command::Close {
                 session: self.session,
             });
-        }
-    }
-}
-
-struct Engine {
-    device: CpuDevice,
-    batcher: Batcher,
-    sessions: BTreeMap<SessionId, Session>,
-    metrics: Arc<Metrics>,
-}
-
-impl Engine {
-    fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        loop {
-            let ready: Vec<Ready> = self
-                .sessions
-                .iter()
-                .filter_map(|(&id, session)| session.ready(id))
-                .collect();
-            if ready.is_empty() {
-                let Some(command) = commands.blocking_recv() else {
-                    return;
-                };
-                self.apply(command);
-            } else {
-                let chunks = self.batcher.plan(&ready);
-                self.step(&chunks);
-            }
-            // Ends: a session with `MAX_PIPELINED_STEPS` in here sends nothing before it has an answer.
-            while let Ok(command) = commands.try_recv() {
-                self.apply(command);
-            }
-        }
-    }
-
-    fn apply(&mut self, command: Command) {
-        match command {
-            Command::Open { session, open } => {
-                let OpenSession {
-                    entry_layer,
-                    max_positions,
-                    sampler,
-                    reservation,
-                } = *open;
-                let config = self.device.decoder().config();
-                let layers = LayerRange::new(entry_layer, config.num_layers);
-                let cache = KvCache::new(config, layers, max_positions);
-                self.sessions.insert(
-                    session,
-                    Session::new(entry_layer, cache, sampler, reservation),
-                );
-            }
-            Command::Step {
-                session,
-                request,
-                reply,
-            } => match self.sessions.get_mut(&session) {
-                Some(open) => open.enqueue(*request, reply),
-                // Its session failed in a batch; the receiver may be gone.
-                None => drop(reply.send(Err(EngineError::Failed))),
-            },
-            Command::Close { session } => drop(self.sessions.remove(&session)),
-        }
-    }
-
-    /// Runs one engine step. The sessions leave the map for it, so that one that fails is gone.
-    fn step(&mut self, chunks: &[Chunk]) {
-        let started = Instant::now();
-        let mut batch: Vec<(SessionId, Session, usize)> = chunks
-            .iter()
-            .filter_map(|chunk| {
-                Some((
-                    chunk.session,
-                    self.sessions.remove(&chunk.session)?,
-                    chunk.rows,
-                ))
-            })
-            .collect();
-        for (_, session, rows) in &mut batch {
-            let Some(begun) = session.begin(*rows, started) else {
-                continue;
-            };
-            self.metrics.record_tokens(begun.phase, *rows);
-            if let Some(queued) = begun.queued {
-                self.metrics
-                    .queue_delay_seconds
-                    .observe(queued.as_secs_f64());
-            }
-        }
-
-        let rows: Vec<Rows> = batch
-            .iter()
-            .map(|(_, session, rows)| session.rows(*rows))
-            .collect();
-        let run = catch_unwind(AssertUnwindSafe(|| {
-            let mut members: Vec<_> = batch
-                .iter_mut()
-                .map(|(_, session, rows)| {
-                    session
-                        .member(*rows)
-                        .expect("the plan was made from this session's waiting rows")
-                })
-                .collect();
-            self.device.run(&mut members, started)
-        }));
-        match run {
-            Ok(Ok(StepRun { times, samples })) => self.finish(batch, &rows, &times, samples),
-            Ok(Err(error)) => self.fail(batch, &rows, started, Some(&error)),
-            Err(_panic) => self.fail(batch, &rows, started, None),
-        }
-    }
-
-    fn finish(
-        &mut self,
-        batch: Vec<(SessionId, Session, usize)>,
-        rows: &[Rows],
-        times: &StepTimes,
-        samples: Vec<Option<Sampled>>,
-    ) {
-        let shares = attribute(times, rows);
-        self.metrics.record_step(times.busy_ns(), &shares);
-        for (((id, mut session, rows), share), sampled) in
-            batch.into_iter().zip(shares).zip(samples)
-        {
-            session.end_chunk(rows, share, sampled);
-            self.sessions.insert(id, session);
-        }
-    }
-
-    /// The time is still somebody's: it is shared by rows, and saved nothing.
-    fn fail(
-        &mut self,
-        batch: Vec<(SessionId, Session, usize)>,
-        rows: &[Rows],
-        started: Instant,
-        error: Option<&ForwardError>,
-    ) {
-        match error {
-            Some(error) => tracing::error!(%error, sessions = batch.len(), "an engine step failed"),
-            None => tracing::error!(sessions = batch.len(), "an engine step panicked"),
-        }
-        let busy_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let times = StepTimes {
-            assemble_ns: busy_ns,
-            ..StepTimes::default()
-        };
-        let shares: Vec<Share> = attribute(&times, rows);
-        self.metrics.record_step(busy_ns, &shares);
-        for (_, session, _) in batch {
-            session.fail(EngineError::Failed);
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::engine::EngineError;
 use crate::head_artifacts::ArtifactError;
 use crate::session::StepError;
 use crate::tenant_limits::TenantLimitError;
+use crate::watchdog::StallError;
 
 /// After how long a device that met a full or leaving tail may try again where nothing better is known.
 const RETRY_AFTER_MS: u32 = 1000;
@@ -34,6 +35,8 @@ pub(crate) enum Error {
     Step(#[from] StepError),
     #[error(transparent)]
     Engine(#[from] EngineError),
+    #[error(transparent)]
+    Stalled(#[from] StallError),
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
     #[error(transparent)]
@@ -93,9 +96,11 @@ impl Error {
             Self::Draining => RefusalCode::Draining,
             Self::Artifact(error) if error.is_internal() => RefusalCode::Internal,
             Self::Artifact(_) => RefusalCode::Unsupported,
-            Self::Engine(_) | Self::Metrics(_) | Self::WriteTimeout | Self::PeerGone => {
-                RefusalCode::Internal
-            }
+            Self::Engine(_)
+            | Self::Stalled(_)
+            | Self::Metrics(_)
+            | Self::WriteTimeout
+            | Self::PeerGone => RefusalCode::Internal,
         }
     }
 
@@ -107,7 +112,10 @@ impl Error {
                 | CapacityError::KvCache { retry_after_ms, .. },
             ) => Some(*retry_after_ms),
             Self::TenantLimit(error) => Some(error.retry_after_ms()),
-            Self::TooManySockets { .. } | Self::Draining => Some(RETRY_AFTER_MS),
+            // The device has all it needs to rebuild the session, here or on another tail.
+            Self::Engine(_) | Self::Stalled(_) | Self::TooManySockets { .. } | Self::Draining => {
+                Some(RETRY_AFTER_MS)
+            }
             _ => None,
         }
     }
@@ -176,6 +184,8 @@ impl IntoResponse for Error {
             Self::Artifact(
                 ArtifactError::NotServed { .. } | ArtifactError::Quantization { .. },
             ) => (StatusCode::NOT_FOUND, "not_found"),
+            // The fault may pass, and another tail may be free of it.
+            Self::Stalled(_) => (StatusCode::SERVICE_UNAVAILABLE, code_name(self.code())),
             // Other credentials would not help.
             Self::Origin { .. } => (StatusCode::FORBIDDEN, code_name(self.code())),
             _ => (status(self.code()), code_name(self.code())),
@@ -243,6 +253,14 @@ mod tests {
         let response = error.into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");
+    }
+
+    #[test]
+    fn a_fault_of_the_engine_is_internal_and_says_when_to_replay() {
+        let refusal = refusal(&EngineError::Failed.into());
+        assert_eq!(refusal.code(), RefusalCode::Internal);
+        assert_eq!(refusal.retry_after_ms, Some(RETRY_AFTER_MS));
+        assert!(refusal.message.contains("rebuild"), "{}", refusal.message);
     }
 
     #[test]

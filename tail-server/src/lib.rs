@@ -16,8 +16,12 @@
 //! Invariants:
 //! - Nobody is let in without credentials unless the command line says so or the address is loopback.
 //! - Everything a peer can make grow has a named limit, and a peer's fault ends that peer's session only.
-//! - Device work happens on the engine's thread alone, and all of its time is attributed to sessions.
+//! - Device work happens on the engine's thread alone, and all of its time is attributed to sessions. A fault in
+//!   it ends the sessions of its batch only; a device that hangs makes the tail not ready.
 //! - The KV cache is only a cache: nothing here must outlive the process.
+
+#[cfg(test)]
+extern crate self as tail_server;
 
 mod accounting;
 mod admission;
@@ -30,36 +34,44 @@ mod drain;
 mod engine;
 mod error;
 mod head_artifacts;
+mod last_words;
 mod loaded_model;
 mod metrics;
 mod reload;
 mod serve;
 mod session;
+pub mod telemetry;
 mod tenant_limits;
+#[cfg(test)]
+mod tests;
 mod tls;
+mod watchdog;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use headway_model::Decoder;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 pub use self::config::{Args, Config, ConfigError, Timeouts};
+pub use self::last_words::LastWords;
 pub use self::loaded_model::{LoadModelError, LoadedModel};
+pub use self::metrics::Metrics;
 
 use self::admission::Admission;
 use self::api::Api;
 use self::auth::Authenticator;
 use self::capacity::{Capacity, PromptQueue};
 use self::drain::Drain;
-use self::engine::EngineHandle;
+use self::engine::{CpuDevice, Device, EngineHandle};
 use self::head_artifacts::HeadArtifacts;
-use self::metrics::Metrics;
 use self::reload::Reloads;
 use self::session::{Room, SessionService};
 use self::tenant_limits::Tenants;
 use self::tls::Tls;
+use self::watchdog::Watchdog;
 
 /// Session sockets that have not opened their session yet, or that linger after it.
 const EXTRA_SOCKETS: usize = 64;
@@ -70,9 +82,6 @@ const ENGINE_GRACE: Duration = Duration::from_secs(5);
 /// Why a server does not start, or does not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// A metric was registered twice or has a wrong name.
-    #[error("the metrics cannot be set up")]
-    Metrics(#[from] prometheus::Error),
     /// The manifest has no JSON form.
     #[error("the manifest cannot be written as JSON")]
     Manifest(#[from] serde_json::Error),
@@ -87,8 +96,8 @@ pub enum RunError {
     Server(#[source] tokio::task::JoinError),
 }
 
-/// Serves `model` on `listener` until `shutdown` is done and the sessions have left or `config.drain` has
-/// passed.
+/// Serves `model` on `listener`, counting in `metrics`, until `shutdown` is done and the sessions have left
+/// or `config.drain` has passed.
 ///
 /// The listener is ready for connections before this is called; the tail is ready when it is.
 ///
@@ -98,9 +107,21 @@ pub async fn run(
     listener: TcpListener,
     config: Config,
     model: LoadedModel,
+    metrics: Arc<Metrics>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let metrics = Arc::new(Metrics::new()?);
+    run_on(CpuDevice::new, listener, config, model, metrics, shutdown).await
+}
+
+/// [`run`] on the device that `device` makes of the tail layers.
+async fn run_on<D: Device>(
+    device: impl FnOnce(Decoder) -> D,
+    listener: TcpListener,
+    config: Config,
+    model: LoadedModel,
+    metrics: Arc<Metrics>,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), RunError> {
     let Guarded {
         authenticator,
         tls,
@@ -118,10 +139,12 @@ pub async fn run(
     metrics
         .weight_bytes
         .set(capacity::gauge_value(decoder.weight_bytes()));
+    let watchdog = Arc::new(Watchdog::new(config.stall, Arc::clone(&metrics)));
     let (engine, engine_thread) = EngineHandle::start(
-        decoder,
+        device(decoder),
         config.step_tokens,
         config.max_sessions,
+        Arc::clone(&watchdog),
         Arc::clone(&metrics),
     )
     .map_err(RunError::Engine)?;
@@ -152,6 +175,7 @@ pub async fn run(
         artifacts,
         sessions,
         drain: Arc::clone(&drain),
+        watchdog,
         metrics,
         max_sockets,
         authenticator,

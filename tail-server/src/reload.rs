@@ -39,6 +39,30 @@ pub(crate) enum FileError {
     },
 }
 
+/// What is read again, as the metrics and the log name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reloaded {
+    /// Certificates and their key.
+    Tls,
+    /// The file of keys.
+    AuthKeys,
+    /// An issuer's keys.
+    OidcJwks,
+}
+
+impl Reloaded {
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 3] = [Self::Tls, Self::AuthKeys, Self::OidcJwks];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Tls => "tls",
+            Self::AuthKeys => "auth_keys",
+            Self::OidcJwks => "oidc_jwks",
+        }
+    }
+}
+
 /// All files that are watched.
 #[derive(Default)]
 pub(crate) struct Reloads {
@@ -49,8 +73,7 @@ type Apply = Box<dyn FnMut(&[Vec<u8>]) -> Result<(), Cause> + Send>;
 
 /// Files that belong together.
 struct Watched {
-    /// The metrics' name for them.
-    what: &'static str,
+    what: Reloaded,
     paths: Vec<PathBuf>,
     max_bytes: u64,
     apply: Apply,
@@ -64,7 +87,7 @@ impl Reloads {
     /// Blocks.
     pub(crate) fn watch(
         &mut self,
-        what: &'static str,
+        what: Reloaded,
         paths: Vec<PathBuf>,
         max_bytes: u64,
         apply: impl FnMut(&[Vec<u8>]) -> Result<(), Cause> + Send + 'static,
@@ -107,12 +130,17 @@ impl Reloads {
             match watched.look() {
                 Ok(false) => {}
                 Ok(true) => {
-                    tracing::info!(what, "read again");
+                    tracing::info!(what = what.name(), "read again");
                     metrics.record_reload(what, true);
                 }
                 Err(error) => {
                     let error = format_chain(&error);
-                    tracing::error!(what, error, "not read again; what was read before stays");
+                    let name = what.name();
+                    tracing::error!(
+                        what = name,
+                        error,
+                        "not read again; what was read before stays"
+                    );
                     metrics.record_reload(what, false);
                 }
             }
@@ -209,7 +237,7 @@ mod tests {
             let seen = Arc::clone(&applied);
             reloads
                 .watch(
-                    "auth_keys",
+                    Reloaded::AuthKeys,
                     vec![folder.path().join("file")],
                     8,
                     move |files| {
@@ -290,7 +318,7 @@ mod tests {
     #[test]
     fn files_that_cannot_be_used_at_the_start_are_an_error() {
         let path = PathBuf::from("/nowhere/at/all");
-        let watched = Reloads::default().watch("auth_keys", vec![path], 8, |_| Ok(()));
+        let watched = Reloads::default().watch(Reloaded::AuthKeys, vec![path], 8, |_| Ok(()));
         assert!(watched.unwrap_err().to_string().contains("/nowhere/at/all"));
     }
 }

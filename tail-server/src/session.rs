@@ -7,6 +7,7 @@
 
 mod connection;
 mod steps;
+mod token_times;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,6 +24,7 @@ use tracing::Instrument as _;
 use self::connection::Connection;
 use self::steps::StepChecker;
 pub(crate) use self::steps::StepError;
+use self::token_times::TokenTimes;
 use crate::admission::{Admission, Admitted};
 use crate::auth::{Authenticator, Identity};
 use crate::capacity::{Capacity, PromptQueue, QueuePlace};
@@ -112,7 +114,9 @@ impl SessionService {
         let Some(open) = first_frame else {
             return Ok(());
         };
+        let opened = Instant::now();
         let admitted = self.admission.admit(&open)?;
+        let token_times = TokenTimes::new(opened, admitted.is_resumed);
         let checker = StepChecker::new(&admitted, &self.admission);
         let tenant = &access.identity.tenant;
         let tenant_session = self.room.tenants.enter(tenant, Instant::now())?;
@@ -134,6 +138,7 @@ impl SessionService {
                 _place: queue_place,
             }),
             pending: FuturesOrdered::new(),
+            token_times,
             read_at: None,
         };
         let granted = Opened {
@@ -197,6 +202,7 @@ struct RunningSession<'a> {
     /// `None` once the prompt is computed.
     waiting_prompt: Option<WaitingPrompt>,
     pending: FuturesOrdered<oneshot::Receiver<StepReply>>,
+    token_times: TokenTimes,
     /// Nothing is read before: the tenant has used more than its rate.
     read_at: Option<tokio::time::Instant>,
 }
@@ -294,7 +300,13 @@ impl RunningSession<'_> {
         {
             self.waiting_prompt = None;
         }
+        let token_of = output.sampled.is_some().then_some(output.arrived);
         self.connection.send(step_result(output)).await?;
+        if let Some(arrived) = token_of
+            && let Some(time) = self.token_times.sent(arrived, Instant::now())
+        {
+            self.service.metrics.record_token_time(time);
+        }
         if !was_reading {
             // Nothing was read meanwhile, so its silence says nothing about the device.
             self.connection.note_alive();
@@ -325,6 +337,7 @@ fn step_result(output: StepOutput) -> StepResult {
         compute_us,
         saved_us,
         queue_us,
+        arrived: _,
     } = output;
     let mut result = StepResult {
         // Bounded by the session's `max_positions`, which came as a u32.

@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::auth::{CredentialSource, PeerCertificate, Tenant};
 use crate::config::TlsConfig;
-use crate::reload::{FileError, Reloads};
+use crate::reload::{FileError, Reloaded, Reloads};
 
 /// The largest of the files, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -59,7 +59,7 @@ impl Tls {
         paths.extend(client_ca_file.clone());
         let config = Arc::new(watch::Sender::new(None));
         let changed = Arc::clone(&config);
-        reloads.watch("tls", paths, MAX_FILE_BYTES, move |files| {
+        reloads.watch(Reloaded::Tls, paths, MAX_FILE_BYTES, move |files| {
             let authorities = files.get(2).map(Vec::as_slice);
             let config = server_config(&files[0], &files[1], authorities)?;
             changed.send_replace(Some(Arc::new(config)));

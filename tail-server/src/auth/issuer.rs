@@ -14,6 +14,7 @@ use super::{BearerToken, MAX_JWKS_BYTES};
 use crate::config::access::is_protected;
 use crate::config::{JwksSource, OidcConfig};
 use crate::metrics::Metrics;
+use crate::reload::Reloaded;
 
 #[cfg(test)]
 mod tests;
@@ -142,7 +143,7 @@ impl Issuer {
         loop {
             let fetched = self.fetch_if_due(remote, Duration::ZERO).await;
             if let Some(is_good) = fetched {
-                metrics.record_reload("oidc_jwks", is_good);
+                metrics.record_reload(Reloaded::OidcJwks, is_good);
             }
             let pause = if fetched == Some(true) {
                 REFRESH

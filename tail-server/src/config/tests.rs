@@ -30,6 +30,19 @@ fn the_defaults_are_lossless_and_local() {
 }
 
 #[test]
+fn a_stall_bound_of_zero_is_none() {
+    let bound = |options: &[&str]| config(options).unwrap().stall;
+    assert_eq!(bound(&[]), Some(Duration::from_secs(30)));
+    assert_eq!(
+        bound(&["--stall-seconds", "7"]),
+        Some(Duration::from_secs(7))
+    );
+    assert_eq!(bound(&["--stall-seconds", "0"]), None);
+    let refused = message(&["--stall-seconds", "86401"]);
+    assert!(refused.contains("--stall-seconds"), "{refused}");
+}
+
+#[test]
 fn an_open_address_is_refused_and_the_way_out_is_named() {
     let message = message(&["--listen", "0.0.0.0:8089"]);
     assert!(

@@ -2,70 +2,42 @@
 
 use std::time::Instant;
 
+use headway_model::config::ModelConfig;
 use headway_model::decoder::Segment;
-use headway_model::sampler::{Sampled, Sampler};
-use headway_model::{Decoder, ForwardError, KvCache};
+use headway_model::sampler::Sampled;
+use headway_model::{Decoder, ForwardError};
 
+use super::device::{Device, Member, MemberRows, StepRun};
 use crate::accounting::StepTimes;
 
 /// Rows whose logits are in memory at a time: 64 rows of a vocabulary of 150,000 take 38 MB.
 const LOGITS_ROWS: usize = 64;
 
-/// The rows of one session in a step.
-pub(super) struct Member<'a> {
-    /// First layer the rows pass.
-    pub(super) entry_layer: usize,
-    /// At least one.
-    pub(super) rows: usize,
-    pub(super) input: MemberRows<'a>,
-    /// Over the layers from `entry_layer` to the last one; has room for `rows` more.
-    pub(super) cache: &'a mut KvCache,
-    /// Set where a token is to be sampled after the last row.
-    pub(super) sampler: Option<&'a Sampler>,
-}
-
-/// What the rows are made of.
-pub(super) enum MemberRows<'a> {
-    TokenIds(&'a [u32]),
-    /// `[rows, hidden_size]`.
-    HiddenStates(&'a [f32]),
-}
-
-/// What came out of a step.
-pub(super) struct StepRun {
-    pub(super) times: StepTimes,
-    /// One for each member, in their order.
-    pub(super) samples: Vec<Option<Sampled>>,
-}
-
 /// A decoder and the batch's buffer.
-pub(super) struct CpuDevice {
+pub(crate) struct CpuDevice {
     decoder: Decoder,
     /// `[rows, hidden_size]` of the step that runs; kept between steps for its memory.
     hidden_states: Vec<f32>,
 }
 
 impl CpuDevice {
-    pub(super) fn new(decoder: Decoder) -> Self {
+    pub(crate) fn new(decoder: Decoder) -> Self {
         Self {
             decoder,
             hidden_states: Vec::new(),
         }
     }
+}
 
-    pub(super) fn decoder(&self) -> &Decoder {
-        &self.decoder
+impl Device for CpuDevice {
+    fn config(&self) -> &ModelConfig {
+        self.decoder.config()
     }
 
-    /// Runs the members' rows through their layers and samples where that is wanted. The caches have
-    /// advanced by the rows when this returns without an error.
-    ///
-    /// `members` are ordered by entry layer. The batch is one buffer with their rows in this order, so the
-    /// rows that are active at a layer are its first ones: a session joins at its layer by making that
-    /// prefix longer, and nothing is copied between layers.
-    ///
-    /// `started`: when the engine began to put the step together; the laps begin there.
-    pub(super) fn run(
+    /// The batch is one buffer with the members' rows in their order, so the rows that are active at a layer
+    /// are its first ones: a session joins at its layer by making that prefix longer, and nothing is copied
+    /// between layers.
+    fn run(
         &mut self,
         members: &mut [Member<'_>],
         started: Instant,
@@ -85,7 +57,9 @@ impl CpuDevice {
         times.finish_ns = laps.lap();
         Ok(StepRun { times, samples })
     }
+}
 
+impl CpuDevice {
     /// Fills the buffer with the rows at their entry layers.
     fn assemble(&mut self, members: &[Member<'_>]) -> Result<(), ForwardError> {
         self.hidden_states.clear();

@@ -7,7 +7,7 @@ use headway_model::KvCache;
 use headway_model::sampler::{Sampled, Sampler};
 use tokio::sync::oneshot;
 
-use super::cpu::{Member, MemberRows};
+use super::device::{Member, MemberRows};
 use super::{
     EngineError, MAX_PIPELINED_STEPS, SessionId, StepInput, StepOutput, StepReply, StepRequest,
 };
@@ -163,6 +163,7 @@ impl Session {
         else {
             return;
         };
+        let arrived = request.arrived;
         // Before the answer: a session may be waiting for this memory.
         drop(request.memory);
         let output = StepOutput {
@@ -171,15 +172,27 @@ impl Session {
             compute_us: whole_us(&mut self.unreported.compute_ns, used.compute_ns),
             saved_us: whole_us(&mut self.unreported.saved_ns, used.saved_ns),
             queue_us: u64::try_from(queued.unwrap_or_default().as_micros()).unwrap_or(u64::MAX),
+            arrived,
         };
         // A device that has gone does not read it; its `Close` is on the way.
         drop(reply.send(Ok(output)));
     }
 
-    /// Tells every waiting step that it will not be done.
+    /// Frees the session and then tells every waiting step that it will not be done: whoever hears of it
+    /// and opens the session again finds the room.
     pub(super) fn fail(self, error: EngineError) {
-        for waiting in self.waiting {
-            drop(waiting.reply.send(Err(error)));
+        let Self {
+            waiting,
+            cache,
+            _reservation: reservation,
+            ..
+        } = self;
+        let replies: Vec<_> = waiting.into_iter().map(|waiting| waiting.reply).collect();
+        drop(cache);
+        drop(reservation);
+        for reply in replies {
+            // A device that has gone does not read it.
+            drop(reply.send(Err(error)));
         }
     }
 }

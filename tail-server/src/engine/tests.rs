@@ -1,9 +1,12 @@
 use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
 
 use headway_model::sampler::SamplingParams;
 use headway_model::weights::{WeightDtype, Weights};
+use headway_model::{Decoder, LayerRange};
 use tokio::sync::Semaphore;
 
+use super::faulty::{Fault, FaultyDevice};
 use super::*;
 use crate::capacity::Capacity;
 
@@ -16,6 +19,7 @@ struct Rig {
     weights: Weights,
     capacity: Capacity,
     metrics: Arc<Metrics>,
+    choose: SyncSender<Fault>,
 }
 
 impl Rig {
@@ -25,15 +29,32 @@ impl Rig {
         let decoder = Decoder::load(&weights, LayerRange::new(0, 3), WeightDtype::Native).unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
         let capacity = Capacity::new(64, 1 << 30, Arc::clone(&metrics));
+        let (device, choose) = FaultyDevice::new(CpuDevice::new(decoder));
+        let watchdog = Arc::new(Watchdog::new(None, Arc::clone(&metrics)));
         let (engine, thread) =
-            EngineHandle::start(decoder, step_tokens, 64, Arc::clone(&metrics)).unwrap();
+            EngineHandle::start(device, step_tokens, 64, watchdog, Arc::clone(&metrics)).unwrap();
         Self {
             engine,
             thread,
             weights,
             capacity,
             metrics,
+            choose,
         }
+    }
+
+    /// Holds the engine in a step until what is returned is dropped; the steps that come meanwhile make one
+    /// batch.
+    async fn hold(&self, session: &EngineSession) -> SyncSender<()> {
+        let (begun, has_begun) = sync_channel(1);
+        let (release, go_on) = sync_channel(0);
+        self.choose.send(Fault::Hang(begun, go_on)).unwrap();
+        let step = request(StepInput::TokenIds(vec![1]), 1);
+        drop(session.step(step).await.unwrap());
+        tokio::task::spawn_blocking(move || has_begun.recv().unwrap())
+            .await
+            .unwrap();
+        release
     }
 
     async fn open(&self, entry_layer: usize) -> EngineSession {
@@ -152,6 +173,52 @@ async fn a_panic_in_a_step_ends_its_session_and_not_the_engine() {
             .await
             .is_ok()
     );
+}
+
+#[tokio::test]
+async fn a_fault_ends_every_session_of_its_batch_and_no_other() {
+    let rig = Rig::new(16);
+    for (index, fault) in [Fault::Error, Fault::Panic, Fault::Samples]
+        .into_iter()
+        .enumerate()
+    {
+        let bystander = rig.open(0).await;
+        let (first, second) = (rig.open(0).await, rig.open(0).await);
+        let release = rig.hold(&bystander).await;
+        rig.choose.send(fault).unwrap();
+        let mut replies = Vec::new();
+        for session in [&first, &second] {
+            let step = request(StepInput::TokenIds(PROMPT[..5].to_vec()), 5);
+            replies.push(session.step(step).await.unwrap());
+            // One more, which is never begun.
+            let step = request(StepInput::TokenIds(vec![1]), 1);
+            replies.push(session.step(step).await.unwrap());
+        }
+        drop(release);
+        for reply in replies {
+            assert_eq!(reply.await.unwrap().err(), Some(EngineError::Failed));
+        }
+        // A session's room is free before its device hears of the fault: only the bystander is left.
+        assert_eq!(rig.metrics.sessions.get(), 1);
+        assert_eq!(rig.metrics.engine_faults.get(), index as u64 + 1);
+        let step = request(StepInput::TokenIds(vec![1]), 1);
+        assert!(run_step(&bystander, step).await.is_ok());
+        let next = rig.open(0).await;
+        let step = request(StepInput::TokenIds(vec![1]), 1);
+        assert!(run_step(&next, step).await.is_ok());
+        drop((bystander, first, second, next));
+    }
+}
+
+#[tokio::test]
+async fn a_fault_changes_no_token_of_the_sessions_that_go_on() {
+    let rig = Rig::new(16);
+    let expected = rig.tokens(0, 6).await;
+    let failing = rig.open(0).await;
+    rig.choose.send(Fault::Panic).unwrap();
+    let step = request(StepInput::TokenIds(PROMPT.to_vec()), PROMPT.len());
+    assert!(run_step(&failing, step).await.is_err());
+    assert_eq!(rig.tokens(0, 6).await, expected);
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod auth;
 mod bounds;
 mod drain;
 mod http;
+mod last_words;
 mod refusals;
 mod rig;
 mod sessions;

@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser as _;
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use headway_model::manifest::Manifest;
 use headway_model::weights::{WeightDtype, Weights};
 use headway_model::{Decoder, KvCache, LayerRange};
@@ -13,7 +15,7 @@ use headway_wire::frame::{decode_server_frame, encode_client_frame};
 use headway_wire::message::server_frame::Message as Answer;
 use headway_wire::message::{ClientFrame, Open, Opened, Refusal, Step, StepResult, TokenIds, step};
 use headway_wire::{Codec, Limits, PROTOCOL_VERSION, codec};
-use tail_server::{Args, Config, LoadedModel, RunError, Timeouts};
+use tail_server::{Args, Config, LoadedModel, Metrics, RunError, Timeouts};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -34,10 +36,20 @@ pub fn model_path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny/llama")
 }
 
+/// What [`tail_server::run`] is given.
+pub struct Launch {
+    pub listener: TcpListener,
+    pub config: Config,
+    pub model: LoadedModel,
+    pub metrics: Arc<Metrics>,
+    pub shutdown: BoxFuture<'static, ()>,
+}
+
 pub struct Server {
     pub address: SocketAddr,
     pub manifest: Manifest,
     pub cache_dir: PathBuf,
+    pub metrics: Arc<Metrics>,
     /// Answers to plain requests come through it.
     pub http: reqwest::Client,
     scheme: &'static str,
@@ -61,6 +73,16 @@ pub fn replace_file(path: impl AsRef<Path>, content: impl AsRef<[u8]>) {
     std::fs::rename(&next, path).unwrap();
 }
 
+/// The value of a metric in the text of `/metrics`, 0 where it is not in it.
+pub fn metric_in(text: &str, name: &str) -> f64 {
+    let line = text.lines().find(|line| {
+        line.strip_prefix(name)
+            .is_some_and(|rest| rest.starts_with(' '))
+    });
+    line.and_then(|line| line.rsplit(' ').next())
+        .map_or(0.0, |value| value.parse().unwrap())
+}
+
 impl Server {
     pub async fn start(options: &[&str]) -> Self {
         Self::start_with(options, Timeouts::default()).await
@@ -77,6 +99,25 @@ impl Server {
     }
 
     pub async fn start_in(cache_dir: &Path, options: &[&str], timeouts: Timeouts) -> Self {
+        let run = |launch: Launch| {
+            tokio::spawn(tail_server::run(
+                launch.listener,
+                launch.config,
+                launch.model,
+                launch.metrics,
+                launch.shutdown,
+            ))
+        };
+        Self::launch(cache_dir, options, timeouts, run).await
+    }
+
+    /// A server that `run` runs.
+    pub async fn launch(
+        cache_dir: &Path,
+        options: &[&str],
+        timeouts: Timeouts,
+        run: impl FnOnce(Launch) -> JoinHandle<Result<(), RunError>>,
+    ) -> Self {
         let model = model_path();
         let base = [
             "tail-server",
@@ -106,14 +147,20 @@ impl Server {
         let listener = TcpListener::bind(config.listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (shutdown, signalled) = oneshot::channel();
-        let running = tokio::spawn(tail_server::run(listener, config, model, async {
-            signalled.await.unwrap();
-        }));
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let running = run(Launch {
+            listener,
+            config,
+            model,
+            metrics: Arc::clone(&metrics),
+            shutdown: signalled.map(Result::unwrap).boxed(),
+        });
         let cache_dir = cache_dir.to_owned();
         Self {
             address,
             manifest,
             cache_dir,
+            metrics,
             http: http(),
             scheme,
             shutdown: Some(shutdown),
@@ -132,13 +179,7 @@ impl Server {
 
     /// The value of a metric without labels, or with those in `name`.
     pub async fn metric(&self, name: &str) -> f64 {
-        let text = self.get("/metrics").await.text().await.unwrap();
-        let line = text.lines().find(|line| {
-            line.strip_prefix(name)
-                .is_some_and(|rest| rest.starts_with(' '))
-        });
-        line.and_then(|line| line.rsplit(' ').next())
-            .map_or(0.0, |value| value.parse().unwrap())
+        metric_in(&self.get("/metrics").await.text().await.unwrap(), name)
     }
 
     /// `GET path` with a bearer token.

@@ -1,0 +1,243 @@
+//! The engine's thread: commands in, one engine step after the other, and what becomes of a step that fails.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use headway_model::sampler::Sampled;
+use headway_model::{ForwardError, KvCache, LayerRange};
+use tokio::sync::mpsc;
+
+use super::device::{Device, StepRun};
+use super::session::Session;
+use super::{Command, EngineError, OpenSession, SessionId};
+use crate::accounting::{Rows, Share, StepTimes, attribute};
+use crate::batcher::{Batcher, Chunk, Ready};
+use crate::metrics::Metrics;
+use crate::watchdog::{Pulse, Watchdog};
+
+/// What the engine's thread owns.
+pub(super) struct Engine<D> {
+    device: D,
+    batcher: Batcher,
+    sessions: BTreeMap<SessionId, Session>,
+    watchdog: Arc<Watchdog>,
+    metrics: Arc<Metrics>,
+}
+
+/// A session's part in an engine step. It is out of the map for as long as the step takes, so that a session
+/// whose step fails is gone.
+struct Running {
+    id: SessionId,
+    session: Session,
+    rows: usize,
+}
+
+/// What a batch came to.
+struct Computed {
+    times: StepTimes,
+    shares: Vec<Share>,
+    samples: Vec<Option<Sampled>>,
+}
+
+/// Why a batch came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    #[error("the device gave {got} samples for {expected} sessions")]
+    Samples { expected: usize, got: usize },
+    #[error("panic: {message}")]
+    Panic { message: String },
+}
+
+impl<D: Device> Engine<D> {
+    pub(super) fn new(
+        device: D,
+        step_tokens: usize,
+        watchdog: Arc<Watchdog>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            device,
+            batcher: Batcher::new(step_tokens),
+            sessions: BTreeMap::new(),
+            watchdog,
+            metrics,
+        }
+    }
+
+    /// Until the last handle is dropped.
+    pub(super) fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        // Says so wherever this function ends, also in a panic outside a step.
+        let watchdog = Arc::clone(&self.watchdog);
+        let _end = watchdog.until_dropped();
+        loop {
+            let ready: Vec<Ready> = self
+                .sessions
+                .iter()
+                .filter_map(|(&id, session)| session.ready(id))
+                .collect();
+            if ready.is_empty() {
+                self.watchdog.note(Pulse::Idle);
+                let Some(command) = commands.blocking_recv() else {
+                    return;
+                };
+                self.note_work();
+                self.apply(command);
+            } else {
+                let chunks = self.batcher.plan(&ready);
+                self.step(&chunks);
+                self.note_work();
+            }
+            // Ends: a session with `MAX_PIPELINED_STEPS` in here sends nothing before it has an answer.
+            while let Ok(command) = commands.try_recv() {
+                self.apply(command);
+            }
+        }
+    }
+
+    /// From now on the next step is due.
+    fn note_work(&self) {
+        let since = Instant::now();
+        self.watchdog.note(Pulse::Working { since });
+    }
+
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::Open { session, open } => {
+                let OpenSession {
+                    entry_layer,
+                    max_positions,
+                    sampler,
+                    reservation,
+                } = *open;
+                let config = self.device.config();
+                let layers = LayerRange::new(entry_layer, config.num_layers);
+                let cache = KvCache::new(config, layers, max_positions);
+                self.sessions.insert(
+                    session,
+                    Session::new(entry_layer, cache, sampler, reservation),
+                );
+            }
+            Command::Step {
+                session,
+                request,
+                reply,
+            } => match self.sessions.get_mut(&session) {
+                Some(open) => open.enqueue(*request, reply),
+                // Its session failed in a batch; the receiver may be gone.
+                None => drop(reply.send(Err(EngineError::Failed))),
+            },
+            Command::Close { session } => drop(self.sessions.remove(&session)),
+        }
+    }
+
+    /// Runs one engine step.
+    fn step(&mut self, chunks: &[Chunk]) {
+        let started = Instant::now();
+        let mut batch: Vec<Running> = chunks
+            .iter()
+            .filter_map(|chunk| {
+                Some(Running {
+                    id: chunk.session,
+                    session: self.sessions.remove(&chunk.session)?,
+                    rows: chunk.rows,
+                })
+            })
+            .collect();
+        // What a panic leaves half done is the batch, which is thrown away, and the device's buffers, which
+        // every batch fills anew.
+        let computed = catch_unwind(AssertUnwindSafe(|| self.compute(&mut batch, started)));
+        match computed {
+            Ok(Ok(computed)) => self.finish(batch, computed),
+            Ok(Err(fault)) => self.fail(batch, started, &fault),
+            Err(payload) => {
+                let message = panic_message(payload.as_ref());
+                self.fail(batch, started, &Fault::Panic { message });
+            }
+        }
+    }
+
+    fn compute(&mut self, batch: &mut [Running], started: Instant) -> Result<Computed, Fault> {
+        for Running { session, rows, .. } in &mut *batch {
+            let Some(begun) = session.begin(*rows, started) else {
+                continue;
+            };
+            self.metrics.record_tokens(begun.phase, *rows);
+            if let Some(queued) = begun.queued {
+                self.metrics
+                    .queue_delay_seconds
+                    .observe(queued.as_secs_f64());
+            }
+        }
+        let rows: Vec<Rows> = batch
+            .iter()
+            .map(|running| running.session.rows(running.rows))
+            .collect();
+        let mut members: Vec<_> = batch
+            .iter_mut()
+            .map(|running| {
+                running
+                    .session
+                    .member(running.rows)
+                    .expect("the plan was made from this session's waiting rows")
+            })
+            .collect();
+        let StepRun { times, samples } = self.device.run(&mut members, started)?;
+        let (expected, got) = (rows.len(), samples.len());
+        if got != expected {
+            return Err(Fault::Samples { expected, got });
+        }
+        let shares = attribute(&times, &rows);
+        Ok(Computed {
+            times,
+            shares,
+            samples,
+        })
+    }
+
+    fn finish(&mut self, batch: Vec<Running>, computed: Computed) {
+        let Computed {
+            times,
+            shares,
+            samples,
+        } = computed;
+        self.metrics.record_step(times.busy_ns(), &shares);
+        for ((running, share), sampled) in batch.into_iter().zip(shares).zip(samples) {
+            let Running {
+                id,
+                mut session,
+                rows,
+            } = running;
+            session.end_chunk(rows, share, sampled);
+            self.sessions.insert(id, session);
+        }
+    }
+
+    /// The time is still somebody's: it is charged to the batch, and saved nothing.
+    fn fail(&self, batch: Vec<Running>, started: Instant, fault: &Fault) {
+        tracing::error!(%fault, sessions = batch.len(), "an engine step failed");
+        let busy_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let charged = Share {
+            compute_ns: busy_ns,
+            saved_ns: 0,
+        };
+        self.metrics.record_step(busy_ns, &[charged]);
+        self.metrics.engine_faults.inc();
+        for running in batch {
+            running.session.fail(EngineError::Failed);
+        }
+    }
+}
+
+/// What `panic!` was given, where that is text.
+fn panic_message(payload: &(dyn Any + Send)) -> String {
+    let text = payload
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("without a message").to_owned()
+}
