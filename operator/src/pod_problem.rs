@@ -58,12 +58,19 @@ fn crashing(status: &PodStatus) -> Option<Found> {
         .and_then(|state| state.terminated.as_ref());
     let said = match last {
         Some(ended) => {
-            let words = ended.message.as_deref().unwrap_or_default().trim();
-            format!("ended with exit code {} {words}", ended.exit_code)
+            let words = last_words(ended.message.as_deref().unwrap_or_default());
+            format!("ended with exit code {}: {words}", ended.exit_code)
         }
         None => "ends at once, again and again".to_owned(),
     };
     Some((Gravity::Crashing, "CrashLoopBackOff".to_owned(), said))
+}
+
+/// The error in a tail's termination message, which is JSON; anything else as it is.
+fn last_words(message: &str) -> String {
+    let json: Option<serde_json::Value> = serde_json::from_str(message).ok();
+    let error = json.as_ref().and_then(|json| json.get("error")?.as_str());
+    error.unwrap_or(message).trim().to_owned()
 }
 
 /// A container that cannot start: no image, no Secret, no volume.
@@ -123,14 +130,20 @@ mod tests {
         let status = serde_json::json!({"containerStatuses": [
             {"name": "tail", "ready": false, "restartCount": 3, "image": "", "imageID": "",
              "state": {"waiting": {"reason": "CrashLoopBackOff"}},
-             "lastState": {"terminated": {"exitCode": 1, "message": "no layer 40\n"}}}
+             "lastState": {"terminated": {"exitCode": 1, "message": "{\"error\":\"no layer 40\",\"tokens\":{}}\n"}}}
         ]});
         let problem = problem(status).unwrap();
         assert_eq!(problem.reason, "CrashLoopBackOff");
         assert_eq!(
             problem.message,
-            "pod smol-tail-0: ended with exit code 1 no layer 40"
+            "pod smol-tail-0: ended with exit code 1: no layer 40"
         );
+    }
+
+    #[test]
+    fn words_that_are_not_a_tails_are_told_as_they_are() {
+        assert_eq!(last_words("killed\n"), "killed");
+        assert_eq!(last_words("{\"tokens\":1}"), "{\"tokens\":1}");
     }
 
     #[test]
