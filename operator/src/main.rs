@@ -37,7 +37,7 @@ async fn main() -> anyhow::Result<()> {
         stopping.cancel();
     });
     let result = run::run(config, stop).await;
-    telemetry.finish();
+    telemetry.finish().await;
     result
 }
 

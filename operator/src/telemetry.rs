@@ -5,7 +5,9 @@ use std::io::IsTerminal as _;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::runtime::Tokio;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::trace::span_processor_with_async_runtime::BatchSpanProcessor;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
@@ -44,16 +46,20 @@ impl Telemetry {
     }
 
     /// Sends what is left.
-    pub fn finish(self) {
-        if let Some(provider) = self.0
-            && let Err(error) = provider.shutdown()
-        {
-            tracing::warn!(%error, "the last traces could not be sent");
+    pub async fn finish(self) {
+        let Some(provider) = self.0 else { return };
+        // It waits for the exporter, which runs on the threads of this runtime.
+        let shutdown = tokio::task::spawn_blocking(move || provider.shutdown()).await;
+        match shutdown {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the last traces could not be sent"),
+            Err(error) => tracing::warn!(%error, "sending the last traces failed"),
         }
     }
 }
 
-/// OTLP over HTTP, in batches.
+/// OTLP over HTTP, in batches, on Tokio: the exporter's client needs it, and the default processor has a thread
+/// without it.
 fn provider(endpoint: &str) -> anyhow::Result<SdkTracerProvider> {
     let exporter = SpanExporter::builder()
         .with_http()
@@ -61,7 +67,7 @@ fn provider(endpoint: &str) -> anyhow::Result<SdkTracerProvider> {
         .build()?;
     let resource = Resource::builder().with_service_name(SERVICE_NAME).build();
     Ok(SdkTracerProvider::builder()
-        .with_batch_exporter(exporter)
+        .with_span_processor(BatchSpanProcessor::builder(exporter, Tokio).build())
         .with_resource(resource)
         .build())
 }

@@ -150,6 +150,8 @@ pub struct OperatorOptions<'a> {
     pub identity: &'a str,
     /// URL of a proxy in front of the API server.
     pub proxy: Option<&'a str>,
+    /// URL of a collector of traces.
+    pub otlp_endpoint: Option<&'a str>,
 }
 
 /// A running operator; killed when dropped.
@@ -172,7 +174,9 @@ impl Operator {
     /// Where it ends instead; the message holds its log.
     pub async fn start(installation: &Installation, options: OperatorOptions<'_>) -> Result<Self> {
         let kubeconfig = installation.write_kubeconfig(options.identity, options.proxy)?;
+        let otlp = options.otlp_endpoint.map(|url| ["--otlp-endpoint", url]);
         let mut child = Command::new(program("headway-operator"))
+            .args(otlp.into_iter().flatten())
             .args(["--tail-image", "headway-tail-server:test"])
             .args(["--listen", "127.0.0.1:0"])
             .args(["--lease-name", RELEASE, "--lease-namespace", NAMESPACE])

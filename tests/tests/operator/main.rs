@@ -97,6 +97,10 @@ fn main() -> ExitCode {
             crash::at_any_write,
         )]),
         Phase::bare(vec![trial(
+            "traces_reach_a_collector",
+            observability::traces,
+        )]),
+        Phase::bare(vec![trial(
             "one_of_two_operators_leads",
             leadership::one_leads,
         )]),

@@ -72,7 +72,16 @@ impl World {
 
     /// Starts an operator and waits until it is ready.
     pub async fn start(&self, identity: &str, proxy: Option<&str>) -> Result<Operator> {
-        let options = OperatorOptions { identity, proxy };
+        self.start_with(OperatorOptions {
+            identity,
+            proxy,
+            otlp_endpoint: None,
+        })
+        .await
+    }
+
+    /// The same with any option.
+    pub async fn start_with(&self, options: OperatorOptions<'_>) -> Result<Operator> {
         let operator = Operator::start(&self.shared.installation, options).await?;
         let ready = eventually("the operator is ready", async || {
             let (status, body) = operator.get("/readyz").await?;

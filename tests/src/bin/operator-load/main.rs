@@ -73,6 +73,7 @@ async fn start(installation: &Installation) -> Result<Operator> {
     let options = OperatorOptions {
         identity: "bench",
         proxy: None,
+        otlp_endpoint: None,
     };
     Operator::start(installation, options).await
 }
