@@ -18,7 +18,7 @@ pub const SPLITMODEL_LABEL: &str = "headway.dev/splitmodel";
 pub const OWNED_SELECTOR: &str = "app.kubernetes.io/managed-by=headway-operator";
 /// Value of `app.kubernetes.io/managed-by`.
 pub const MANAGED_BY: &str = "headway-operator";
-/// The name of a tail's container and of its port's protocol.
+/// The name of a tail's container and of its port.
 pub const TAIL: &str = "tail";
 /// The port a tail listens on.
 pub const TAIL_PORT: i32 = 8089;

@@ -178,7 +178,7 @@ pub enum TailError {
 
 impl TailError {
     /// True where another connection can succeed: the network failed, the tail is draining or full, the
-    /// tenant's limit is reached for now, or the credentials of a session have ended, which may have been
+    /// tenant's limit is reached, or the credentials of a session have ended, which may have been
     /// renewed since. Where they have not, that connection fails with [`TailError::Unauthenticated`], and
     /// that is the end.
     #[must_use]
