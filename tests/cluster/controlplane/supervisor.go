@@ -16,6 +16,8 @@ const (
 	readyPatience = 90 * time.Second
 	// logLinesShown of a component that ended by itself.
 	logLinesShown = 25
+	// mostRevivals of one component, so that one that cannot run is told and not started for ever.
+	mostRevivals = 20
 )
 
 // options of a cluster.
@@ -37,8 +39,10 @@ type supervisor struct {
 	// definitions are those in the files of options.crds.
 	definitions []*unstructured.Unstructured
 	running     map[string]*process
-	control     *controlServer
-	self        processState
+	// revivals counts them; nil until the cluster is up.
+	revivals map[string]int
+	control  *controlServer
+	self     processState
 }
 
 // errStopped says that someone asked the supervisor to end.
@@ -64,6 +68,7 @@ func supervise(ctx context.Context, options options, announce func()) error {
 	err = s.start(ctx)
 	failedToStart := err != nil
 	if !failedToStart {
+		s.revivals = map[string]int{}
 		announce()
 		err = s.serve(ctx)
 	}
@@ -198,43 +203,69 @@ func (s *supervisor) awaitHealth(ctx context.Context, component component) error
 	})
 }
 
-// unlessComponentEnds does work that needs the components; the end of one of them, or of ctx, ends it.
+// unlessComponentEnds does work that needs the components; the end of one that cannot be revived, or of ctx,
+// ends it.
 func (s *supervisor) unlessComponentEnds(ctx context.Context, work func(context.Context) error) error {
 	working, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan error, 1)
 	go func() { done <- work(working) }()
-	dead := s.watchForDeath(working)
-	select {
-	case err := <-done:
-		if ctx.Err() != nil {
-			return errStopped
+	for {
+		watching, unwatch := context.WithCancel(working)
+		dead := s.watchForDeath(watching)
+		var err error
+		select {
+		case err := <-done:
+			unwatch()
+			if ctx.Err() != nil {
+				return errStopped
+			}
+			return err
+		case name := <-dead:
+			err = s.revive(name)
+		case <-ctx.Done():
+			err = errStopped
 		}
-		return err
-	case err := <-dead:
-		return err
-	case <-ctx.Done():
-		return errStopped
+		unwatch()
+		if err != nil {
+			return err
+		}
 	}
 }
 
-// watchForDeath reports the first component that ends by itself, until ctx ends.
-func (s *supervisor) watchForDeath(ctx context.Context) <-chan error {
-	dead := make(chan error, len(s.running))
+// watchForDeath names a component that ends by itself, until ctx ends.
+func (s *supervisor) watchForDeath(ctx context.Context) <-chan string {
+	dead := make(chan string, len(s.running))
 	for name, process := range s.running {
 		go func() {
 			select {
 			case <-ctx.Done():
 			case <-process.ended:
-				dead <- fmt.Errorf("%s ended by itself: %s; its log ends:\n%s",
-					name, process.exit(), s.at.lastLines(name, logLinesShown))
+				dead <- name
 			}
 		}()
 	}
 	return dead
 }
 
-// serve answers the control socket until ctx ends or a component does.
+// revive starts a component again that ended by itself, as a kubelet does: the controller manager ends where the
+// API server is away before all of its controllers have started. While the cluster is being started nothing may
+// end, and the components that hold the data never.
+func (s *supervisor) revive(name string) error {
+	ended := s.running[name]
+	for _, component := range s.components[2:] {
+		if component.name != name || s.revivals == nil || s.revivals[name] == mostRevivals {
+			continue
+		}
+		s.revivals[name]++
+		s.say("%s ended: %s", name, ended.exit())
+		return s.launch(component)
+	}
+	return fmt.Errorf("%s ended by itself: %s; its log ends:\n%s",
+		name, ended.exit(), s.at.lastLines(name, logLinesShown))
+}
+
+// serve answers the control socket until ctx ends or a component that cannot be revived does.
 func (s *supervisor) serve(ctx context.Context) error {
 	for {
 		watching, cancel := context.WithCancel(ctx)
@@ -243,7 +274,8 @@ func (s *supervisor) serve(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			err = errStopped
-		case err = <-dead:
+		case name := <-dead:
+			err = s.revive(name)
 		case order := <-s.control.orders:
 			// Whom we stop ourselves does not count as dead.
 			cancel()
