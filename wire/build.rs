@@ -7,7 +7,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(["headway.proto"], ["proto"])?;
     prost_build::Config::new()
         // `Bytes` shares the frame's allocation: decoding does not copy the activations.
-        .bytes([".headway.wire.v1.Activations.data"])
+        .bytes([
+            ".headway.wire.v1.Activations.data",
+            ".headway.wire.v1.Open.prefix_digests",
+        ])
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use headway_wire::message::{ClientFrame, ServerFrame};
 use headway_wire::message::{
-    Close, GoAway, LogitBias, Open, Opened, Refusal, RefusalCode, Sampling, Step, StepResult,
-    TokenIds, TokenLogprob, step,
+    Close, DraftLogprobs, GoAway, LogitBias, Open, Opened, Refusal, RefusalCode, Sampling, Step,
+    StepResult, TokenIds, TokenLogprob, step,
 };
 use headway_wire::{Codec, PROTOCOL_VERSION, codec};
 
@@ -14,7 +14,9 @@ pub fn client_frames() -> Vec<(String, ClientFrame)> {
     frames.extend([
         ("open".to_owned(), open().into()),
         ("open_least".to_owned(), open_least().into()),
+        ("open_with_prefix".to_owned(), open_with_prefix().into()),
         ("step_token_ids".to_owned(), token_ids_step().into()),
+        ("step_draft".to_owned(), draft_step().into()),
         ("close".to_owned(), Close {}.into()),
     ]);
     frames
@@ -27,6 +29,12 @@ pub fn server_frames() -> Vec<(String, ServerFrame)> {
         session_id: 0x0123_4567_89ab_cdef,
         max_positions: 4096,
         max_step_positions: 512,
+        ..Opened::default()
+    };
+    let opened_with_prefix = Opened {
+        reused_positions: 288,
+        max_draft_tokens: 8,
+        ..opened
     };
     let refusal = Refusal::new(RefusalCode::NoCapacity, "all 64 sessions are in use");
     let go_away = GoAway {
@@ -35,7 +43,9 @@ pub fn server_frames() -> Vec<(String, ServerFrame)> {
     };
     vec![
         ("opened".to_owned(), opened.into()),
+        ("opened_with_prefix".to_owned(), opened_with_prefix.into()),
         ("step_result".to_owned(), step_result().into()),
+        ("step_result_of_draft".to_owned(), draft_result().into()),
         (
             "step_result_without_token".to_owned(),
             StepResult {
@@ -81,6 +91,7 @@ fn activations_step(name: &str) -> (String, ClientFrame) {
         history: Some(TokenIds {
             ids: vec![1, 200, 49_151],
         }),
+        draft: None,
     };
     (format!("step_{}", name.replace(':', "_")), step.into())
 }
@@ -94,6 +105,21 @@ fn token_ids_step() -> Step {
         input,
         sample: false,
         history: None,
+        draft: None,
+    }
+}
+
+fn draft_step() -> Step {
+    Step {
+        position: 300,
+        input: Some(step::Input::TokenIds(TokenIds {
+            ids: vec![17, 0, 49_151],
+        })),
+        sample: true,
+        history: None,
+        draft: Some(TokenIds {
+            ids: vec![0, 49_151],
+        }),
     }
 }
 
@@ -124,6 +150,15 @@ fn open() -> Open {
         resume_positions: 310,
         traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned(),
         tracestate: "vendor=value".to_owned(),
+        ..Open::default()
+    }
+}
+
+fn open_with_prefix() -> Open {
+    Open {
+        prefix_digests: (0..64).collect::<Vec<u8>>().into(),
+        keep_prefix: true,
+        ..open_least()
     }
 }
 
@@ -156,5 +191,23 @@ fn step_result() -> StepResult {
         compute_us: 1234,
         saved_us: 987,
         queue_us: 56,
+        ..StepResult::default()
+    }
+}
+
+fn draft_result() -> StepResult {
+    let accepted = |logprob| DraftLogprobs {
+        logprob,
+        top_logprobs: vec![TokenLogprob {
+            token_id: 17,
+            logprob,
+        }],
+    };
+    StepResult {
+        positions: 303,
+        draft_accepted: 2,
+        draft_logprobs: vec![accepted(-0.5), accepted(-1.0)],
+        draft_saved_us: 789,
+        ..step_result()
     }
 }

@@ -308,6 +308,29 @@ pub fn decode(
     }
 }
 
+/// The bytes of each row, in order, of activations that [`decode`] has accepted.
+pub fn encoded_rows(activations: &Activations, codec: Codec) -> impl Iterator<Item = &[u8]> {
+    let (row_bytes, outlier_bytes) = match codec {
+        Codec::F32 | Codec::F16 | Codec::Bf16 => {
+            (codec.row_bytes(activations.columns as usize).0, 0)
+        }
+        Codec::Int8 { .. } | Codec::Int4 { .. } => (
+            codec.row_bytes(activations.columns as usize).0,
+            outliers::OUTLIER_BYTES,
+        ),
+    };
+    let mut rest: &[u8] = &activations.data;
+    std::iter::from_fn(move || {
+        let outliers = match (outlier_bytes, rest.first_chunk()) {
+            (0, _) | (_, None) => 0,
+            (_, Some(count)) => usize::from(u16::from_le_bytes(*count)),
+        };
+        let (row, behind) = rest.split_at_checked(row_bytes + outliers * outlier_bytes)?;
+        rest = behind;
+        (!row.is_empty()).then_some(row)
+    })
+}
+
 /// Checks codec and shape against the limits, and the data's size against both. Reads no data, takes no memory.
 pub(crate) fn check_shape(activations: &Activations, limits: &Limits) -> Result<Codec, CodecError> {
     let codec = Codec::try_from(activations.codec.ok_or(CodecError::MissingCodec)?)?;

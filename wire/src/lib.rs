@@ -24,10 +24,12 @@ pub mod error;
 pub mod frame;
 pub mod limits;
 pub mod message;
+pub mod prefix;
 
 pub use codec::Codec;
 pub use error::{CodecError, FrameError};
 pub use limits::Limits;
+pub use prefix::{PREFIX_BLOCK_POSITIONS, PrefixDigest, PrefixHasher};
 
 /// The version of `proto/headway.proto` that this crate speaks. A frame that opens a session with another
 /// one is refused as unsupported.

@@ -24,6 +24,10 @@ pub struct Limits {
     pub max_logit_bias: u32,
     /// Most likely tokens reported beside the sampled one.
     pub max_top_logprobs: u32,
+    /// Digests in `Open.prefix_digests`.
+    pub max_prefix_digests: u32,
+    /// Token ids in `Step.draft`.
+    pub max_draft_tokens: u32,
     /// Bytes of a text made for people: `Refusal.message` and `GoAway.reason`.
     pub max_text_bytes: usize,
     /// Bytes of `Open.traceparent`; version 00 of W3C Trace Context has exactly 55.
@@ -42,6 +46,8 @@ impl Default for Limits {
             max_positions: 1 << 20,
             max_logit_bias: 1024,
             max_top_logprobs: 20,
+            max_prefix_digests: 1 << 15,
+            max_draft_tokens: 64,
             max_text_bytes: 4096,
             max_traceparent_bytes: 55,
             max_tracestate_bytes: 512,

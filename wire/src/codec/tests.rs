@@ -545,3 +545,20 @@ fn outliers_must_rise_by_column() {
         }
     ));
 }
+
+#[test]
+fn encoded_rows_are_the_rows_each_alone() {
+    // The second row has outliers, which change its length.
+    let mut values = vec![0.25; 3 * 72];
+    values[72 + 5] = 300.0;
+    for name in ["f32", "f16", "bf16", "int8", "int4", "int8:5", "int4:5"] {
+        let codec: Codec = name.parse().unwrap();
+        let together = encode(codec, &values, 72).unwrap();
+        let alone: Vec<_> = values
+            .chunks(72)
+            .map(|row| encode(codec, row, 72).unwrap().data)
+            .collect();
+        let rows: Vec<&[u8]> = encoded_rows(&together, codec).collect();
+        assert_eq!(rows, alone, "{name}");
+    }
+}

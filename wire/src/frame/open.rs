@@ -1,10 +1,13 @@
 //! What a session may ask for.
 
+use bytes::Bytes;
+
 use super::check;
 use crate::codec::Codec;
 use crate::error::FrameError;
 use crate::limits::Limits;
 use crate::message::{Open, Sampling};
+use crate::prefix::PREFIX_DIGEST_BYTES;
 
 pub(super) fn check(open: &Open, limits: &Limits) -> Result<(), FrameError> {
     // First of all: another version may give every other field another meaning.
@@ -17,6 +20,7 @@ pub(super) fn check(open: &Open, limits: &Limits) -> Result<(), FrameError> {
         None => return Err(FrameError::Missing { part: "Open.codec" }),
     }
     check_positions(open, limits)?;
+    check_prefix_digests(&open.prefix_digests, limits)?;
     check::text_bytes(
         "max_traceparent_bytes",
         limits.max_traceparent_bytes,
@@ -63,6 +67,16 @@ fn check_positions(open: &Open, limits: &Limits) -> Result<(), FrameError> {
     };
     within_session("Open.prompt_tokens", open.prompt_tokens)?;
     within_session("Open.resume_positions", open.resume_positions)
+}
+
+fn check_prefix_digests(digests: &Bytes, limits: &Limits) -> Result<(), FrameError> {
+    if !digests.len().is_multiple_of(PREFIX_DIGEST_BYTES) {
+        let expected = format!("{PREFIX_DIGEST_BYTES} bytes for each digest");
+        let got = format!("{} bytes", digests.len());
+        return Err(check::invalid("Open.prefix_digests", expected, got));
+    }
+    let count = digests.len() / PREFIX_DIGEST_BYTES;
+    check::within("max_prefix_digests", limits.max_prefix_digests, count)
 }
 
 /// The zero of an absent field is off for every filter and penalty, `top_p` and `repetition_penalty` too.

@@ -26,7 +26,8 @@ pub(super) fn check(step: &Step, limits: &Limits) -> Result<(), FrameError> {
         limits.max_positions,
         u64::from(step.position) + rows as u64,
     )?;
-    check_history(step, rows)
+    check_history(step, rows)?;
+    check_draft(step, rows, limits)
 }
 
 fn check_history(step: &Step, rows: usize) -> Result<(), FrameError> {
@@ -46,4 +47,39 @@ fn check_history(step: &Step, rows: usize) -> Result<(), FrameError> {
     }
     let expected = format!("one token id for each of {rows} rows");
     Err(check::invalid("Step.history", expected, history.ids.len()))
+}
+
+fn check_draft(step: &Step, rows: usize, limits: &Limits) -> Result<(), FrameError> {
+    let Some(TokenIds { ids: draft }) = &step.draft else {
+        return Ok(());
+    };
+    check::within("max_draft_tokens", limits.max_draft_tokens, draft.len())?;
+    let invalid = |expected: String, got: usize| Err(check::invalid("Step.draft", expected, got));
+    if draft.is_empty() {
+        return invalid("one token id or more, or absent".to_owned(), 0);
+    }
+    if draft.len() + 1 != rows {
+        let expected = format!("one token id for each of {rows} rows but the first");
+        return invalid(expected, draft.len());
+    }
+    if !step.sample {
+        let expected = "Step.sample beside a draft";
+        return Err(check::invalid("Step.sample", expected, false));
+    }
+    // The same tokens are said twice.
+    let rows_say = match (&step.input, &step.history) {
+        (Some(step::Input::TokenIds(TokenIds { ids })), _) | (_, Some(TokenIds { ids })) => ids,
+        _ => return Ok(()),
+    };
+    match rows_say[1..]
+        .iter()
+        .zip(draft)
+        .find(|(row, guess)| row != guess)
+    {
+        Some((row, guess)) => {
+            let expected = format!("the token ids of its rows, {row}");
+            Err(check::invalid("Step.draft", expected, guess))
+        }
+        None => Ok(()),
+    }
 }

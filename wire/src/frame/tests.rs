@@ -2,7 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::codec::{self, Codec};
-use crate::message::{Activations, LogitBias, RefusalCode, Sampling, TokenIds, TokenLogprob, step};
+use crate::message::{
+    Activations, DraftLogprobs, LogitBias, RefusalCode, Sampling, TokenIds, TokenLogprob, step,
+};
 
 fn open() -> Open {
     Open {
@@ -452,6 +454,7 @@ fn answers_of_the_tail_are_checked_too() {
         session_id: 1,
         max_positions: 9,
         max_step_positions: 9,
+        ..Opened::default()
     };
     server(opened).unwrap();
     let result = StepResult {
@@ -557,4 +560,102 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn prefix_digests_are_whole_and_within_their_limit() {
+    let with = |bytes: usize| Open {
+        prefix_digests: vec![7; bytes].into(),
+        ..open()
+    };
+    assert!(client(with(64), &Limits::default()).is_ok());
+    assert_refused(with(65), RefusalCode::Malformed, "Open.prefix_digests");
+    let limits = Limits {
+        max_prefix_digests: 1,
+        ..Limits::default()
+    };
+    let (code, message) = refused(with(64), &limits);
+    assert_eq!(code, RefusalCode::OverLimit);
+    assert!(
+        message.contains("max_prefix_digests is 1, got 2"),
+        "{message}"
+    );
+}
+
+/// A step of `rows` rows, the last ones guesses.
+fn draft(rows: u32, draft: Vec<u32>) -> Step {
+    Step {
+        sample: true,
+        draft: Some(TokenIds { ids: draft }),
+        ..token_ids(rows)
+    }
+}
+
+#[test]
+fn a_draft_has_a_token_id_for_each_row_but_the_first() {
+    assert!(client(draft(3, vec![1, 2]), &Limits::default()).is_ok());
+    for wrong in [
+        draft(1, vec![]),
+        draft(3, vec![1]),
+        draft(2, vec![1, 2]),
+        // Not what the rows say.
+        draft(3, vec![1, 3]),
+    ] {
+        assert_refused(wrong, RefusalCode::Malformed, "Step.draft");
+    }
+    let unsampled = Step {
+        sample: false,
+        ..draft(3, vec![1, 2])
+    };
+    assert_refused(unsampled, RefusalCode::Malformed, "Step.sample");
+    let of_activations = Step {
+        sample: true,
+        draft: Some(TokenIds { ids: vec![5, 6] }),
+        ..activations(3)
+    };
+    assert!(client(of_activations.clone(), &Limits::default()).is_ok());
+    let other_history = Step {
+        history: Some(TokenIds { ids: vec![4, 5, 7] }),
+        ..of_activations
+    };
+    assert_refused(other_history, RefusalCode::Malformed, "Step.draft");
+    let limits = Limits {
+        max_draft_tokens: 1,
+        ..Limits::default()
+    };
+    let (code, message) = refused(draft(3, vec![1, 2]), &limits);
+    assert_eq!(code, RefusalCode::OverLimit);
+    assert!(message.contains("max_draft_tokens"), "{message}");
+}
+
+#[test]
+fn a_tail_that_reuses_too_much_or_reports_too_little_is_not_believed() {
+    let opened = |reused_positions| Opened {
+        protocol_version: crate::PROTOCOL_VERSION,
+        max_positions: 64,
+        max_step_positions: 1,
+        reused_positions,
+        ..Opened::default()
+    };
+    assert!(server(opened(32)).is_ok());
+    assert!(server(opened(31)).is_err());
+    assert!(server(opened(64)).is_err());
+    let result = StepResult {
+        positions: 3,
+        token_id: Some(1),
+        draft_accepted: 2,
+        ..StepResult::default()
+    };
+    assert!(server(result.clone()).is_ok());
+    let reports = vec![DraftLogprobs::default()];
+    let one_report = StepResult {
+        draft_logprobs: reports,
+        ..result.clone()
+    };
+    assert!(server(one_report).is_err());
+    let no_token = StepResult {
+        token_id: None,
+        ..result
+    };
+    assert!(server(no_token).is_err());
 }
