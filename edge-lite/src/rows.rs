@@ -192,6 +192,7 @@ impl Rows {
             input: Some(input),
             sample,
             history,
+            draft: None,
         }
     }
 }

@@ -206,6 +206,7 @@ impl<'a> Session<'a> {
             resume_positions: wire_u32(self.sent_before),
             traceparent: self.plan.trace.traceparent.clone(),
             tracestate: self.plan.trace.tracestate.clone(),
+            ..Open::default()
         };
         let connection = Connection::open(&self.config.dialer, open).await?;
         if self.was_open {

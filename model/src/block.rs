@@ -1,9 +1,10 @@
 //! One decoder layer: norm, attention, residual; norm, gated MLP, residual.
 
-use crate::attention::{AttentionShape, exp};
+use crate::attention::{AttentionShape, LayerCache, exp};
 use crate::config::ModelConfig;
 use crate::decoder::Segment;
 use crate::error::LoadError;
+use crate::kv_cache::store::{BLOCK_POSITIONS, KvStore};
 use crate::linear::{Linear, for_rows};
 use crate::norm::RmsNorm;
 use crate::rope::Rope;
@@ -99,7 +100,8 @@ impl Block {
     pub(crate) fn forward(
         &self,
         hidden_states: &mut [f32],
-        segments: &mut [Segment<'_>],
+        segments: &[Segment<'_>],
+        store: &mut KvStore,
         rope: &Rope,
     ) {
         let rows = segments.iter().map(|segment| segment.rows).sum();
@@ -108,7 +110,7 @@ impl Block {
         let mut qkv = vec![0.0; rows * self.qkv.outputs()];
         self.qkv.forward(&normed, rows, &mut qkv);
         let mut context = vec![0.0; rows * self.shape.num_attention_heads * self.shape.head_dim];
-        self.attend(&mut qkv, &mut context, segments, rope);
+        self.attend(&mut qkv, &mut context, segments, store, rope);
         self.output.forward(&context, rows, &mut normed);
         add(hidden_states, &normed);
 
@@ -121,12 +123,13 @@ impl Block {
         add(hidden_states, &normed);
     }
 
-    /// Rotates q and k, writes k and v to the caches, and attends, session by session.
+    /// Rotates q and k, writes k and v to the store, and attends, session by session.
     fn attend(
         &self,
         qkv: &mut [f32],
         context: &mut [f32],
-        segments: &mut [Segment<'_>],
+        segments: &[Segment<'_>],
+        store: &mut KvStore,
         rope: &Rope,
     ) {
         let stride = self.qkv.outputs();
@@ -136,18 +139,23 @@ impl Block {
         for segment in segments {
             let qkv = &mut qkv[row * stride..(row + segment.rows) * stride];
             for (i, qkv) in qkv.chunks_exact_mut(stride).enumerate() {
-                let position = segment.cache.len() + i;
+                let position = segment.table.len() + i;
                 let (qk, v) = qkv.split_at_mut(q_size + kv_size);
                 if let Some((q_norm, k_norm)) = &self.qk_norm {
                     q_norm.forward_in_place(&mut qk[..q_size]);
                     k_norm.forward_in_place(&mut qk[q_size..]);
                 }
                 rope.rotate(qk, position);
-                segment.cache.write(self.layer, position, &qk[q_size..], v);
+                let block = segment.table.block(self.layer, position / BLOCK_POSITIONS);
+                store.write(block, position % BLOCK_POSITIONS, &qk[q_size..], v);
             }
             let context = &mut context[row * q_size..(row + segment.rows) * q_size];
-            self.shape
-                .forward(segment.cache, self.layer, qkv, stride, context);
+            let cache = LayerCache {
+                store,
+                table: segment.table,
+                layer: self.layer,
+            };
+            self.shape.forward(cache, qkv, stride, context);
             row += segment.rows;
         }
     }

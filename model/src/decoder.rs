@@ -6,6 +6,8 @@ use crate::block::Block;
 use crate::config::ModelConfig;
 use crate::error::{ForwardError, LoadError};
 use crate::kv_cache::KvCache;
+use crate::kv_cache::store::KvStore;
+use crate::kv_cache::table::KvTable;
 use crate::layer_range::LayerRange;
 use crate::linear::Linear;
 use crate::norm::RmsNorm;
@@ -23,10 +25,11 @@ pub struct Decoder {
     output: Option<(RmsNorm, Arc<Linear>)>,
 }
 
-/// Rows of one session in a batch. The first stands at position `cache.len()`.
+/// Rows of one session in a batch. The first stands at position `table.len()`.
+#[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
-    /// The session's keys and values.
-    pub cache: &'a mut KvCache,
+    /// Where the session's keys and values lie. The columns it writes are in no other table.
+    pub table: &'a KvTable,
     /// Number of consecutive positions.
     pub rows: usize,
 }
@@ -168,17 +171,24 @@ impl Decoder {
         Ok(hidden_states)
     }
 
-    /// Runs one layer on rows of several sessions, in place, and writes their keys and values; the
-    /// caches do not advance. `hidden_states`: `[sum of the segments' rows, hidden_size]`.
+    /// Runs one layer on rows of several sessions, in place, and writes their keys and values to the
+    /// store, which is one of this model; the tables do not advance.
+    /// `hidden_states`: `[sum of the segments' rows, hidden_size]`.
     ///
     /// # Errors
-    /// [`ForwardError`] where the layer is not loaded, or the sizes do not fit.
+    /// [`ForwardError`] where the layer is not loaded or not in a table, the sizes do not fit, or a table
+    /// names a block that the store does not have.
     pub fn forward_layer(
         &self,
         layer: usize,
         hidden_states: &mut [f32],
-        segments: &mut [Segment<'_>],
+        segments: &[Segment<'_>],
+        store: &mut KvStore,
     ) -> Result<(), ForwardError> {
+        assert!(
+            store.is_for(&self.config),
+            "a store has blocks of one model's sizes"
+        );
         if !self.layers.contains(layer) {
             return Err(ForwardError::Layer {
                 layer,
@@ -187,17 +197,13 @@ impl Decoder {
         }
         let rows = segments.iter().map(|segment| segment.rows).sum();
         self.check_rows(hidden_states, rows)?;
-        for segment in segments.iter() {
+        for segment in segments {
             check_room(segment, &self.config)?;
-            if !segment.cache.layers().contains(layer) {
-                return Err(ForwardError::Layer {
-                    layer,
-                    loaded: segment.cache.layers(),
-                });
-            }
+            check_blocks(segment, layer, store)?;
         }
         if rows > 0 {
-            self.blocks[layer - self.layers.start].forward(hidden_states, segments, &self.rope);
+            let block = &self.blocks[layer - self.layers.start];
+            block.forward(hidden_states, segments, store, &self.rope);
         }
         Ok(())
     }
@@ -214,11 +220,12 @@ impl Decoder {
         cache: &mut KvCache,
     ) -> Result<(), ForwardError> {
         let rows = hidden_states.len() / self.config.hidden_size;
+        let (table, store) = cache.parts();
         for layer in layers.iter() {
-            self.forward_layer(layer, hidden_states, &mut [Segment { cache, rows }])?;
+            self.forward_layer(layer, hidden_states, &[Segment { table, rows }], store)?;
         }
         if !layers.is_empty() {
-            cache.advance(rows);
+            table.advance(rows);
         }
         Ok(())
     }
@@ -256,11 +263,11 @@ impl Decoder {
     }
 }
 
-/// Room in the cache, and in the positions that the model knows.
+/// Room in the table, and in the positions that the model knows.
 fn check_room(segment: &Segment<'_>, config: &ModelConfig) -> Result<(), ForwardError> {
-    let (len, rows) = (segment.cache.len(), segment.rows);
-    // Caches round their capacity up to whole tiles, past the model's last position.
-    let capacity = segment.cache.capacity().min(config.max_positions);
+    let (len, rows) = (segment.table.len(), segment.rows);
+    // A table's capacity is a number of whole blocks, past the model's last position.
+    let capacity = segment.table.capacity().min(config.max_positions);
     if len + rows > capacity {
         return Err(ForwardError::CacheFull {
             len,
@@ -270,3 +277,25 @@ fn check_room(segment: &Segment<'_>, config: &ModelConfig) -> Result<(), Forward
     }
     Ok(())
 }
+
+/// The layer is in the table, and its blocks that hold the segment's positions are in the store.
+fn check_blocks(segment: &Segment<'_>, layer: usize, store: &KvStore) -> Result<(), ForwardError> {
+    let Segment { table, rows } = *segment;
+    if !table.layers().contains(layer) {
+        return Err(ForwardError::Layer {
+            layer,
+            loaded: table.layers(),
+        });
+    }
+    let num_blocks = store.num_blocks();
+    let foreign = (0..KvTable::columns_for(table.len() + rows))
+        .map(|column| table.block(layer, column))
+        .find(|block| block.index() >= num_blocks);
+    match foreign {
+        Some(block) => Err(ForwardError::Block { block, num_blocks }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::kv_cache::store::BlockId;
 use crate::layer_range::LayerRange;
 
 /// Why a model, or a part of it, could not be loaded.
@@ -160,6 +161,14 @@ pub enum ForwardError {
         capacity: usize,
         /// Positions that were to be added.
         rows: usize,
+    },
+    /// A table names a block that the store does not have.
+    #[error("KV block {} is not in the store of {num_blocks} blocks", block.0)]
+    Block {
+        /// The block named.
+        block: BlockId,
+        /// Number of blocks in the store.
+        num_blocks: usize,
     },
     /// A layer that is not loaded, or not in the cache.
     #[error("layer {layer} is not loaded; loaded are {loaded}")]

@@ -36,6 +36,8 @@ pub use config::ModelConfig;
 pub use decoder::Decoder;
 pub use error::{ForwardError, LoadError};
 pub use kv_cache::KvCache;
+pub use kv_cache::store::{BLOCK_POSITIONS, BlockId, KvStore};
+pub use kv_cache::table::KvTable;
 pub use layer_range::LayerRange;
 pub use quantization::Quantization;
 pub use tokenizer::Tokenizer;

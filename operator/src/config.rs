@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use headway_telemetry::LogFormat;
+
 /// Keeps the tail-server pods that SplitModels ask for.
 #[derive(Clone, Debug, clap::Parser)]
 #[command(name = "headway-operator", version, about)]
@@ -63,13 +65,4 @@ pub struct Config {
     /// Send traces by OTLP over HTTP to this address, such as `http://collector:4318`.
     #[arg(long)]
     pub otlp_endpoint: Option<String>,
-}
-
-/// How logs are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
 }

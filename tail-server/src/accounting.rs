@@ -1,5 +1,4 @@
-//! Who used the device in a step, and what the head layers on the devices saved. Pure: measured times come
-//! in, shares go out.
+//! Who used the device in a step, and what the devices saved. Pure: measured times come in, shares go out.
 //!
 //! # Used
 //! A step is a row of laps, each measured from the end of the lap before it, so the laps add up to the time
@@ -8,11 +7,16 @@
 //!
 //! - assembling: all rows of the step;
 //! - layer `l`: the rows whose entry layer is `l` or lower;
-//! - the end: the rows that were sampled, or all rows where none was.
+//! - the end: the rows that were sampled (of a draft all), or all rows where none was.
 //!
 //! [`split`] hands out every nanosecond exactly once, so the shares of a step add up to its busy time.
 //!
 //! # Saved
+//! Four terms are kept apart: [`Term`]. What each claims is a different set of rows and layers, so no row of
+//! a layer is claimed twice. The head layers are derived here, from the very step; the others have no step of
+//! their own to be measured in, and are valued by the [`Ledger`].
+//!
+//! # Head layers
 //! The counterfactual is the same step with every row entering at layer 0. In it each of the `L` layers runs
 //! the whole batch, and all layers of a model have one shape, so each would cost what a layer that did run
 //! the whole batch was measured to cost in this very step. Call the mean of those `full`. They always exist:
@@ -34,9 +38,51 @@
 //! What is saved at layer `l` is shared among the rows that did not run there, whose entry layer is above
 //! `l`. A session with split layer 0 saves nothing. Embedding is left out: a table look-up has no cost worth
 //! claiming; and so is the end, which the tail always runs.
+//!
+//! Without drafts, nobody would have run the rows of the guesses that were rejected, on whichever side. So of
+//! what a draft of `k` guesses saved in the head layers, only the part of the `a + 1` rows that gave tokens
+//! is claimed, `(a + 1) / (k + 1)` of it: [`Share::without_rejected`]. That is exact where a row costs the
+//! same in any batch, and too little where a step is bound by reading the weights.
 
+mod costs;
+mod ledger;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use self::ledger::Ledger;
+use crate::batcher::Phase;
+
+/// What saved device time. The terms are never mixed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Term {
+    /// Rows entered above layer 0, because a device had run the layers below.
+    HeadLayers,
+    /// A device answered without the tail.
+    OnDeviceAnswers,
+    /// Several tokens came from one step, because a device had guessed them.
+    AcceptedDrafts,
+    /// Positions were not computed, because their KV was held already.
+    ReusedPrefixes,
+}
+
+impl Term {
+    pub(crate) const ALL: [Self; 4] = [
+        Self::HeadLayers,
+        Self::OnDeviceAnswers,
+        Self::AcceptedDrafts,
+        Self::ReusedPrefixes,
+    ];
+
+    /// The value of the metrics' `term` label.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::HeadLayers => "head_layers",
+            Self::OnDeviceAnswers => "on_device_answers",
+            Self::AcceptedDrafts => "accepted_drafts",
+            Self::ReusedPrefixes => "reused_prefixes",
+        }
+    }
+}
 
 /// The rows of one session in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +92,8 @@ pub(crate) struct Rows {
     pub(crate) rows: usize,
     /// How many of them were sampled.
     pub(crate) sampled: usize,
+    /// What they were for: a row of a draft tells nothing of what a decode row costs.
+    pub(crate) phase: Phase,
 }
 
 /// The laps of one step, in nanoseconds.
@@ -72,7 +120,25 @@ impl StepTimes {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Share {
     pub(crate) compute_ns: u64,
+    /// In the head layers.
     pub(crate) saved_ns: u64,
+}
+
+impl Share {
+    /// The share of a draft of `rows` rows, of whose guesses the first `accepted` were right: rows of rejected
+    /// guesses cost what they cost, and saved nothing. See the module's "Head layers".
+    pub(crate) fn without_rejected(self, rows: usize, accepted: usize) -> Self {
+        debug_assert!(accepted < rows, "the first row of a draft is not a guess");
+        let kept = accepted.saturating_add(1).min(rows) as u128;
+        let saved_ns = (u128::from(self.saved_ns) * kept)
+            .checked_div(rows as u128)
+            .unwrap_or(0);
+        Self {
+            compute_ns: self.compute_ns,
+            // At most what it was, because at most all rows are kept.
+            saved_ns: u64::try_from(saved_ns).unwrap_or(self.saved_ns),
+        }
+    }
 }
 
 /// The shares of the sessions of a step, in the order of `batch`.

@@ -1,11 +1,12 @@
 //! Decides from an `Open` alone whether a session can be, and what it may do. Pure; whether there is room
 //! right now is [`crate::capacity`]'s question.
 
+use headway_model::LayerRange;
 use headway_model::manifest::Manifest;
 use headway_model::sampler::{Sampler, SamplingError, SamplingParams};
-use headway_model::{KvCache, LayerRange};
 use headway_wire::message::{Open, Sampling};
-use headway_wire::{Codec, CodecError, Limits};
+use headway_wire::prefix::{self, PREFIX_DIGEST_BYTES};
+use headway_wire::{Codec, CodecError, Limits, PREFIX_BLOCK_POSITIONS, PrefixDigest};
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -66,8 +67,12 @@ pub(crate) struct Admitted {
     /// Positions before this one are prompt, or are sent again after a move.
     pub(crate) prefill_positions: usize,
     pub(crate) is_resumed: bool,
-    /// The cache's size over the layers from `split_layer` on.
-    pub(crate) kv_bytes: usize,
+    /// From `split_layer` to the last one.
+    pub(crate) layers: LayerRange,
+    /// Digests of its first blocks, as far as they may be reused: a row is left to be sent.
+    pub(crate) prefix: Vec<PrefixDigest>,
+    /// Its own blocks may be reused by others.
+    pub(crate) keeps_prefix: bool,
 }
 
 /// The rules of one tail.
@@ -78,8 +83,12 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    pub(crate) fn new(manifest: Manifest, codecs: Vec<Codec>) -> Self {
-        let limits = frame_limits(manifest.identity.config.hidden_size, &codecs);
+    /// `max_draft_tokens`: of one step.
+    pub(crate) fn new(manifest: Manifest, codecs: Vec<Codec>, max_draft_tokens: u32) -> Self {
+        let limits = Limits {
+            max_draft_tokens,
+            ..frame_limits(&manifest, &codecs)
+        };
         Self {
             manifest,
             codecs,
@@ -144,16 +153,18 @@ impl Admission {
         }
         let prompt_tokens = open.prompt_tokens as usize;
         let model_config = &self.manifest.identity.config;
-        let layers = LayerRange::new(split_layer, model_config.num_layers);
+        let prefill_positions = prompt_tokens.max(open.resume_positions as usize);
         Ok(Admitted {
             split_layer,
             codec: self.accepted_codec(open, split_layer)?,
             sampler: Sampler::new(sampling, prompt_tokens)?,
             needs_history,
             max_positions,
-            prefill_positions: prompt_tokens.max(open.resume_positions as usize),
+            prefill_positions,
             is_resumed: open.resume_positions > 0,
-            kv_bytes: KvCache::bytes_for(model_config, layers, max_positions),
+            layers: LayerRange::new(split_layer, model_config.num_layers),
+            prefix: reusable_prefix(open, prefill_positions, needs_history),
+            keeps_prefix: open.keep_prefix,
         })
     }
 
@@ -224,10 +235,29 @@ impl Admission {
     }
 }
 
-/// A frame needs to hold one step and no more, so that a small model's tail does not buffer what only a
-/// large one's could use.
-fn frame_limits(hidden_size: usize, codecs: &[Codec]) -> Limits {
+/// What the device may leave out. At least one row is left to be sent, after which a token is sampled; and where
+/// the sampler must see every token id, all are sent.
+fn reusable_prefix(
+    open: &Open,
+    prefill_positions: usize,
+    needs_history: bool,
+) -> Vec<PrefixDigest> {
+    if needs_history {
+        return Vec::new();
+    }
+    let blocks = prefill_positions.saturating_sub(1) / PREFIX_BLOCK_POSITIONS;
+    prefix::digests(&open.prefix_digests)
+        .take(blocks)
+        .copied()
+        .collect()
+}
+
+/// A frame needs to hold one step or one Open and no more, so that a small model's tail does not buffer what
+/// only a large one's could use.
+fn frame_limits(manifest: &Manifest, codecs: &[Codec]) -> Limits {
     let default = Limits::default();
+    let hidden_size = manifest.identity.config.hidden_size;
+    let max_prefix_digests = manifest.max_positions / PREFIX_BLOCK_POSITIONS;
     let row_bytes = codecs
         .iter()
         .map(|codec| codec.encoded_bytes_max(1, hidden_size))
@@ -238,9 +268,11 @@ fn frame_limits(hidden_size: usize, codecs: &[Codec]) -> Limits {
     let max_step_positions = u32::try_from(fitting)
         .unwrap_or(u32::MAX)
         .clamp(1, MAX_STEP_POSITIONS);
-    let max_frame_bytes = FRAME_OVERHEAD_BYTES + max_step_positions as usize * position_bytes;
+    let step_bytes = max_step_positions as usize * position_bytes;
+    let open_bytes = max_prefix_digests * PREFIX_DIGEST_BYTES;
     Limits {
-        max_frame_bytes,
+        max_frame_bytes: FRAME_OVERHEAD_BYTES + step_bytes.max(open_bytes),
+        max_prefix_digests: u32::try_from(max_prefix_digests).unwrap_or(u32::MAX),
         max_step_positions,
         ..default
     }

@@ -32,6 +32,10 @@
 //! A tenant is known by how it showed itself, and by its name: `key/acme`, `oidc/acme` and `cert/acme` are
 //! three, so that nobody becomes another by choosing a name elsewhere.
 //!
+//! # Devices
+//! A device of a tenant is known by its key, its JWT's `sub` or its certificate's fingerprint; an anonymous one is
+//! not known at all. Each has limits of its own, see [`crate::tenant_limits`].
+//!
 //! # Revocation
 //! The files are read again when they change; what is broken is logged, counted
 //! (`headway_tail_reloads_total`) and not taken, and the last good content stays. A session ends with
@@ -39,6 +43,7 @@
 //! signed it is no longer published. A session on a client certificate lives on: certificates are checked
 //! at the handshake.
 
+mod device;
 mod issuer;
 mod jwt;
 mod keys;
@@ -51,8 +56,12 @@ use std::time::{Duration, SystemTime};
 
 use axum::http::{HeaderMap, header};
 use jsonwebtoken::Algorithm;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+pub(crate) use self::device::Device;
+#[cfg(test)]
+pub(crate) use self::device::tests::device;
 pub(crate) use self::issuer::{Issuer, IssuerError};
 pub(crate) use self::jwt::JwtError;
 use self::keys::{KeyDigest, KeySet};
@@ -90,14 +99,30 @@ impl fmt::Debug for BearerToken<'_> {
     }
 }
 
-/// A client certificate that a trusted authority has signed; `None` in it where it names no tenant.
+/// A client certificate that a trusted authority has signed.
 #[derive(Clone, Debug)]
-pub(crate) struct PeerCertificate(pub(crate) Option<Tenant>);
+pub(crate) struct PeerCertificate {
+    /// The tenant and the device; `None` where it names no tenant.
+    owner: Option<(Tenant, Device)>,
+}
+
+impl PeerCertificate {
+    /// `tenant`: whom the certificate names. `der`: the whole certificate, whose SHA-256 is its fingerprint.
+    pub(crate) fn new(tenant: Option<Tenant>, der: &[u8]) -> Self {
+        let owner = tenant.map(|tenant| {
+            let device = Device::of_certificate(&tenant, &Sha256::digest(der).into());
+            (tenant, device)
+        });
+        Self { owner }
+    }
+}
 
 /// Who a request or a session is.
 #[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) tenant: Tenant,
+    /// `None` where nothing tells one device from another.
+    pub(crate) device: Option<Device>,
     credential: Credential,
 }
 
@@ -212,6 +237,8 @@ impl Authenticator {
         if self.is_anonymous {
             return Ok(Identity {
                 tenant: Tenant::anonymous(),
+                // Behind a proxy all have the same address.
+                device: None,
                 credential: Credential::Anonymous,
             });
         }
@@ -219,12 +246,13 @@ impl Authenticator {
         if takes_tokens && let Some(token) = bearer_token(headers)? {
             return self.identify_token(&token, now).await;
         }
-        match certificate {
-            Some(PeerCertificate(Some(tenant))) => Ok(Identity {
+        match certificate.map(|certificate| &certificate.owner) {
+            Some(Some((tenant, device))) => Ok(Identity {
                 tenant: tenant.clone(),
+                device: Some(device.clone()),
                 credential: Credential::Certificate,
             }),
-            Some(PeerCertificate(None)) => Err(AuthError::CertificateName),
+            Some(None) => Err(AuthError::CertificateName),
             None => Err(AuthError::Missing {
                 accepted: self.accepted(),
             }),
@@ -245,6 +273,7 @@ impl Authenticator {
                 } else {
                     Ok(Identity {
                         tenant: key.tenant.clone(),
+                        device: Some(Device::of_key(&key.tenant, &digest)),
                         credential: Credential::Key(digest),
                     })
                 };
@@ -256,6 +285,7 @@ impl Authenticator {
         let checked = issuer.check(token, now).await?;
         Ok(Identity {
             tenant: checked.tenant,
+            device: Some(checked.device),
             credential: Credential::Jwt {
                 key_id: checked.key_id,
                 algorithm: checked.algorithm,

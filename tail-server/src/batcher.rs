@@ -1,37 +1,61 @@
 //! Chooses the rows of one engine step. Pure: what is ready comes in, the choice goes out, no clock.
 //!
-//! A step has a budget of rows (`step_tokens`). Decode rows, one position of a session that is answering,
-//! come first, because somebody waits for each of them. Prompt chunks share what is left in equal parts, so
-//! a long prompt is spread over many steps, a short one beside it is done early, and neither holds up
-//! anybody's decode by more than one step.
+//! A step has a budget of rows (`step_tokens`). Answers come first, because somebody waits for each of them:
+//! a decode row, or the rows of a draft, which are verified together. An answer is *whole*: all its rows go
+//! into one step or none does, because the guesses of a draft are judged by the logits of one step. Prompt
+//! chunks share what is left in equal parts, so a long prompt is spread over many steps, a short one beside
+//! it is done early, and neither holds up anybody's answer by more than one step.
+//!
+//! Answers stand in one line and prompts in another. Whoever becomes ready joins behind everybody, and
+//! whoever was in a step goes behind those who were not. A step takes answers from the front until the next
+//! one does not fit; it stops there and looks no further, so that the next step begins with that one: small
+//! answers do not pass a large one by.
 //!
 //! Invariants, each with a test:
-//! - A step never has more rows than the budget, and never fewer than the budget where more rows are ready.
-//! - Sessions take turns: with `n` sessions ready, every one is in some step out of `n`.
-//! - While prompts wait, a quarter of the budget (at least one row) is theirs, however many sessions decode.
+//! - A step never has more rows than the budget, and is never empty where something is ready.
+//! - An answer is never cut.
+//! - A step has fewer rows than the budget in two cases only: it has every row that is ready, or the answer
+//!   next in line has more rows than the step has left. Decode rows and prompts alone always fill it.
+//! - While prompts wait, a quarter of the budget (at least one row) is theirs, however many answers wait.
+//! - Nobody starves, whoever comes and goes meanwhile. An answer that became ready as one of `n` is in one of
+//!   the next `n` steps. A prompt that became ready as one of `n` is in one of the next `⌈n / q⌉` steps, with
+//!   `q` the quarter of the budget.
+
+use std::collections::BTreeMap;
 
 use crate::engine::SessionId;
 
 #[cfg(test)]
 mod tests;
 
-/// What rows are for. A step mixes both.
+/// What rows are for. A step mixes all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     /// Positions of the prompt, or of a session that is being rebuilt.
     Prefill,
     /// The position of a token that was just sampled.
     Decode,
+    /// A draft: the position of the last known token, and those of the guesses behind it.
+    Verify,
 }
 
 impl Phase {
-    pub(crate) const ALL: [Self; 2] = [Self::Prefill, Self::Decode];
+    pub(crate) const ALL: [Self; 3] = [Self::Prefill, Self::Decode, Self::Verify];
 
     /// The value of the metrics' `phase` label.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Prefill => "prefill",
             Self::Decode => "decode",
+            Self::Verify => "verify",
+        }
+    }
+
+    /// Whether somebody waits for these rows, all of which go into one step.
+    const fn is_answer(self) -> bool {
+        match self {
+            Self::Prefill => false,
+            Self::Decode | Self::Verify => true,
         }
     }
 }
@@ -42,7 +66,7 @@ pub(crate) struct Ready {
     pub(crate) session: SessionId,
     /// Index of the first layer that the rows pass.
     pub(crate) entry_layer: usize,
-    /// How many rows wait; at least one.
+    /// How many rows wait; at least one, and of an answer at most [`Batcher::max_whole_rows`].
     pub(crate) rows: usize,
     pub(crate) phase: Phase,
 }
@@ -52,7 +76,7 @@ pub(crate) struct Ready {
 pub(crate) struct Chunk {
     pub(crate) session: SessionId,
     pub(crate) entry_layer: usize,
-    /// At least one.
+    /// At least one; of an answer all that wait.
     pub(crate) rows: usize,
 }
 
@@ -60,9 +84,9 @@ pub(crate) struct Chunk {
 #[derive(Debug)]
 pub(crate) struct Batcher {
     step_tokens: usize,
-    /// The session served last, for each phase: the next turn starts behind it.
-    last_decode: SessionId,
-    last_prefill: SessionId,
+    /// Who was ready at the last step, those whom it did not serve first.
+    answers: Vec<SessionId>,
+    prompts: Vec<SessionId>,
 }
 
 impl Batcher {
@@ -70,54 +94,84 @@ impl Batcher {
     pub(crate) fn new(step_tokens: usize) -> Self {
         Self {
             step_tokens: step_tokens.max(2),
-            last_decode: SessionId(0),
-            last_prefill: SessionId(0),
+            answers: Vec::new(),
+            prompts: Vec::new(),
         }
+    }
+
+    /// The most rows of an answer that fits into an empty step also where prompts wait. A longer draft is
+    /// refused before it comes here: it might never have its turn.
+    pub(crate) fn max_whole_rows(&self) -> usize {
+        self.step_tokens - self.prompt_rows()
+    }
+
+    /// The quarter of the budget that no answer takes from waiting prompts.
+    fn prompt_rows(&self) -> usize {
+        (self.step_tokens / 4).max(1)
     }
 
     /// The next step: at most one chunk for each session, lowest entry layer first, so that the rows which
     /// are active at a layer are the first rows of the batch.
     pub(crate) fn plan(&mut self, ready: &[Ready]) -> Vec<Chunk> {
-        let decode = in_turn(ready, Phase::Decode, self.last_decode);
-        let prefill = in_turn(ready, Phase::Prefill, self.last_prefill);
+        let (answers, prompts): (Vec<Ready>, Vec<Ready>) =
+            ready.iter().partition(|ready| ready.phase.is_answer());
+        debug_assert!(
+            answers
+                .iter()
+                .all(|answer| answer.rows <= self.max_whole_rows()),
+            "an answer longer than {} rows came past admission",
+            self.max_whole_rows()
+        );
+        let answers = in_turn(&self.answers, &answers);
+        let prompts = in_turn(&self.prompts, &prompts);
 
-        let reserved = if prefill.is_empty() {
-            0
-        } else {
-            self.reserved_for_prefill(&prefill)
-        };
-        let decode_budget = self.step_tokens - reserved;
-        let mut chunks = share(&decode, decode_budget);
-        if let Some(last) = chunks.last() {
-            self.last_decode = last.session;
-        }
+        let prompt_rows_wanted: usize = prompts.iter().map(|prompt| prompt.rows).sum();
+        let reserved = prompt_rows_wanted.min(self.prompt_rows());
+        let mut chunks = take_whole(&answers, self.step_tokens - reserved);
+        self.answers = next_line(&answers, chunks.len());
 
-        let decode_rows: usize = chunks.iter().map(|chunk| chunk.rows).sum();
-        let prefill_chunks = share(&prefill, self.step_tokens - decode_rows);
-        if let Some(last) = prefill_chunks.last() {
-            self.last_prefill = last.session;
-        }
-        chunks.extend(prefill_chunks);
+        let answer_rows: usize = chunks.iter().map(|chunk| chunk.rows).sum();
+        let prompt_chunks = share(&prompts, self.step_tokens - answer_rows);
+        self.prompts = next_line(&prompts, prompt_chunks.len());
+
+        chunks.extend(prompt_chunks);
         chunks.sort_by_key(|chunk| (chunk.entry_layer, chunk.session));
         chunks
     }
-
-    fn reserved_for_prefill(&self, prefill: &[Ready]) -> usize {
-        let wanted: usize = prefill.iter().map(|ready| ready.rows).sum();
-        wanted.min((self.step_tokens / 4).max(1))
-    }
 }
 
-/// The ready sessions of one phase, starting behind the one that was served last.
-fn in_turn(ready: &[Ready], phase: Phase, last: SessionId) -> Vec<Ready> {
-    let mut turn: Vec<Ready> = ready
+/// Those who are ready in the order of `line`, and behind them those who are new.
+fn in_turn(line: &[SessionId], ready: &[Ready]) -> Vec<Ready> {
+    let mut by_session: BTreeMap<SessionId, Ready> =
+        ready.iter().map(|ready| (ready.session, *ready)).collect();
+    let mut turn: Vec<Ready> = line
         .iter()
-        .copied()
-        .filter(|ready| ready.phase == phase)
+        .filter_map(|session| by_session.remove(session))
         .collect();
-    // `false` sorts before `true`: sessions behind `last` come first, then it starts again from the lowest.
-    turn.sort_by_key(|ready| (ready.session <= last, ready.session));
+    turn.extend(by_session.into_values());
     turn
+}
+
+/// The line after a step that served the first `served` of `turn`.
+fn next_line(turn: &[Ready], served: usize) -> Vec<SessionId> {
+    let (served, waiting) = turn.split_at(served);
+    let behind_each_other = waiting.iter().chain(served);
+    behind_each_other.map(|ready| ready.session).collect()
+}
+
+/// All rows of the first ones in turn, up to the first whose rows do not fit into what is left of `budget`.
+fn take_whole(turn: &[Ready], budget: usize) -> Vec<Chunk> {
+    let mut rows_left = budget;
+    turn.iter()
+        .map_while(|ready| {
+            rows_left = rows_left.checked_sub(ready.rows)?;
+            Some(Chunk {
+                session: ready.session,
+                entry_layer: ready.entry_layer,
+                rows: ready.rows,
+            })
+        })
+        .collect()
 }
 
 /// Shares `budget` rows among sessions: equal parts, and what a session does not need goes to the others.

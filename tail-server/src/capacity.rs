@@ -1,16 +1,34 @@
 //! How many sessions, and how much KV cache, there is room for.
 //!
-//! Invariant: a [`Reservation`] lives as long as the KV cache it stands for. It travels into the engine with
-//! the session and is dropped beside the cache, so the memory counted is never less than the memory taken.
+//! A session is admitted with the blocks that it can ever need, so that none runs out in the middle of an answer.
+//! Blocks of a prefix that the tail holds already are not needed again.
+//!
+//! Invariant: a [`SessionRoom`] lives as long as the session in the engine, whose blocks it owns. It travels
+//! there with the session and is dropped with it, so no block is given to another session while the engine
+//! may still write it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+mod room;
+#[cfg(test)]
+mod tests;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use headway_model::LayerRange;
+use headway_wire::PrefixDigest;
+use tokio::sync::futures::OwnedNotified;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+
+pub(crate) use self::room::{OutOfRoom, SessionRoom};
+use crate::auth::Tenant;
+use crate::kv_pool::{KvPool, Shortage};
 use crate::metrics::Metrics;
 
 /// After how long a device that found no room may ask again. A session rarely ends sooner.
 const RETRY_AFTER_MS: u32 = 1000;
+
+/// How often prefixes are looked at that nobody has used for long.
+const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why there is no room.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,88 +68,165 @@ pub(crate) enum CapacityError {
     },
 }
 
-#[derive(Debug, Default)]
-struct Used {
+/// Finds what one tenant has sent before, and nothing of another tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct PrefixKey {
+    tenant: Tenant,
+    digest: PrefixDigest,
+}
+
+/// How much KV cache a tail has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KvLimits {
+    /// Of the device's memory.
+    pub(crate) total_blocks: usize,
+    /// Keys and values of [`headway_model::BLOCK_POSITIONS`] positions in one layer.
+    pub(crate) block_bytes: usize,
+    /// How long a prefix is kept that no session uses.
+    pub(crate) prefix_retention: Duration,
+}
+
+/// The KV cache that a session wants.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KvRequest<'a> {
+    pub(crate) tenant: &'a Tenant,
+    /// From its entry layer to the model's last one.
+    pub(crate) layers: LayerRange,
+    /// The most it will hold.
+    pub(crate) positions: usize,
+    /// Of its first blocks, as far as they may be reused.
+    pub(crate) prefix: &'a [PrefixDigest],
+    /// Its own blocks may be reused by others.
+    pub(crate) keeps_prefix: bool,
+}
+
+struct Held {
     sessions: usize,
-    kv_bytes: usize,
+    pool: KvPool<PrefixKey>,
 }
 
 /// The room of one tail. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Capacity {
     max_sessions: usize,
-    max_kv_bytes: usize,
-    used: Arc<Mutex<Used>>,
+    limits: KvLimits,
+    held: Arc<Mutex<Held>>,
+    released: Arc<Notify>,
     metrics: Arc<Metrics>,
 }
 
 impl Capacity {
-    pub(crate) fn new(max_sessions: usize, max_kv_bytes: usize, metrics: Arc<Metrics>) -> Self {
-        metrics.kv_limit_bytes.set(gauge_value(max_kv_bytes));
-        Self {
+    pub(crate) fn new(max_sessions: usize, limits: KvLimits, metrics: Arc<Metrics>) -> Self {
+        let limit_bytes = limits.total_blocks * limits.block_bytes;
+        metrics.kv_limit_bytes.set(gauge_value(limit_bytes));
+        let capacity = Self {
             max_sessions,
-            max_kv_bytes,
-            used: Arc::default(),
+            limits,
+            held: Arc::new(Mutex::new(Held {
+                sessions: 0,
+                pool: KvPool::new(limits.total_blocks, limits.prefix_retention),
+            })),
+            released: Arc::default(),
             metrics,
-        }
+        };
+        capacity.show(&capacity.lock());
+        capacity
     }
 
-    /// Takes room for one session with `kv_bytes` of cache, until the reservation is dropped.
-    pub(crate) fn reserve(&self, kv_bytes: usize) -> Result<Reservation, CapacityError> {
-        let max_bytes = self.max_kv_bytes;
-        if kv_bytes > max_bytes {
-            return Err(CapacityError::NeverFits {
-                needed_bytes: kv_bytes,
-                max_bytes,
+    /// Takes room for one session, until the answer is dropped.
+    pub(crate) fn reserve(
+        &self,
+        request: &KvRequest<'_>,
+        now: Instant,
+    ) -> Result<SessionRoom, CapacityError> {
+        let keys: Vec<PrefixKey> = request
+            .prefix
+            .iter()
+            .map(|&digest| PrefixKey {
+                tenant: request.tenant.clone(),
+                digest,
+            })
+            .collect();
+        let columns = headway_model::KvTable::columns_for(request.positions);
+        let mut held = self.lock();
+        let granted = held
+            .pool
+            .reserve(request.layers.len(), columns, &keys, now)
+            .map_err(|shortage| self.kv_error(&shortage));
+        // A session that never fits is told so, however many others there are.
+        if held.sessions >= self.max_sessions
+            && !matches!(granted, Err(CapacityError::NeverFits { .. }))
+        {
+            if let Ok(grant) = granted {
+                held.pool.release(grant.lease, now);
+            }
+            let max_sessions = self.max_sessions;
+            return Err(CapacityError::Sessions {
+                max_sessions,
+                retry_after_ms: RETRY_AFTER_MS,
             });
         }
-        {
-            let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-            if used.sessions >= self.max_sessions {
-                let max_sessions = self.max_sessions;
-                return Err(CapacityError::Sessions {
-                    max_sessions,
-                    retry_after_ms: RETRY_AFTER_MS,
-                });
-            }
-            let free_bytes = max_bytes - used.kv_bytes;
-            if kv_bytes > free_bytes {
-                let (needed_bytes, retry_after_ms) = (kv_bytes, RETRY_AFTER_MS);
-                return Err(CapacityError::KvCache {
-                    needed_bytes,
-                    free_bytes,
-                    max_bytes,
-                    retry_after_ms,
-                });
-            }
-            used.sessions += 1;
-            used.kv_bytes += kv_bytes;
-        }
+        let grant = granted?;
+        held.sessions += 1;
         self.metrics.sessions.inc();
-        self.metrics.kv_bytes.add(gauge_value(kv_bytes));
-        Ok(Reservation {
-            capacity: self.clone(),
-            kv_bytes,
-        })
+        self.show(&held);
+        drop(held);
+        Ok(SessionRoom::new(self.clone(), request, grant))
+    }
+
+    /// Completes when a session has given its room back since this was called.
+    pub(crate) fn released(&self) -> OwnedNotified {
+        Arc::clone(&self.released).notified_owned()
+    }
+
+    /// Forgets prefixes that nobody has used for long. For ever.
+    pub(crate) async fn forget_old_prefixes(self) {
+        let mut interval = tokio::time::interval(EXPIRY_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let mut held = self.lock();
+            held.pool.expire(Instant::now());
+            self.show(&held);
+        }
+    }
+
+    fn kv_error(&self, shortage: &Shortage) -> CapacityError {
+        let bytes = |blocks: usize| blocks.saturating_mul(self.limits.block_bytes);
+        let max_bytes = bytes(self.limits.total_blocks);
+        match *shortage {
+            Shortage::NeverFits { needed_blocks, .. } => CapacityError::NeverFits {
+                needed_bytes: bytes(needed_blocks),
+                max_bytes,
+            },
+            Shortage::Full {
+                needed_blocks,
+                free_blocks,
+            } => CapacityError::KvCache {
+                needed_bytes: bytes(needed_blocks),
+                free_bytes: bytes(free_blocks),
+                max_bytes,
+                retry_after_ms: RETRY_AFTER_MS,
+            },
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self, held: &Held) {
+        let counts = held.pool.counts();
+        self.metrics.show_kv_blocks(&counts);
+        let reserved_bytes = (counts.held + counts.promised) * self.limits.block_bytes;
+        self.metrics.kv_bytes.set(gauge_value(reserved_bytes));
     }
 }
 
-/// Room for one session; dropping it gives the room back.
-pub(crate) struct Reservation {
-    capacity: Capacity,
-    kv_bytes: usize,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        let Self { capacity, kv_bytes } = self;
-        {
-            let mut used = capacity.used.lock().unwrap_or_else(PoisonError::into_inner);
-            used.sessions -= 1;
-            used.kv_bytes -= *kv_bytes;
-        }
-        capacity.metrics.sessions.dec();
-        capacity.metrics.kv_bytes.sub(gauge_value(*kv_bytes));
+impl CapacityError {
+    /// True where room may come when a session leaves.
+    pub(crate) fn may_pass(&self) -> bool {
+        !matches!(self, Self::NeverFits { .. })
     }
 }
 
@@ -181,84 +276,4 @@ impl Drop for QueuePlace {
 
 pub(crate) fn gauge_value(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn capacity(max_sessions: usize, max_kv_bytes: usize) -> Capacity {
-        Capacity::new(
-            max_sessions,
-            max_kv_bytes,
-            Arc::new(Metrics::new().unwrap()),
-        )
-    }
-
-    #[test]
-    fn a_full_tail_refuses_with_retry_after() {
-        let capacity = capacity(1, 100);
-        let _held = capacity
-            .reserve(10)
-            .unwrap_or_else(|error| panic!("{error}"));
-        let refused = capacity.reserve(10).err();
-        assert!(matches!(
-            refused,
-            Some(CapacityError::Sessions {
-                max_sessions: 1,
-                retry_after_ms: 1..
-            })
-        ));
-    }
-
-    #[test]
-    fn a_full_queue_of_prompts_refuses_with_retry_after_until_one_is_computed() {
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let queue = PromptQueue::new(1, Arc::clone(&metrics));
-        let place = queue.enter().unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(metrics.queued_prompts.get(), 1);
-        assert!(matches!(
-            queue.enter().err(),
-            Some(CapacityError::Queue {
-                max_queue: 1,
-                retry_after_ms: 1..
-            })
-        ));
-        drop(place);
-        assert_eq!(metrics.queued_prompts.get(), 0);
-        assert!(queue.enter().is_ok());
-    }
-
-    #[test]
-    fn kv_bytes_are_never_promised_twice() {
-        let capacity = capacity(10, 100);
-        let _held = capacity
-            .reserve(60)
-            .unwrap_or_else(|error| panic!("{error}"));
-        let refused = capacity.reserve(41).err();
-        assert!(matches!(
-            refused,
-            Some(CapacityError::KvCache { free_bytes: 40, .. })
-        ));
-        assert!(capacity.reserve(40).is_ok());
-    }
-
-    #[test]
-    fn a_dropped_reservation_gives_its_room_back() {
-        let capacity = capacity(1, 100);
-        drop(capacity.reserve(100));
-        assert!(capacity.reserve(100).is_ok());
-    }
-
-    #[test]
-    fn a_session_larger_than_the_tail_is_not_told_to_try_again() {
-        let refused = capacity(1, 100).reserve(101).err();
-        assert_eq!(
-            refused,
-            Some(CapacityError::NeverFits {
-                needed_bytes: 101,
-                max_bytes: 100
-            })
-        );
-    }
 }

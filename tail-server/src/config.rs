@@ -8,9 +8,14 @@ use headway_model::Quantization;
 use headway_model::weights::WeightDtype;
 use headway_wire::Codec;
 
-pub use self::access::{AccessArgs, AccessConfig, JwksSource, OidcConfig, TenantLimits, TlsConfig};
+pub use self::access::{
+    AccessArgs, AccessConfig, JwksSource, OidcConfig, Quota, TenantLimits, TlsConfig,
+};
+pub use self::sessions::{RebalanceConfig, SessionArgs, SessionConfig};
+use crate::telemetry::TelemetryArgs;
 
 pub(crate) mod access;
+mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -65,6 +70,9 @@ pub struct Args {
     /// The most bytes of KV cache, all sessions together.
     #[arg(long, default_value_t = 2 << 30)]
     pub max_kv_bytes: usize,
+    /// Which sessions may be ended or moved, and what is kept of them.
+    #[command(flatten)]
+    pub sessions: SessionArgs,
     /// The most rows (prompt tokens and decoding sessions) of one engine step.
     #[arg(long, default_value_t = 128)]
     pub step_tokens: usize,
@@ -78,6 +86,9 @@ pub struct Args {
     /// /dev/termination-log where it exists].
     #[arg(long, value_name = "PATH")]
     pub termination_message: Option<PathBuf>,
+    /// What is logged and traced, and how.
+    #[command(flatten)]
+    pub telemetry: TelemetryArgs,
     /// Where downloads and head artefacts are kept [default: .cache/headway in the home directory].
     #[arg(long)]
     pub cache_dir: Option<PathBuf>,
@@ -116,6 +127,8 @@ pub struct Config {
     pub max_queue: usize,
     /// The most bytes of KV cache, all sessions together.
     pub max_kv_bytes: usize,
+    /// Which sessions may be ended or moved, and what is kept of them.
+    pub sessions: SessionConfig,
     /// The most rows of one engine step.
     pub step_tokens: usize,
     /// How long sessions may go on after the shutdown began.
@@ -227,11 +240,14 @@ impl TryFrom<Args> for Config {
             max_sessions,
             max_queue,
             max_kv_bytes,
+            sessions,
             step_tokens,
             drain_seconds,
             stall_seconds,
             // Used beside the configuration, so that the error of a wrong one is written there too.
             termination_message: _,
+            // Installed before, so that what is wrong here can be logged.
+            telemetry: _,
             cache_dir,
             head_quantizations,
             codecs,
@@ -252,6 +268,7 @@ impl TryFrom<Args> for Config {
             max_sessions: within("max-sessions", max_sessions, 1, 65_536)?,
             max_queue: within("max-queue", max_queue, 1, 65_536)?,
             max_kv_bytes: within("max-kv-bytes", max_kv_bytes, 1, usize::MAX)?,
+            sessions: SessionConfig::new(sessions)?,
             step_tokens: within("step-tokens", step_tokens, 2, 65_536)?,
             drain: Duration::from_secs(within("drain-seconds", drain_seconds, 0, 86_400)?),
             stall: match within("stall-seconds", stall_seconds, 0, 86_400)? {

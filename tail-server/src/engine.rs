@@ -24,14 +24,15 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use headway_model::sampler::{Sampled, Sampler};
+use headway_wire::PrefixDigest;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 pub(crate) use self::cpu::CpuDevice;
 pub(crate) use self::device::Device;
 use self::thread::Engine;
 use crate::batcher::Phase;
-use crate::capacity::Reservation;
-use crate::metrics::Metrics;
+use crate::capacity::SessionRoom;
+use crate::savings::Savings;
 use crate::watchdog::Watchdog;
 
 /// Steps of one session that may be in the engine: one runs, the others are there when it is done.
@@ -58,11 +59,9 @@ pub(crate) enum EngineError {
 pub(crate) struct OpenSession {
     /// The first layer its rows pass.
     pub(crate) entry_layer: usize,
-    /// KV capacity, in positions.
-    pub(crate) max_positions: usize,
     pub(crate) sampler: Sampler,
-    /// Given back when the KV cache is dropped.
-    pub(crate) reservation: Reservation,
+    /// Its blocks of the KV cache; given back when the engine has done with the session.
+    pub(crate) room: SessionRoom,
 }
 
 /// The rows of a step.
@@ -81,6 +80,10 @@ pub(crate) struct StepRequest {
     pub(crate) history: Vec<u32>,
     /// Sample a token after the last row.
     pub(crate) sample: bool,
+    /// Guesses: the token ids of the rows but the first one. Empty where nothing is guessed.
+    pub(crate) draft: Vec<u32>,
+    /// Of the session's next blocks, as far as the rows complete them.
+    pub(crate) digests: Vec<PrefixDigest>,
     pub(crate) phase: Phase,
     /// When the frame arrived.
     pub(crate) arrived: Instant,
@@ -93,13 +96,19 @@ pub(crate) struct StepRequest {
 pub(crate) struct StepOutput {
     /// Positions in the KV cache.
     pub(crate) positions: usize,
-    pub(crate) sampled: Option<Sampled>,
+    /// Draft tokens that are right, and the token after them; empty where no sample was asked for.
+    pub(crate) sampled: Vec<Sampled>,
+    pub(crate) phase: Phase,
+    pub(crate) rows: usize,
     pub(crate) compute_us: u64,
     pub(crate) saved_us: u64,
+    pub(crate) draft_saved_us: u64,
     /// From the frame's arrival to the step's first engine step.
     pub(crate) queue_us: u64,
     /// As in the request.
     pub(crate) arrived: Instant,
+    /// When the step's last rows were done.
+    pub(crate) computed: Instant,
 }
 
 pub(crate) type StepReply = Result<StepOutput, EngineError>;
@@ -132,10 +141,10 @@ impl EngineHandle {
         step_tokens: usize,
         max_sessions: usize,
         watchdog: Arc<Watchdog>,
-        metrics: Arc<Metrics>,
+        savings: Arc<Savings>,
     ) -> std::io::Result<(Self, JoinHandle<()>)> {
         let (commands, receiver) = mpsc::channel(max_sessions + COMMAND_SLOTS);
-        let engine = Engine::new(device, step_tokens, watchdog, metrics);
+        let engine = Engine::new(device, step_tokens, watchdog, savings);
         let thread = std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || engine.run(receiver))?;

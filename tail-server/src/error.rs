@@ -62,6 +62,10 @@ pub(crate) enum Error {
     WebSocket,
     #[error("this tail is leaving; open the session on another one")]
     Draining,
+    #[error(
+        "the session was idle and its room was needed; rebuild it when it goes on, here or on another tail"
+    )]
+    Evicted,
     #[error("this tail has {max_sockets} session sockets open, and takes no more; try again later")]
     TooManySockets { max_sockets: usize },
     #[error("the metrics cannot be rendered")]
@@ -83,10 +87,14 @@ impl Error {
             Self::Unauthenticated(_) | Self::CredentialsEnded | Self::Origin { .. } => {
                 RefusalCode::Unauthenticated
             }
-            Self::Capacity(_) | Self::TooManySockets { .. } => RefusalCode::NoCapacity,
+            Self::Capacity(_) | Self::Evicted | Self::TooManySockets { .. } => {
+                RefusalCode::NoCapacity
+            }
             Self::Step(StepError::BeyondSession { .. }) => RefusalCode::OverLimit,
             Self::Step(StepError::Activations(error)) => error.refusal_code(),
-            Self::Step(StepError::HistoryUpload) => RefusalCode::Unsupported,
+            Self::Step(StepError::HistoryUpload | StepError::DraftUpload) => {
+                RefusalCode::Unsupported
+            }
             Self::Step(_)
             | Self::OpenTimeout { .. }
             | Self::StepBeforeOpen
@@ -113,9 +121,11 @@ impl Error {
             ) => Some(*retry_after_ms),
             Self::TenantLimit(error) => Some(error.retry_after_ms()),
             // The device has all it needs to rebuild the session, here or on another tail.
-            Self::Engine(_) | Self::Stalled(_) | Self::TooManySockets { .. } | Self::Draining => {
-                Some(RETRY_AFTER_MS)
-            }
+            Self::Engine(_)
+            | Self::Stalled(_)
+            | Self::TooManySockets { .. }
+            | Self::Draining
+            | Self::Evicted => Some(RETRY_AFTER_MS),
             _ => None,
         }
     }

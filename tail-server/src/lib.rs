@@ -34,10 +34,14 @@ mod drain;
 mod engine;
 mod error;
 mod head_artifacts;
+mod kv_pool;
 mod last_words;
+mod live_sessions;
 mod loaded_model;
 mod metrics;
+mod rebalance;
 mod reload;
+mod savings;
 mod serve;
 mod session;
 pub mod telemetry;
@@ -45,12 +49,13 @@ mod tenant_limits;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod trace;
 mod watchdog;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use headway_model::Decoder;
+use headway_model::{Decoder, KvStore};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -63,11 +68,14 @@ pub use self::metrics::Metrics;
 use self::admission::Admission;
 use self::api::Api;
 use self::auth::Authenticator;
-use self::capacity::{Capacity, PromptQueue};
+use self::batcher::Batcher;
+use self::capacity::{Capacity, KvLimits, PromptQueue};
 use self::drain::Drain;
 use self::engine::{CpuDevice, Device, EngineHandle};
 use self::head_artifacts::HeadArtifacts;
+use self::live_sessions::LiveSessions;
 use self::reload::Reloads;
+use self::savings::Savings;
 use self::session::{Room, SessionService};
 use self::tenant_limits::Tenants;
 use self::tls::Tls;
@@ -110,12 +118,13 @@ pub async fn run(
     metrics: Arc<Metrics>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    run_on(CpuDevice::new, listener, config, model, metrics, shutdown).await
+    let device = CpuDevice::new;
+    run_on(device, listener, config, model, metrics, shutdown).await
 }
 
-/// [`run`] on the device that `device` makes of the tail layers.
+/// [`run`] on the device that `device` makes of the tail layers and a number of blocks of KV cache.
 async fn run_on<D: Device>(
-    device: impl FnOnce(Decoder) -> D,
+    device: impl FnOnce(Decoder, usize) -> D,
     listener: TcpListener,
     config: Config,
     model: LoadedModel,
@@ -125,7 +134,8 @@ async fn run_on<D: Device>(
     let Guarded {
         authenticator,
         tls,
-        background: _background,
+        mut background,
+        mut reloads,
     } = guard(&config, &metrics)?;
     let max_sockets = config.max_sessions + EXTRA_SOCKETS;
     let drain = Arc::new(Drain::new(max_sockets, Arc::clone(&metrics)));
@@ -140,34 +150,47 @@ async fn run_on<D: Device>(
         .weight_bytes
         .set(capacity::gauge_value(decoder.weight_bytes()));
     let watchdog = Arc::new(Watchdog::new(config.stall, Arc::clone(&metrics)));
+    let savings = Arc::new(Savings::new(
+        decoder.config().num_layers,
+        Arc::clone(&metrics),
+    ));
+    let kv_limits = kv_limits(&config, &decoder);
     let (engine, engine_thread) = EngineHandle::start(
-        device(decoder),
+        device(decoder, kv_limits.total_blocks),
         config.step_tokens,
         config.max_sessions,
         Arc::clone(&watchdog),
-        Arc::clone(&metrics),
+        Arc::clone(&savings),
     )
     .map_err(RunError::Engine)?;
     let artifacts = HeadArtifacts::new(weights, &manifest, &config.cache_dir);
     let manifest_json = serde_json::to_vec(&manifest)?.into();
     let tokenizer_digest = manifest.identity.tokenizer.digest.clone();
     let room = Room {
-        capacity: Capacity::new(
-            config.max_sessions,
-            config.max_kv_bytes,
-            Arc::clone(&metrics),
-        ),
+        capacity: Capacity::new(config.max_sessions, kv_limits, Arc::clone(&metrics)),
         queue: PromptQueue::new(config.max_queue, Arc::clone(&metrics)),
         tenants: Tenants::new(config.access.tenant_limits),
+        live: LiveSessions::new(),
+        evict_idle: config.sessions.evict_idle,
     };
-    let sessions = SessionService::new(
-        Admission::new(manifest, config.codecs),
+    background.spawn(room.capacity.clone().forget_old_prefixes());
+    if let Some(rebalance) = config.sessions.rebalance.clone() {
+        let (live, metrics) = (room.live.clone(), Arc::clone(&metrics));
+        let record = move |asked| metrics.record_rebalanced(asked);
+        rebalance::watch_target(rebalance, live, record, &mut reloads);
+    }
+    background.spawn(reloads.run(config.timeouts.reload, Arc::clone(&metrics)));
+    let max_draft_tokens = max_draft_tokens(&config);
+    let sessions = SessionService {
+        admission: Admission::new(manifest, config.codecs, max_draft_tokens),
         room,
         engine,
-        Arc::clone(&drain),
-        Arc::clone(&metrics),
-        config.timeouts,
-    );
+        drain: Arc::clone(&drain),
+        watchdog: Arc::clone(&watchdog),
+        metrics: Arc::clone(&metrics),
+        timeouts: config.timeouts,
+        queued_rows_kib: session::queued_rows(),
+    };
     let api = Api {
         manifest_json,
         tokenizer_json,
@@ -205,8 +228,27 @@ async fn run_on<D: Device>(
 struct Guarded {
     authenticator: Arc<Authenticator>,
     tls: Option<Tls>,
-    /// Reads files again and fetches keys, until it is dropped.
+    /// Fetches keys, until it is dropped.
     background: JoinSet<()>,
+    /// The files that are read again when they change.
+    reloads: Reloads,
+}
+
+/// A draft and the token before it go into one engine step.
+fn max_draft_tokens(config: &Config) -> u32 {
+    let most = Batcher::new(config.step_tokens).max_whole_rows() - 1;
+    let most = u32::try_from(most).unwrap_or(u32::MAX);
+    config.sessions.max_draft_tokens.min(most)
+}
+
+/// As many blocks as the limit has room for.
+fn kv_limits(config: &Config, decoder: &Decoder) -> KvLimits {
+    let block_bytes = KvStore::block_bytes(decoder.config());
+    KvLimits {
+        total_blocks: config.max_kv_bytes / block_bytes,
+        block_bytes,
+        prefix_retention: config.sessions.prefix_retention.unwrap_or_default(),
+    }
 }
 
 fn guard(config: &Config, metrics: &Arc<Metrics>) -> Result<Guarded, RunError> {
@@ -222,11 +264,11 @@ fn guard(config: &Config, metrics: &Arc<Metrics>) -> Result<Guarded, RunError> {
     if let Some(issuer) = authenticator.issuer() {
         background.spawn(Arc::clone(issuer).keep_fresh(Arc::clone(metrics)));
     }
-    background.spawn(reloads.run(config.timeouts.reload, Arc::clone(metrics)));
     Ok(Guarded {
         authenticator: Arc::new(authenticator),
         tls,
         background,
+        reloads,
     })
 }
 

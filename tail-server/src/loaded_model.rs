@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use headway_model::manifest::{Manifest, SplitRange, sha256_digest};
 use headway_model::weights::Weights;
-use headway_model::{Decoder, KvCache, LayerRange, LoadError, artifact};
+use headway_model::{BLOCK_POSITIONS, Decoder, KvStore, LayerRange, LoadError, artifact};
 use headway_wire::{Limits, PROTOCOL_VERSION};
 
 use crate::config::Config;
@@ -55,13 +55,16 @@ pub enum LoadModelError {
         /// Largest split layer.
         max: usize,
     },
-    /// The KV cache is too small for a single position.
-    #[error("--max-kv-bytes {max_kv_bytes}: one position takes {position_bytes} bytes")]
+    /// The KV cache is too small for the shortest session.
+    #[error(
+        "--max-kv-bytes {max_kv_bytes}: the shortest session takes {block_bytes}, a block of \
+         {BLOCK_POSITIONS} positions in each of the tail's layers"
+    )]
     KvBytes {
         /// The limit.
         max_kv_bytes: usize,
-        /// Bytes of one position over the tail's layers.
-        position_bytes: usize,
+        /// Bytes of one block in each of the tail's layers.
+        block_bytes: usize,
     },
     /// The tokenizer that would be served is not the one that the digest covers.
     #[error("the tokenizer's digest is {got}; the model's identity says {expected}")]
@@ -180,28 +183,18 @@ fn max_positions(
     weights: &Weights,
     tail_layers: LayerRange,
 ) -> Result<usize, LoadModelError> {
-    let bytes_for = |positions| KvCache::bytes_for(weights.config(), tail_layers, positions);
-    let max_kv_bytes = config.max_kv_bytes;
+    let block_bytes = KvStore::block_bytes(weights.config());
+    let column_bytes = block_bytes * tail_layers.len();
     let wanted = weights
         .config()
         .max_positions
         .min(Limits::default().max_positions as usize);
-    // The cache takes its memory in tiles of positions, so its size is a step function: search the edge.
-    let (mut fits, mut too_many) = (0, wanted + 1);
-    while too_many - fits > 1 {
-        let middle = fits + (too_many - fits) / 2;
-        if bytes_for(middle) <= max_kv_bytes {
-            fits = middle
-        } else {
-            too_many = middle
-        }
-    }
-    match fits {
+    match config.max_kv_bytes / column_bytes {
         0 => Err(LoadModelError::KvBytes {
-            max_kv_bytes,
-            position_bytes: bytes_for(1),
+            max_kv_bytes: config.max_kv_bytes,
+            block_bytes: column_bytes,
         }),
-        max_positions => Ok(max_positions),
+        columns => Ok(wanted.min(columns.saturating_mul(BLOCK_POSITIONS))),
     }
 }
 

@@ -7,10 +7,10 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use tail_server::{Args, Config, LastWords, LoadedModel, Metrics, telemetry};
 use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> anyhow::Result<()> {
-    telemetry::install();
     let metrics = Arc::new(Metrics::new()?);
     let args = Args::try_parse().unwrap_or_else(|error| {
         // Not for --help. An operator of another version may ask for what this one does not know.
@@ -20,21 +20,23 @@ fn main() -> anyhow::Result<()> {
         error.exit()
     });
     let last_words = LastWords::new(args.termination_message.clone(), Arc::clone(&metrics));
-    let ended = load_and_serve(args, metrics);
+    let runtime = Runtime::new()?;
+    let telemetry = telemetry::install(&args.telemetry, &runtime)
+        .inspect_err(|error| last_words.write(Some(error)))?;
+    let ended = load_and_serve(args, metrics, &runtime);
     last_words.write(ended.as_ref().err().map(AsRef::as_ref));
+    runtime.block_on(telemetry.finish());
+    // A task that did not end in time must not keep the process.
+    runtime.shutdown_background();
     ended
 }
 
-fn load_and_serve(args: Args, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+fn load_and_serve(args: Args, metrics: Arc<Metrics>, runtime: &Runtime) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
     headway_model::threads::set_threads(config.threads);
-    // Before the runtime: fetching and loading block.
+    // Outside the runtime: fetching and loading block.
     let model = LoadedModel::load(&config)?;
-    let runtime = tokio::runtime::Runtime::new()?;
-    let served = runtime.block_on(serve(config, model, metrics));
-    // A task that did not end in time must not keep the process.
-    runtime.shutdown_background();
-    served
+    runtime.block_on(serve(config, model, metrics))
 }
 
 async fn serve(config: Config, model: LoadedModel, metrics: Arc<Metrics>) -> anyhow::Result<()> {
@@ -47,11 +49,8 @@ async fn serve(config: Config, model: LoadedModel, metrics: Arc<Metrics>) -> any
     let is_tls = config.access.tls.is_some();
     let scheme = if is_tls { "wss" } else { "ws" };
     // Not through the log, whose filter could hide the line that scripts wait for.
-    writeln!(
-        std::io::stderr(),
-        "listening on {scheme}://{}",
-        listener.local_addr()?
-    )?;
+    let address = listener.local_addr()?;
+    writeln!(std::io::stderr(), "listening on {scheme}://{address}")?;
     let shutdown = async move {
         tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
     };

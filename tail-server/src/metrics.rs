@@ -1,36 +1,34 @@
 //! What `/metrics` tells, in Prometheus' text format. `docs/tail-metrics.md` lists it all.
 
+mod definitions;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use prometheus::core::Collector;
 use prometheus::{
-    Counter, CounterVec, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
-    Opts, Registry, TextEncoder,
+    Counter, CounterVec, Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Registry, TextEncoder,
 };
 
-use crate::accounting::Share;
+use crate::accounting::{Share, Term};
 use crate::batcher::Phase;
+use crate::capacity::gauge_value;
+use crate::kv_pool::Counts;
 use crate::reload::Reloaded;
-
-/// Upper bounds of the queue delay's buckets, in seconds: 0.5 ms to 16 s, each twice the one before.
-const QUEUE_DELAY_BUCKETS: (f64, f64, usize) = (0.0005, 2.0, 16);
-
-/// 5 ms to 41 s: a prompt's upload and all its rows.
-const FIRST_TOKEN_BUCKETS: (f64, f64, usize) = (0.005, 2.0, 14);
-
-/// 1 ms to 4 s: one row in a step with others.
-const OUTPUT_TOKEN_BUCKETS: (f64, f64, usize) = (0.001, 2.0, 13);
-
-/// What the layers that ran on devices saved. The other terms (on-device answers, accepted drafts, reused
-/// prefixes) are never mixed with this one.
-const HEAD_LAYERS: &str = "head_layers";
 
 /// The values of the label `result`: good and bad.
 const RELOAD_RESULTS: [&str; 2] = ["ok", "failed"];
+
+/// The values of the label `verdict`: good and bad.
+const DRAFT_VERDICTS: [&str; 2] = ["accepted", "rejected"];
+
+/// The values of the label `state`.
+const BLOCK_STATES: [&str; 4] = ["held", "promised", "kept", "free"];
+
+/// The values of the label `part`.
+const ANSWER_PARTS: [&str; 2] = ["prompt", "output"];
 
 /// The tail's counters. One instance for each server, so that tests beside each other do not mix.
 pub struct Metrics {
@@ -46,6 +44,10 @@ pub struct Metrics {
     pub(crate) sessions: IntGauge,
     pub(crate) sessions_opened: IntCounter,
     pub(crate) sessions_resumed: IntCounter,
+    /// Idle ones whose room was needed.
+    pub(crate) sessions_evicted: IntCounter,
+    /// Asked to move, so that sessions are spread over tails.
+    sessions_rebalanced: IntCounter,
     refusals: IntCounterVec,
     /// From devices to the tail, activations included; WebSocket payloads.
     pub(crate) received_bytes: IntCounter,
@@ -60,6 +62,11 @@ pub struct Metrics {
     /// Reserved by sessions.
     pub(crate) kv_bytes: IntGauge,
     pub(crate) kv_limit_bytes: IntGauge,
+    kv_blocks: IntGaugeVec,
+    /// Positions that sessions found computed.
+    pub(crate) reused_positions: IntCounter,
+    draft_tokens: IntCounterVec,
+    on_device_tokens: IntCounterVec,
     pub(crate) draining: IntGauge,
     pub(crate) weight_bytes: IntGauge,
     /// Sessions whose prompt is not computed yet.
@@ -92,7 +99,18 @@ impl Metrics {
             metrics.registry.register(collector)?;
         }
         // At zero from the start, so that the first increase is seen as one.
-        metrics.saved_seconds.with_label_values(&[HEAD_LAYERS]);
+        for term in Term::ALL {
+            metrics.saved_seconds.with_label_values(&[term.name()]);
+        }
+        for verdict in DRAFT_VERDICTS {
+            metrics.draft_tokens.with_label_values(&[verdict]);
+        }
+        for part in ANSWER_PARTS {
+            metrics.on_device_tokens.with_label_values(&[part]);
+        }
+        for state in BLOCK_STATES {
+            metrics.kv_blocks.with_label_values(&[state]);
+        }
         for phase in Phase::ALL {
             metrics.tokens.with_label_values(&[phase.name()]);
         }
@@ -109,165 +127,6 @@ impl Metrics {
         Ok(metrics)
     }
 
-    #[allow(
-        clippy::too_many_lines,
-        reason = "a list: each metric's name and what it says"
-    )]
-    fn unregistered() -> Result<Self, prometheus::Error> {
-        Ok(Self {
-            registry: Registry::new(),
-            start_time_seconds: Gauge::new(
-                "headway_tail_start_time_seconds",
-                "When the tail started, in seconds since 1970.",
-            )?,
-            engine_faults: IntCounter::new(
-                "headway_tail_engine_faults_total",
-                "Engine steps that failed; their sessions were refused.",
-            )?,
-            engine_stalled: IntGauge::new(
-                "headway_tail_engine_stalled",
-                "1 while the engine has work and a step is overdue, or its thread has ended.",
-            )?,
-            time_to_first_token_seconds: histogram(
-                "headway_tail_time_to_first_token_seconds",
-                "From a session's Open to its first token being sent; moved sessions are left out.",
-                FIRST_TOKEN_BUCKETS,
-            )?,
-            time_per_output_token_seconds: histogram(
-                "headway_tail_time_per_output_token_seconds",
-                "From the arrival of a step to its token being sent, for each token after the first.",
-                OUTPUT_TOKEN_BUCKETS,
-            )?,
-            steps: IntCounter::new("headway_tail_steps_total", "Engine steps.")?,
-            tokens: counters(
-                "headway_tail_tokens_total",
-                "Rows that passed the tail layers.",
-                "phase",
-            )?,
-            sessions: IntGauge::new("headway_tail_sessions", "Sessions that hold a KV cache.")?,
-            sessions_opened: IntCounter::new(
-                "headway_tail_sessions_opened_total",
-                "Sessions opened.",
-            )?,
-            sessions_resumed: IntCounter::new(
-                "headway_tail_sessions_resumed_total",
-                "Sessions rebuilt from another tail.",
-            )?,
-            refusals: counters(
-                "headway_tail_refusals_total",
-                "Refusals sent to devices.",
-                "code",
-            )?,
-            received_bytes: IntCounter::new(
-                "headway_tail_received_bytes_total",
-                "Payload bytes from devices.",
-            )?,
-            sent_bytes: IntCounter::new(
-                "headway_tail_sent_bytes_total",
-                "Payload bytes to devices.",
-            )?,
-            busy_seconds: Counter::new(
-                "headway_tail_busy_seconds_total",
-                "Time the device was busy.",
-            )?,
-            compute_seconds: Counter::new(
-                "headway_tail_compute_seconds_total",
-                "Device time attributed to sessions; equals the busy time.",
-            )?,
-            saved_seconds: CounterVec::new(
-                Opts::new(
-                    "headway_tail_saved_seconds_total",
-                    "Device time saved, by what saved it.",
-                ),
-                &["term"],
-            )?,
-            queue_delay_seconds: histogram(
-                "headway_tail_queue_delay_seconds",
-                "From a step's arrival to its first engine step.",
-                QUEUE_DELAY_BUCKETS,
-            )?,
-            kv_bytes: IntGauge::new("headway_tail_kv_bytes", "KV cache reserved by sessions.")?,
-            kv_limit_bytes: IntGauge::new(
-                "headway_tail_kv_limit_bytes",
-                "The most KV cache of all sessions.",
-            )?,
-            draining: IntGauge::new(
-                "headway_tail_draining",
-                "1 while the tail lets its sessions leave.",
-            )?,
-            weight_bytes: IntGauge::new(
-                "headway_tail_weight_bytes",
-                "Memory that the tail's weights take.",
-            )?,
-            queued_prompts: IntGauge::new(
-                "headway_tail_queued_prompts",
-                "Sessions whose prompt is not computed yet.",
-            )?,
-            reloads: IntCounterVec::new(
-                Opts::new(
-                    "headway_tail_reloads_total",
-                    "Files and key sets that were read again: tls, auth_keys, oidc_jwks; ok or failed.",
-                ),
-                &["what", "result"],
-            )?,
-        })
-    }
-
-    fn collectors(&self) -> Vec<Box<dyn Collector>> {
-        // Exhaustive, so that a metric cannot be added and not shown.
-        let Self {
-            registry: _,
-            start_time_seconds,
-            steps,
-            engine_faults,
-            engine_stalled,
-            tokens,
-            sessions,
-            sessions_opened,
-            sessions_resumed,
-            refusals,
-            received_bytes,
-            sent_bytes,
-            busy_seconds,
-            compute_seconds,
-            saved_seconds,
-            queue_delay_seconds,
-            time_to_first_token_seconds,
-            time_per_output_token_seconds,
-            kv_bytes,
-            kv_limit_bytes,
-            draining,
-            weight_bytes,
-            queued_prompts,
-            reloads,
-        } = self;
-        vec![
-            Box::new(start_time_seconds.clone()),
-            Box::new(steps.clone()),
-            Box::new(engine_faults.clone()),
-            Box::new(engine_stalled.clone()),
-            Box::new(tokens.clone()),
-            Box::new(sessions.clone()),
-            Box::new(sessions_opened.clone()),
-            Box::new(sessions_resumed.clone()),
-            Box::new(refusals.clone()),
-            Box::new(received_bytes.clone()),
-            Box::new(sent_bytes.clone()),
-            Box::new(busy_seconds.clone()),
-            Box::new(compute_seconds.clone()),
-            Box::new(saved_seconds.clone()),
-            Box::new(queue_delay_seconds.clone()),
-            Box::new(time_to_first_token_seconds.clone()),
-            Box::new(time_per_output_token_seconds.clone()),
-            Box::new(kv_bytes.clone()),
-            Box::new(kv_limit_bytes.clone()),
-            Box::new(draining.clone()),
-            Box::new(weight_bytes.clone()),
-            Box::new(queued_prompts.clone()),
-            Box::new(reloads.clone()),
-        ]
-    }
-
     /// What the tail has done so far.
     pub(crate) fn counters(&self) -> Counters {
         let tokens = Phase::ALL.map(|phase| {
@@ -277,12 +136,16 @@ impl Metrics {
                 self.tokens.with_label_values(&[name]).get(),
             )
         });
-        let head_layers = self.saved_seconds.with_label_values(&[HEAD_LAYERS]).get();
+        let saved_seconds = Term::ALL.map(|term| {
+            let name = term.name();
+            let saved = self.saved_seconds.with_label_values(&[name]).get();
+            (name.to_owned(), saved)
+        });
         Counters {
             start_time_seconds: self.start_time_seconds.get(),
             busy_seconds: self.busy_seconds.get(),
             compute_seconds: self.compute_seconds.get(),
-            saved_seconds: BTreeMap::from([(HEAD_LAYERS.to_owned(), head_layers)]),
+            saved_seconds: BTreeMap::from(saved_seconds),
             tokens: BTreeMap::from(tokens),
             sessions_opened: self.sessions_opened.get(),
         }
@@ -295,9 +158,45 @@ impl Metrics {
         self.compute_seconds
             .inc_by(seconds(shares.iter().map(|share| share.compute_ns).sum()));
         let saved_ns = shares.iter().map(|share| share.saved_ns).sum();
+        self.record_saved(Term::HeadLayers, saved_ns);
+    }
+
+    pub(crate) fn record_saved(&self, term: Term, saved_ns: u64) {
         self.saved_seconds
-            .with_label_values(&[HEAD_LAYERS])
+            .with_label_values(&[term.name()])
             .inc_by(seconds(saved_ns));
+    }
+
+    /// A verified draft of `guessed` tokens.
+    pub(crate) fn record_draft(&self, guessed: usize, accepted: usize) {
+        for (verdict, tokens) in DRAFT_VERDICTS.iter().zip([accepted, guessed - accepted]) {
+            self.draft_tokens
+                .with_label_values(&[verdict])
+                .inc_by(tokens as u64);
+        }
+    }
+
+    /// An answer that a device gave without the tail.
+    pub(crate) fn record_on_device(&self, prompt_tokens: u64, output_tokens: u64) {
+        for (part, tokens) in ANSWER_PARTS.iter().zip([prompt_tokens, output_tokens]) {
+            self.on_device_tokens
+                .with_label_values(&[part])
+                .inc_by(tokens);
+        }
+    }
+
+    /// `sessions` were asked to move to other tails.
+    pub(crate) fn record_rebalanced(&self, sessions: usize) {
+        self.sessions_rebalanced.inc_by(sessions as u64);
+    }
+
+    pub(crate) fn show_kv_blocks(&self, counts: &Counts) {
+        let blocks = [counts.held, counts.promised, counts.kept, counts.free];
+        for (state, blocks) in BLOCK_STATES.iter().zip(blocks) {
+            self.kv_blocks
+                .with_label_values(&[state])
+                .set(gauge_value(blocks));
+        }
     }
 
     pub(crate) fn record_tokens(&self, phase: Phase, rows: usize) {
@@ -306,13 +205,16 @@ impl Metrics {
             .inc_by(rows as u64);
     }
 
-    /// How long a token took until it was sent.
+    /// How long it took until tokens were sent, all of them in one frame.
     pub(crate) fn record_token_time(&self, time: TokenTime) {
         match time {
             TokenTime::First(took) => self.time_to_first_token_seconds.observe(took.as_secs_f64()),
-            TokenTime::Later(took) => self
-                .time_per_output_token_seconds
-                .observe(took.as_secs_f64()),
+            TokenTime::Later { took, tokens } => {
+                let each = took.as_secs_f64() / f64::from(tokens);
+                for _ in 0..tokens {
+                    self.time_per_output_token_seconds.observe(each);
+                }
+            }
         }
     }
 
@@ -338,22 +240,8 @@ impl Metrics {
 pub(crate) enum TokenTime {
     /// Since the session's Open.
     First(Duration),
-    /// Since the arrival of its step.
-    Later(Duration),
-}
-
-fn histogram(
-    name: &str,
-    help: &str,
-    buckets: (f64, f64, usize),
-) -> Result<Histogram, prometheus::Error> {
-    let (start, factor, count) = buckets;
-    let options = HistogramOpts::new(name, help);
-    Histogram::with_opts(options.buckets(prometheus::exponential_buckets(start, factor, count)?))
-}
-
-fn counters(name: &str, help: &str, label: &str) -> Result<IntCounterVec, prometheus::Error> {
-    IntCounterVec::new(Opts::new(name, help), &[label])
+    /// Since the arrival of their step. More than one where draft tokens were right.
+    Later { took: Duration, tokens: u32 },
 }
 
 #[allow(

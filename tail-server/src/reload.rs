@@ -1,4 +1,5 @@
-//! Files that are read again when they change: certificates and keys, as Kubernetes mounts them.
+//! Files that are read again when they change: certificates, keys and the session target, as Kubernetes mounts
+//! them.
 //!
 //! Kubernetes changes a mounted Secret by turning a link to another folder, which tells a watcher of the file
 //! nothing, so the contents themselves are compared, every few seconds. They are small.
@@ -39,6 +40,13 @@ pub(crate) enum FileError {
     },
 }
 
+impl FileError {
+    /// There is no such file.
+    fn is_away(&self) -> bool {
+        matches!(self, Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound)
+    }
+}
+
 /// What is read again, as the metrics and the log name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reloaded {
@@ -48,17 +56,25 @@ pub(crate) enum Reloaded {
     AuthKeys,
     /// An issuer's keys.
     OidcJwks,
+    /// How many sessions this tail should have.
+    SessionTarget,
 }
 
 impl Reloaded {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 3] = [Self::Tls, Self::AuthKeys, Self::OidcJwks];
+    pub(crate) const ALL: [Self; 4] = [
+        Self::Tls,
+        Self::AuthKeys,
+        Self::OidcJwks,
+        Self::SessionTarget,
+    ];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Tls => "tls",
             Self::AuthKeys => "auth_keys",
             Self::OidcJwks => "oidc_jwks",
+            Self::SessionTarget => "session_target",
         }
     }
 }
@@ -76,6 +92,8 @@ struct Watched {
     what: Reloaded,
     paths: Vec<PathBuf>,
     max_bytes: u64,
+    /// A file that is away is an empty one.
+    is_optional: bool,
     apply: Apply,
     /// Of the content that was last applied or refused; `None` where it could not be read.
     seen: Option<[u8; 32]>,
@@ -96,6 +114,7 @@ impl Reloads {
             what,
             paths,
             max_bytes,
+            is_optional: false,
             apply: Box::new(apply),
             seen: None,
             is_readable: true,
@@ -103,6 +122,30 @@ impl Reloads {
         watched.look()?;
         self.watched.push(watched);
         Ok(())
+    }
+
+    /// As [`Self::watch`], for one file that the tail can do without: where it is away it counts as empty, which
+    /// at the start is no change, and content that cannot be used at the start is told like any later one. Blocks.
+    pub(crate) fn watch_optional(
+        &mut self,
+        what: Reloaded,
+        path: PathBuf,
+        max_bytes: u64,
+        apply: impl FnMut(&[Vec<u8>]) -> Result<(), Cause> + Send + 'static,
+    ) {
+        let mut watched = Watched {
+            what,
+            paths: vec![path],
+            max_bytes,
+            is_optional: true,
+            apply: Box::new(apply),
+            seen: Some(digest(&[Vec::new()])),
+            is_readable: true,
+        };
+        if let Err(error) = watched.look() {
+            watched.tell(&error);
+        }
+        self.watched.push(watched);
     }
 
     /// Looks at the files every `period`, for as long as it is not dropped.
@@ -124,7 +167,8 @@ impl Reloads {
         }
     }
 
-    fn look(&mut self, metrics: &Metrics) {
+    /// Looks once.
+    pub(crate) fn look(&mut self, metrics: &Metrics) {
         for watched in &mut self.watched {
             let what = watched.what;
             match watched.look() {
@@ -134,13 +178,7 @@ impl Reloads {
                     metrics.record_reload(what, true);
                 }
                 Err(error) => {
-                    let error = format_chain(&error);
-                    let name = what.name();
-                    tracing::error!(
-                        what = name,
-                        error,
-                        "not read again; what was read before stays"
-                    );
+                    watched.tell(&error);
                     metrics.record_reload(what, false);
                 }
             }
@@ -149,12 +187,25 @@ impl Reloads {
 }
 
 impl Watched {
+    /// Logs why the content is not taken.
+    fn tell(&self, error: &FileError) {
+        let (what, error) = (self.what.name(), format_chain(error));
+        if self.is_optional {
+            tracing::warn!(what, error, "not taken; what was read before stays");
+        } else {
+            tracing::error!(what, error, "not read again; what was read before stays");
+        }
+    }
+
     /// Applies the content if it has changed. An error is told once for each content.
     fn look(&mut self) -> Result<bool, FileError> {
         let files: Result<Vec<Vec<u8>>, FileError> = self
             .paths
             .iter()
-            .map(|path| read(path, self.max_bytes))
+            .map(|path| match read(path, self.max_bytes) {
+                Err(error) if self.is_optional && error.is_away() => Ok(Vec::new()),
+                read => read,
+            })
             .collect();
         let files = match files {
             Ok(files) => files,
@@ -320,5 +371,34 @@ mod tests {
         let path = PathBuf::from("/nowhere/at/all");
         let watched = Reloads::default().watch(Reloaded::AuthKeys, vec![path], 8, |_| Ok(()));
         assert!(watched.unwrap_err().to_string().contains("/nowhere/at/all"));
+    }
+    #[test]
+    fn an_optional_file_that_is_away_is_empty_and_what_is_bad_at_the_start_is_no_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "bad").unwrap();
+        let applied: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+        let (mut reloads, metrics) = (Reloads::default(), Metrics::new().unwrap());
+        for path in [path.clone(), folder.path().join("never there")] {
+            let seen = Arc::clone(&applied);
+            reloads.watch_optional(Reloaded::SessionTarget, path, 8, move |files| {
+                if files[0] == b"bad" {
+                    return Err("it is bad".into());
+                }
+                seen.lock().unwrap().push(files[0].clone());
+                Ok(())
+            });
+        }
+        reloads.look(&metrics);
+        assert!(applied.lock().unwrap().is_empty());
+        std::fs::write(&path, "one").unwrap();
+        reloads.look(&metrics);
+        std::fs::remove_file(&path).unwrap();
+        reloads.look(&metrics);
+        reloads.look(&metrics);
+        assert_eq!(*applied.lock().unwrap(), [b"one".to_vec(), Vec::new()]);
+        let text = metrics.render().unwrap();
+        let counted = "headway_tail_reloads_total{result=\"ok\",what=\"session_target\"} 2";
+        assert!(text.contains(counted), "{text}");
     }
 }

@@ -6,41 +6,47 @@
 //! wait for by not being read.
 
 mod connection;
+mod replies;
 mod steps;
 mod token_times;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::ws::WebSocket;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use headway_wire::PROTOCOL_VERSION;
-use headway_wire::message::{GoAway, Open, Opened, Step, StepResult, TokenLogprob, client_frame};
+use headway_wire::message::{Open, Opened, Step, client_frame};
 use tokio::sync::{Semaphore, oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval_at, timeout};
+use tokio::time::{MissedTickBehavior, interval_at, timeout, timeout_at};
 use tracing::Instrument as _;
 
 use self::connection::Connection;
+use self::replies::{LEAVING, SPREADING, go_away, step_result};
 use self::steps::StepChecker;
 pub(crate) use self::steps::StepError;
 use self::token_times::TokenTimes;
 use crate::admission::{Admission, Admitted};
-use crate::auth::{Authenticator, Identity};
-use crate::capacity::{Capacity, PromptQueue, QueuePlace};
+use crate::auth::{Authenticator, Identity, Tenant};
+use crate::capacity::{Capacity, KvRequest, PromptQueue, QueuePlace, SessionRoom};
 use crate::config::Timeouts;
 use crate::drain::{Drain, Stage};
 use crate::engine::{
-    EngineError, EngineHandle, EngineSession, MAX_PIPELINED_STEPS, OpenSession, StepOutput,
-    StepReply,
+    EngineError, EngineHandle, EngineSession, MAX_PIPELINED_STEPS, OpenSession, StepReply,
 };
 use crate::error::Error;
+use crate::live_sessions::{LiveSession, LiveSessions, Notice};
 use crate::metrics::Metrics;
 use crate::tenant_limits::{TenantSession, Tenants};
+use crate::watchdog::Watchdog;
 
 /// The most memory of decoded rows that wait for the engine, all sessions together, in KiB. Where it is
 /// taken, sessions stop reading until a step is done.
 const MAX_QUEUED_ROWS_KIB: usize = 256 << 10;
+
+/// How long a newcomer waits for the room of an idle session that was told to end.
+const EVICTION_WAIT: Duration = Duration::from_secs(2);
 
 /// What sessions are served with.
 pub(crate) struct SessionService {
@@ -48,9 +54,11 @@ pub(crate) struct SessionService {
     pub(crate) room: Room,
     pub(crate) engine: EngineHandle,
     pub(crate) drain: Arc<Drain>,
+    pub(crate) watchdog: Arc<Watchdog>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) timeouts: Timeouts,
-    queued_rows_kib: Arc<Semaphore>,
+    /// Decoded rows of all sessions that wait for the engine.
+    pub(crate) queued_rows_kib: Arc<Semaphore>,
 }
 
 /// What there is room for, in each respect.
@@ -58,6 +66,9 @@ pub(crate) struct Room {
     pub(crate) capacity: Capacity,
     pub(crate) queue: PromptQueue,
     pub(crate) tenants: Tenants,
+    pub(crate) live: LiveSessions,
+    /// Sessions that have been idle for longer make room for newcomers.
+    pub(crate) evict_idle: Duration,
 }
 
 /// Who opens a session, and who says whether they still may.
@@ -66,27 +77,12 @@ pub(crate) struct Access {
     pub(crate) identity: Identity,
 }
 
-impl SessionService {
-    pub(crate) fn new(
-        admission: Admission,
-        room: Room,
-        engine: EngineHandle,
-        drain: Arc<Drain>,
-        metrics: Arc<Metrics>,
-        timeouts: Timeouts,
-    ) -> Self {
-        let queued_rows_kib = Arc::new(Semaphore::new(MAX_QUEUED_ROWS_KIB));
-        Self {
-            admission,
-            room,
-            engine,
-            drain,
-            metrics,
-            timeouts,
-            queued_rows_kib,
-        }
-    }
+/// Room for the decoded rows that wait for the engine.
+pub(crate) fn queued_rows() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(MAX_QUEUED_ROWS_KIB))
+}
 
+impl SessionService {
     /// Serves one socket until it ends. An error refuses this session and touches no other.
     pub(crate) async fn serve(&self, socket: WebSocket, access: Access) {
         let limits = *self.admission.limits();
@@ -117,12 +113,16 @@ impl SessionService {
         let opened = Instant::now();
         let admitted = self.admission.admit(&open)?;
         let token_times = TokenTimes::new(opened, admitted.is_resumed);
-        let checker = StepChecker::new(&admitted, &self.admission);
-        let tenant = &access.identity.tenant;
-        let tenant_session = self.room.tenants.enter(tenant, Instant::now())?;
+        // What a stalled engine was given, nobody would get.
+        self.watchdog.check(opened)?;
+        let Identity { tenant, device, .. } = &access.identity;
+        let tenant_session = self.room.tenants.enter(tenant, device.as_ref(), opened)?;
         let queue_place = self.room.queue.enter()?;
+        let room = self.take_room(&admitted, tenant).await?;
+        let reused_positions = room.reused_positions();
+        let checker = StepChecker::new(&admitted, &self.admission, reused_positions);
         let prompt_positions = admitted.prefill_positions;
-        let session = self.open(admitted).await?;
+        let session = self.open(admitted, room).await?;
 
         let id = session.id().0;
         let (split_layer, traceparent) = (open.split_layer, &open.traceparent);
@@ -137,6 +137,7 @@ impl SessionService {
                 positions: prompt_positions,
                 _place: queue_place,
             }),
+            live: self.room.live.enter(Instant::now()),
             pending: FuturesOrdered::new(),
             token_times,
             read_at: None,
@@ -146,6 +147,9 @@ impl SessionService {
             session_id: id,
             max_positions: open.max_positions,
             max_step_positions: self.admission.limits().max_step_positions,
+            // Bounded by the session's positions, which came as a u32.
+            reused_positions: u32::try_from(reused_positions).unwrap_or(u32::MAX),
+            max_draft_tokens: self.admission.limits().max_draft_tokens,
         };
         running.run(granted, stage, access).instrument(span).await
     }
@@ -162,25 +166,47 @@ impl SessionService {
         }
     }
 
-    async fn open(&self, admitted: Admitted) -> Result<EngineSession, Error> {
-        let Admitted {
-            split_layer,
-            max_positions,
-            sampler,
-            kv_bytes,
-            is_resumed,
-            ..
-        } = admitted;
-        let reservation = self.room.capacity.reserve(kv_bytes)?;
+    /// Takes the session's room; where there is none, that of a session that has been idle for long.
+    async fn take_room(&self, admitted: &Admitted, tenant: &Tenant) -> Result<SessionRoom, Error> {
+        let request = KvRequest {
+            tenant,
+            layers: admitted.layers,
+            positions: admitted.max_positions,
+            prefix: &admitted.prefix,
+            keeps_prefix: admitted.keeps_prefix,
+        };
+        let deadline = tokio::time::Instant::now() + EVICTION_WAIT;
+        let mut has_evicted = false;
+        loop {
+            // Before the look at the room, so that what is given back in between is seen.
+            let released = self.room.capacity.released();
+            let now = Instant::now();
+            let error = match self.room.capacity.reserve(&request, now) {
+                Ok(room) => return Ok(room),
+                Err(error) => error,
+            };
+            if !error.may_pass() {
+                return Err(error.into());
+            }
+            if self.room.live.evict_idlest(self.room.evict_idle, now) {
+                self.metrics.sessions_evicted.inc();
+                has_evicted = true;
+            }
+            if !has_evicted || timeout_at(deadline, released).await.is_err() {
+                return Err(error.into());
+            }
+        }
+    }
+
+    async fn open(&self, admitted: Admitted, room: SessionRoom) -> Result<EngineSession, Error> {
         let open = OpenSession {
-            entry_layer: split_layer,
-            max_positions,
-            sampler,
-            reservation,
+            entry_layer: admitted.split_layer,
+            sampler: admitted.sampler,
+            room,
         };
         let session = self.engine.open(open).await?;
         self.metrics.sessions_opened.inc();
-        if is_resumed {
+        if admitted.is_resumed {
             self.metrics.sessions_resumed.inc();
         }
         Ok(session)
@@ -201,6 +227,7 @@ struct RunningSession<'a> {
     tenant_session: TenantSession,
     /// `None` once the prompt is computed.
     waiting_prompt: Option<WaitingPrompt>,
+    live: LiveSession,
     pending: FuturesOrdered<oneshot::Receiver<StepReply>>,
     token_times: TokenTimes,
     /// Nothing is read before: the tenant has used more than its rate.
@@ -253,10 +280,18 @@ impl RunningSession<'_> {
                     let now = *stage.borrow_and_update();
                     match now {
                         Stage::Serving => {}
-                        Stage::Draining { deadline } => self.connection.send(go_away(deadline)).await?,
+                        Stage::Draining { deadline } => {
+                            self.connection.send(go_away(deadline, LEAVING)).await?;
+                        }
                         Stage::Closing => return Err(Error::Draining),
                     }
                 }
+                notice = self.live.notice() => match notice {
+                    Notice::Evicted => return Err(Error::Evicted),
+                    Notice::Leave { deadline } => {
+                        self.connection.send(go_away(deadline, SPREADING)).await?;
+                    }
+                },
                 () = &mut credentials_ended => return Err(Error::CredentialsEnded),
             }
         }
@@ -277,11 +312,14 @@ impl RunningSession<'_> {
             .acquire_many_owned(kib)
             .await
             .map_err(|_| EngineError::Stopped)?;
+        let position = step.position as usize;
         let request = self.checker.check(step, arrived, memory)?;
+        let end = position + request.rows;
         let wait = self.tenant_session.charge(request.rows, Instant::now())?;
         if !wait.is_zero() {
             self.read_at = Some(tokio::time::Instant::now() + wait);
         }
+        self.live.note_busy(end);
         self.pending.push_back(self.session.step(request).await?);
         Ok(())
     }
@@ -300,10 +338,14 @@ impl RunningSession<'_> {
         {
             self.waiting_prompt = None;
         }
-        let token_of = output.sampled.is_some().then_some(output.arrived);
+        self.checker.answered(output.positions);
+        if self.pending.is_empty() {
+            self.live.note_idle(output.positions, Instant::now());
+        }
+        let (tokens, arrived) = (output.sampled.len(), output.arrived);
         self.connection.send(step_result(output)).await?;
-        if let Some(arrived) = token_of
-            && let Some(time) = self.token_times.sent(arrived, Instant::now())
+        if tokens > 0
+            && let Some(time) = self.token_times.sent(tokens, arrived, Instant::now())
         {
             self.service.metrics.record_token_time(time);
         }
@@ -320,40 +362,4 @@ async fn wait_until(moment: Option<tokio::time::Instant>) {
         Some(moment) => tokio::time::sleep_until(moment).await,
         None => std::future::pending().await,
     }
-}
-
-fn go_away(deadline: tokio::time::Instant) -> GoAway {
-    let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-    GoAway {
-        deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
-        reason: "this tail is leaving; rebuild the session on another one".to_owned(),
-    }
-}
-
-fn step_result(output: StepOutput) -> StepResult {
-    let StepOutput {
-        positions,
-        sampled,
-        compute_us,
-        saved_us,
-        queue_us,
-        arrived: _,
-    } = output;
-    let mut result = StepResult {
-        // Bounded by the session's `max_positions`, which came as a u32.
-        positions: u32::try_from(positions).unwrap_or(u32::MAX),
-        compute_us,
-        saved_us,
-        queue_us,
-        ..StepResult::default()
-    };
-    if let Some(sampled) = sampled {
-        result.token_id = Some(sampled.token_id);
-        result.logprob = sampled.logprob;
-        let top = sampled.top_logprobs.into_iter();
-        result.top_logprobs = top
-            .map(|(token_id, logprob)| TokenLogprob { token_id, logprob })
-            .collect();
-    }
-    result
 }

@@ -1,39 +1,34 @@
-//! How much of this tail one tenant may take: sessions at a time, and rows a second.
+//! How much of this tail one tenant may take, and one of its devices: sessions at a time, and rows a second.
 //!
-//! Rows are counted by the generic cell rate algorithm, which is a token bucket whose state is one moment: the
-//! one up to which the tenant's rows are paid for at its rate. It may lie [`BURST`] in the future; further on,
-//! the tenant's sessions are not read until it is near enough again, and no session of it is opened.
+//! Both are counted side by side: a session needs room in its tenant's limits and in its device's, and its rows
+//! are charged to both. Where nothing tells devices apart there is the tenant's limit alone.
 //!
-//! Invariant: a tenant is forgotten when it has no session and nothing left to pay, so that the memory is
-//! bounded by the sessions.
+//! Invariant: a tenant or a device is forgotten when it has no session and nothing left to pay, so that the memory
+//! is bounded by the sessions.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+mod ledger;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::auth::Tenant;
+use self::ledger::{Excess, Ledger};
+use crate::auth::{Device, Tenant};
 use crate::config::TenantLimits;
 
 #[cfg(test)]
 mod tests;
 
-/// How much of its rate a tenant may use at once.
-const BURST: Duration = Duration::from_secs(10);
-
-/// The longest that a session is not read. Where its tenant has to wait longer, it is refused. Devices wait
-/// twice as long for a step.
+/// The longest that a session is not read. Where its tenant or its device has to wait longer, it is refused.
+/// Devices wait twice as long for a step.
 const MAX_WAIT: Duration = Duration::from_secs(30);
 
 /// The lowest rate that makes sense: the largest step, of 512 rows, is paid for within [`MAX_WAIT`].
 pub(crate) const MIN_TOKENS_PER_SECOND: u32 = 20;
 
-/// After how long a device whose tenant has too many sessions may ask again.
+/// After how long a device that has, or whose tenant has, too many sessions may ask again.
 const SESSIONS_RETRY_AFTER_MS: u32 = 1000;
 
-/// Tenants that are remembered before those that need not be are looked for.
-const MIN_REMEMBERED: usize = 64;
-
-/// Why a tenant gets no more.
+/// Why a tenant, or one of its devices, gets no more.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TenantLimitError {
     #[error(
@@ -51,131 +46,154 @@ pub(crate) enum TenantLimitError {
         tokens_per_second: u32,
         retry_after_ms: u32,
     },
+    #[error(
+        "all {max_sessions} sessions that one device may have on this tail are taken; \
+         close one, or try again later"
+    )]
+    DeviceSessions {
+        max_sessions: usize,
+        retry_after_ms: u32,
+    },
+    #[error(
+        "one device may use {tokens_per_second} tokens a second on this tail, and more have been used; \
+         try again later"
+    )]
+    DeviceRate {
+        tokens_per_second: u32,
+        retry_after_ms: u32,
+    },
 }
 
 impl TenantLimitError {
     pub(crate) fn retry_after_ms(&self) -> u32 {
         match self {
-            Self::Sessions { retry_after_ms, .. } | Self::Rate { retry_after_ms, .. } => {
-                *retry_after_ms
-            }
+            Self::Sessions { retry_after_ms, .. }
+            | Self::Rate { retry_after_ms, .. }
+            | Self::DeviceSessions { retry_after_ms, .. }
+            | Self::DeviceRate { retry_after_ms, .. } => *retry_after_ms,
+        }
+    }
+
+    fn of_tenant(excess: Excess) -> Self {
+        match excess {
+            Excess::Sessions { max_sessions } => Self::Sessions {
+                max_sessions,
+                retry_after_ms: SESSIONS_RETRY_AFTER_MS,
+            },
+            Excess::Rate {
+                tokens_per_second,
+                wait,
+            } => Self::Rate {
+                tokens_per_second,
+                retry_after_ms: whole_ms(wait),
+            },
+        }
+    }
+
+    fn of_device(excess: Excess) -> Self {
+        match excess {
+            Excess::Sessions { max_sessions } => Self::DeviceSessions {
+                max_sessions,
+                retry_after_ms: SESSIONS_RETRY_AFTER_MS,
+            },
+            Excess::Rate {
+                tokens_per_second,
+                wait,
+            } => Self::DeviceRate {
+                tokens_per_second,
+                retry_after_ms: whole_ms(wait),
+            },
         }
     }
 }
 
-/// What one tenant has taken.
-#[derive(Debug)]
-struct Used {
-    sessions: usize,
-    /// Up to here its rows are paid for.
-    paid_until: Instant,
+fn whole_ms(wait: Duration) -> u32 {
+    u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1)
 }
 
-/// All tenants of one tail. Clones share them.
+/// All tenants of one tail, and their devices. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Tenants {
-    limits: TenantLimits,
-    used: Arc<Mutex<HashMap<Tenant, Used>>>,
+    used: Arc<Mutex<Used>>,
+}
+
+/// What has been taken.
+struct Used {
+    tenants: Ledger<Tenant>,
+    devices: Ledger<Device>,
 }
 
 impl Tenants {
     pub(crate) fn new(limits: TenantLimits) -> Self {
+        let TenantLimits { tenant, device } = limits;
         Self {
-            limits,
-            used: Arc::default(),
+            used: Arc::new(Mutex::new(Used {
+                tenants: Ledger::new(tenant),
+                devices: Ledger::new(device),
+            })),
         }
     }
 
-    /// Counts a session of `tenant` until what is returned is dropped.
+    /// Counts a session of `tenant` and of its `device`, where that is known, until what is returned is dropped. A
+    /// refused session takes nothing.
     pub(crate) fn enter(
         &self,
         tenant: &Tenant,
+        device: Option<&Device>,
         now: Instant,
     ) -> Result<TenantSession, TenantLimitError> {
-        let mut tenants = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let open: usize = tenants.values().map(|used| used.sessions.min(1)).sum();
-        if tenants.len() >= MIN_REMEMBERED.max(2 * open) {
-            tenants.retain(|_, used| used.sessions > 0 || used.paid_until > now);
+        let mut used = self.used();
+        if let Some(device) = device {
+            let room = used.devices.check_room(device, now);
+            room.map_err(TenantLimitError::of_device)?;
         }
-        let used = tenants.entry(tenant.clone()).or_insert(Used {
-            sessions: 0,
-            paid_until: now,
-        });
-        if let Some(max_sessions) = self.limits.max_sessions
-            && used.sessions >= max_sessions
-        {
-            return Err(TenantLimitError::Sessions {
-                max_sessions,
-                retry_after_ms: SESSIONS_RETRY_AFTER_MS,
-            });
+        let room = used.tenants.check_room(tenant, now);
+        room.map_err(TenantLimitError::of_tenant)?;
+        if let Some(device) = device {
+            used.devices.enter(device, now);
         }
-        let wait = used.wait(now);
-        if !wait.is_zero() {
-            return Err(self.over_rate(wait));
-        }
-        used.sessions += 1;
+        used.tenants.enter(tenant, now);
         Ok(TenantSession {
             tenants: self.clone(),
             tenant: tenant.clone(),
+            device: device.cloned(),
         })
     }
 
-    fn over_rate(&self, wait: Duration) -> TenantLimitError {
-        TenantLimitError::Rate {
-            tokens_per_second: self.limits.tokens_per_second.unwrap_or(0),
-            retry_after_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1),
-        }
+    fn used(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Used {
-    /// How long until the tenant may go on.
-    fn wait(&self, now: Instant) -> Duration {
-        self.paid_until
-            .saturating_duration_since(now)
-            .saturating_sub(BURST)
-    }
-}
-
-/// A session of a tenant; dropping it counts it out.
+/// A session of a tenant and of one of its devices; dropping it counts it out.
 pub(crate) struct TenantSession {
     tenants: Tenants,
     tenant: Tenant,
+    device: Option<Device>,
 }
 
 impl TenantSession {
     /// Charges rows that go to the engine. How long the session must not be read after them.
     pub(crate) fn charge(&self, rows: usize, now: Instant) -> Result<Duration, TenantLimitError> {
-        let Some(tokens_per_second) = self.tenants.limits.tokens_per_second else {
-            return Ok(Duration::ZERO);
+        let mut used = self.tenants.used();
+        // Both are charged before either is looked at: the rows are in the engine's queue, or the session ends.
+        let tenant = used.tenants.charge(&self.tenant, rows, now, MAX_WAIT);
+        let device = match &self.device {
+            Some(device) => used.devices.charge(device, rows, now, MAX_WAIT),
+            None => Ok(Duration::ZERO),
         };
-        let cost = Duration::from_secs(rows as u64) / tokens_per_second;
-        let mut tenants = self
-            .tenants
-            .used
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let Some(used) = tenants.get_mut(&self.tenant) else {
-            return Ok(Duration::ZERO);
-        };
-        used.paid_until = used.paid_until.max(now) + cost;
-        let wait = used.wait(now);
-        if wait > MAX_WAIT {
-            return Err(self.tenants.over_rate(wait));
-        }
-        Ok(wait)
+        let device_wait = device.map_err(TenantLimitError::of_device)?;
+        let tenant_wait = tenant.map_err(TenantLimitError::of_tenant)?;
+        Ok(device_wait.max(tenant_wait))
     }
 }
 
 impl Drop for TenantSession {
     fn drop(&mut self) {
-        let mut tenants = self
-            .tenants
-            .used
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(used) = tenants.get_mut(&self.tenant) {
-            used.sessions -= 1;
+        let (mut used, now) = (self.tenants.used(), Instant::now());
+        if let Some(device) = &self.device {
+            used.devices.leave(device, now);
         }
+        used.tenants.leave(&self.tenant, now);
     }
 }

@@ -20,8 +20,8 @@ mod rig;
 async fn start(options: &[&str]) -> (Server, SyncSender<Fault>, TempDir) {
     let cache = tempfile::tempdir().unwrap();
     let (tell, told) = sync_channel(1);
-    let device = move |decoder| {
-        let (device, choose) = FaultyDevice::new(CpuDevice::new(decoder));
+    let device = move |decoder, kv_blocks| {
+        let (device, choose) = FaultyDevice::new(CpuDevice::new(decoder, kv_blocks));
         tell.send(choose).unwrap();
         device
     };
@@ -104,6 +104,12 @@ async fn an_overdue_step_fails_readiness_until_it_finishes() {
         sentence.contains("finished no step") && sentence.contains("--stall-seconds"),
         "{sentence}"
     );
+    // What it was given, nobody would get.
+    let mut newcomer = server.connect().await;
+    newcomer.send(server.open(0)).await;
+    let refusal = newcomer.refusal().await;
+    assert_eq!(refusal.code(), RefusalCode::Internal);
+    assert!(refusal.retry_after_ms.is_some());
     // The process lives: restarting it is for whoever watches readiness to decide.
     assert_eq!(server.get("/healthz").await.status(), 200);
 

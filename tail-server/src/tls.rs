@@ -112,7 +112,7 @@ fn server_config(
 /// The client's certificate, which the handshake has checked, if it came with one.
 pub(crate) fn peer_certificate(connection: &ServerConnection) -> Option<PeerCertificate> {
     let certificate = connection.peer_certificates()?.first()?;
-    Some(PeerCertificate(tenant(certificate)))
+    Some(PeerCertificate::new(tenant(certificate), certificate))
 }
 
 /// The first URI among the subject alternative names, or else the first DNS name.

@@ -7,6 +7,20 @@ fn rows(entry_layer: usize, rows: usize, sampled: usize) -> Rows {
         entry_layer,
         rows,
         sampled,
+        phase: if sampled == 0 {
+            Phase::Prefill
+        } else {
+            Phase::Decode
+        },
+    }
+}
+
+fn draft(entry_layer: usize, rows: usize) -> Rows {
+    Rows {
+        entry_layer,
+        rows,
+        sampled: rows,
+        phase: Phase::Verify,
     }
 }
 
@@ -89,17 +103,63 @@ fn the_lm_head_is_paid_by_those_who_sampled() {
     );
 }
 
+#[test]
+fn a_draft_pays_for_all_its_rows_also_at_the_end() {
+    let times = StepTimes {
+        assemble_ns: 50,
+        first_layer: 2,
+        layers_ns: vec![100],
+        finish_ns: 200,
+    };
+    let shares = attribute(&times, &[rows(2, 1, 1), draft(2, 3), rows(2, 1, 0)]);
+    assert_eq!(
+        shares
+            .iter()
+            .map(|share| share.compute_ns)
+            .collect::<Vec<_>>(),
+        [10 + 20 + 50, 30 + 60 + 150, 10 + 20]
+    );
+}
+
+#[test]
+fn rejected_guesses_save_nothing_in_the_head_layers() {
+    let share = Share {
+        compute_ns: 90,
+        saved_ns: 1001,
+    };
+    let saved_ns = [0, 1, 2, 3].map(|accepted| share.without_rejected(4, accepted).saved_ns);
+    assert_eq!(saved_ns, [250, 500, 750, 1001]);
+    assert_eq!(share.without_rejected(4, 0).compute_ns, 90);
+}
+
+#[test]
+fn terms_have_names_of_their_own() {
+    let names = Term::ALL.map(Term::name);
+    assert_eq!(
+        names,
+        [
+            "head_layers",
+            "on_device_answers",
+            "accepted_drafts",
+            "reused_prefixes"
+        ]
+    );
+}
+
 fn any_step() -> impl Strategy<Value = (StepTimes, Vec<Rows>)> {
     let ns = 0_u64..10_000_000_000;
     let layers = prop::collection::vec(ns.clone(), 1..40);
     (layers, ns.clone(), ns, 0_usize..20).prop_flat_map(
         |(layers_ns, assemble_ns, finish_ns, first_layer)| {
             let last_layer = first_layer + layers_ns.len() - 1;
-            let session = (first_layer..=last_layer, 1_usize..500, 0_usize..2);
+            let session = (first_layer..=last_layer, 1_usize..500, 0_usize..3);
             prop::collection::vec(session, 1..30).prop_map(move |sessions| {
                 let mut batch: Vec<Rows> = sessions
                     .into_iter()
-                    .map(|(entry, count, sampled)| rows(entry, count, sampled))
+                    .map(|(entry, count, kind)| match kind {
+                        2 => draft(entry, count),
+                        sampled => rows(entry, count, sampled),
+                    })
                     .collect();
                 batch.sort_by_key(|rows| rows.entry_layer);
                 // A step starts at the lowest entry layer of its batch.

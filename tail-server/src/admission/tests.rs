@@ -9,7 +9,7 @@ use super::*;
 
 /// A model of 8 layers, hidden size 64, vocabulary 100; splits 2 to 6; f32 and int8; sessions of 1000.
 pub(crate) fn admission(min: usize) -> Admission {
-    Admission::new(manifest(min), codecs())
+    Admission::new(manifest(min), codecs(), 8)
 }
 
 /// The same where token ids may not leave devices.
@@ -18,7 +18,7 @@ pub(crate) fn admission_without_token_upload() -> Admission {
         token_upload: false,
         ..manifest(1)
     };
-    Admission::new(manifest, codecs())
+    Admission::new(manifest, codecs(), 8)
 }
 
 fn codecs() -> Vec<Codec> {
@@ -96,15 +96,45 @@ fn refused(admission: &Admission, open: &Open) -> AdmissionError {
 }
 
 #[test]
-fn a_session_is_admitted_with_the_cache_of_its_layers() {
+fn a_session_is_admitted_with_its_layers() {
     let admission = admission(2);
-    let of_layer = |split_layer| {
-        admission
-            .admit(&open(&admission, split_layer))
-            .map(|admitted| admitted.kv_bytes)
+    let admitted = admission
+        .admit(&open(&admission, 6))
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(admitted.layers, LayerRange::new(6, 8));
+}
+
+fn reusable(open: &Open) -> usize {
+    let admitted = admission(2).admit(open);
+    admitted
+        .unwrap_or_else(|error| panic!("{error}"))
+        .prefix
+        .len()
+}
+
+#[test]
+fn a_row_is_left_to_be_sent_of_a_prefix_that_is_reused() {
+    let admission = admission(2);
+    let offer = |prompt_tokens, resume_positions| Open {
+        max_positions: 200,
+        prompt_tokens,
+        resume_positions,
+        prefix_digests: vec![1; 6 * 32].into(),
+        ..open(&admission, 4)
     };
-    let (four_layers, two_layers) = (of_layer(4).unwrap(), of_layer(6).unwrap());
-    assert_eq!(four_layers, 2 * two_layers);
+    assert_eq!(reusable(&offer(64, 0)), 1);
+    assert_eq!(reusable(&offer(65, 0)), 2);
+    assert_eq!(reusable(&offer(65, 97)), 3);
+    assert_eq!(reusable(&offer(200, 0)), 6);
+    // The sampler would not see the tokens of what is not sent.
+    let with_penalty = Open {
+        sampling: Some(Sampling {
+            presence_penalty: 1.0,
+            ..Sampling::default()
+        }),
+        ..offer(200, 0)
+    };
+    assert_eq!(reusable(&with_penalty), 0);
 }
 
 #[test]
@@ -268,7 +298,9 @@ fn the_frame_limit_fits_the_largest_step_and_not_much_more() {
 
 #[test]
 fn a_wide_model_takes_shorter_steps_and_keeps_the_frame_limit() {
-    let limits = frame_limits(32_768, &[Codec::F32]);
+    let mut manifest = manifest(2);
+    manifest.identity.config.hidden_size = 32_768;
+    let limits = frame_limits(&manifest, &[Codec::F32]);
     assert!(limits.max_frame_bytes <= Limits::default().max_frame_bytes);
     assert!((1..512).contains(&limits.max_step_positions));
 }

@@ -8,7 +8,7 @@ use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, Validation, decode, 
 use serde_json::{Map, Value};
 
 use super::ring_provider::{self, ALGORITHMS};
-use super::{BearerToken, CredentialSource, Tenant};
+use super::{BearerToken, CredentialSource, Device, Tenant};
 
 #[cfg(test)]
 pub(crate) mod tests;
@@ -134,6 +134,7 @@ fn usable(jwk: &Jwk) -> Option<IssuerKey> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct CheckedJwt {
     pub(crate) tenant: Tenant,
+    pub(crate) device: Device,
     pub(crate) key_id: Option<String>,
     pub(crate) algorithm: Algorithm,
     /// When it ends, the clocks' difference included.
@@ -193,7 +194,10 @@ impl JwtRules {
             _ => JwtError::Form,
         })?;
         let (tenant, expires) = self.check_claims(&claims.claims, now)?;
+        // What must be there where it names the tenant, and is optional otherwise.
+        let subject = claims.claims.get("sub").and_then(Value::as_str);
         Ok(CheckedJwt {
+            device: Device::of_subject(&tenant, subject),
             tenant,
             key_id: header.kid,
             algorithm: header.alg,

@@ -53,6 +53,10 @@ impl KeyDigest {
     pub(crate) fn of(token: &BearerToken<'_>) -> Self {
         Self(Sha256::digest(token.reveal().as_bytes()).into())
     }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// One line of the file.

@@ -39,6 +39,10 @@ impl Tenant {
         };
         is_name.then(|| Self(format!("{prefix}/{name}").into()))
     }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 impl fmt::Display for Tenant {

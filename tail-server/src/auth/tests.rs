@@ -32,6 +32,11 @@ fn config(keys_file: Option<&Path>) -> AccessConfig {
     }
 }
 
+/// A certificate's name for its tenant.
+fn certificate_tenant() -> Option<Tenant> {
+    Tenant::named(CredentialSource::Certificate, "acme")
+}
+
 impl Rig {
     fn new(keys: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
@@ -152,6 +157,44 @@ async fn everybody_is_one_tenant_where_nobody_has_to_show_who_they_are() {
         .await
         .unwrap();
     assert_eq!(identity.tenant, Tenant::anonymous());
+    assert_eq!(identity.device, None);
+}
+
+#[tokio::test]
+async fn each_key_of_a_tenant_is_a_device() {
+    let rig = Rig::new(&(line("acme", "one") + &line("acme", "two")));
+    let one = rig.identify(&["Bearer one"]).await.unwrap();
+    let again = rig.identify(&["Bearer one"]).await.unwrap();
+    let two = rig.identify(&["Bearer two"]).await.unwrap();
+    assert!(one.device.is_some());
+    assert_eq!(one.device, again.device);
+    assert_ne!(one.device, two.device);
+    assert_eq!(one.tenant, two.tenant);
+}
+
+#[tokio::test]
+async fn each_certificate_of_a_tenant_is_a_device_and_one_without_a_tenant_is_nobody() {
+    let authenticator = Authenticator {
+        is_anonymous: false,
+        keys: None,
+        issuer: None,
+        takes_certificates: true,
+    };
+    let identify = async |certificate: PeerCertificate| {
+        let (headers, now) = (HeaderMap::new(), SystemTime::now());
+        authenticator
+            .identify(&headers, Some(&certificate), now)
+            .await
+    };
+    let device = async |der: &[u8]| {
+        let certificate = PeerCertificate::new(certificate_tenant(), der);
+        identify(certificate).await.unwrap().device
+    };
+    assert!(device(b"one").await.is_some());
+    assert_eq!(device(b"one").await, device(b"one").await);
+    assert_ne!(device(b"one").await, device(b"two").await);
+    let nameless = identify(PeerCertificate::new(None, b"one")).await;
+    assert_eq!(nameless.unwrap_err(), AuthError::CertificateName);
 }
 
 #[test]

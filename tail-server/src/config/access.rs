@@ -11,7 +11,7 @@ use crate::tenant_limits::MIN_TOKENS_PER_SECOND;
 /// The most origins in `--allowed-origins`.
 const MAX_ORIGINS: usize = 64;
 
-/// The options for TLS, credentials and tenants, as typed.
+/// The options for TLS, credentials, tenants and devices, as typed.
 #[derive(Clone, Debug, clap::Args)]
 pub struct AccessArgs {
     /// Let everybody in: nobody has to show who they are. Needed for an address that is not loopback where
@@ -52,6 +52,13 @@ pub struct AccessArgs {
     /// The most rows (prompt and answer tokens) of one tenant a second, on average, 20 or more; 0 is no limit.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub tenant_tokens_per_second: u32,
+    /// The most sessions of one device at a time; 0 is no limit. A device is a JWT's `sub`, a client certificate or
+    /// a key; anonymous ones cannot be told apart and have no such limit.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device_max_sessions: usize,
+    /// The most rows (prompt and answer tokens) of one device a second, on average, 20 or more; 0 is no limit.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub device_tokens_per_second: u32,
 }
 
 /// Who may use the tail, over what, and how much of it.
@@ -65,7 +72,7 @@ pub struct AccessConfig {
     pub oidc: Option<OidcConfig>,
     /// Origins of web pages that may open sessions.
     pub allowed_origins: Vec<String>,
-    /// What one tenant may take.
+    /// What one tenant may take, and one of its devices.
     pub tenant_limits: TenantLimits,
 }
 
@@ -104,9 +111,18 @@ pub enum JwksSource {
     Discovery(Url),
 }
 
-/// What one tenant may take of this tail.
+/// What one tenant may take of this tail, and one of its devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TenantLimits {
+    /// All devices of one tenant together.
+    pub tenant: Quota,
+    /// One device of a tenant.
+    pub device: Quota,
+}
+
+/// What somebody may take of this tail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
     /// Sessions at a time; `None` is no limit.
     pub max_sessions: Option<usize>,
     /// Rows a second, on average; `None` is no limit.
@@ -139,6 +155,8 @@ impl AccessConfig {
             allowed_origins,
             tenant_max_sessions,
             tenant_tokens_per_second,
+            device_max_sessions,
+            device_tokens_per_second,
         } = args;
         let tls = tls_cert
             .zip(tls_key)
@@ -156,23 +174,22 @@ impl AccessConfig {
                 tenant_claim: oidc_tenant_claim,
             }),
         };
-        let max_sessions = within("tenant-max-sessions", tenant_max_sessions, 0, 65_536)?;
-        if (1..MIN_TOKENS_PER_SECOND).contains(&tenant_tokens_per_second) {
-            return Err(ConfigError::Value {
-                option: "tenant-tokens-per-second",
-                got: tenant_tokens_per_second.to_string(),
-                expected: format!("0 for no limit, or {MIN_TOKENS_PER_SECOND} and more"),
-            });
-        }
+        let tenant_limits = TenantLimits {
+            tenant: Quota::new(
+                ("tenant-max-sessions", tenant_max_sessions),
+                ("tenant-tokens-per-second", tenant_tokens_per_second),
+            )?,
+            device: Quota::new(
+                ("device-max-sessions", device_max_sessions),
+                ("device-tokens-per-second", device_tokens_per_second),
+            )?,
+        };
         let access = Self {
             tls,
             keys_file: auth_keys,
             oidc,
             allowed_origins: origins(&allowed_origins)?,
-            tenant_limits: TenantLimits {
-                max_sessions: Some(max_sessions).filter(|&limit| limit > 0),
-                tokens_per_second: Some(tenant_tokens_per_second).filter(|&limit| limit > 0),
-            },
+            tenant_limits,
         };
         access.check(allow_anonymous, listen)?;
         Ok(access)
@@ -199,6 +216,28 @@ impl AccessConfig {
             );
         }
         Ok(())
+    }
+}
+
+impl Quota {
+    /// Of two options, each with its name; 0 is no limit.
+    fn new(
+        sessions: (&'static str, usize),
+        rate: (&'static str, u32),
+    ) -> Result<Self, ConfigError> {
+        let ((option, max_sessions), (rate_option, tokens_per_second)) = (sessions, rate);
+        let max_sessions = within(option, max_sessions, 0, 65_536)?;
+        if (1..MIN_TOKENS_PER_SECOND).contains(&tokens_per_second) {
+            return Err(ConfigError::Value {
+                option: rate_option,
+                got: tokens_per_second.to_string(),
+                expected: format!("0 for no limit, or {MIN_TOKENS_PER_SECOND} and more"),
+            });
+        }
+        Ok(Self {
+            max_sessions: Some(max_sessions).filter(|&limit| limit > 0),
+            tokens_per_second: Some(tokens_per_second).filter(|&limit| limit > 0),
+        })
     }
 }
 

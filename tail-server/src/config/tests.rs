@@ -95,6 +95,7 @@ fn options_that_need_each_other_come_together() {
         &["--oidc-issuer", "https://id.example"],
         &["--oidc-audience", "tail"],
         &["--oidc-jwks", "jwks.json"],
+        &["--rebalance-seconds", "5"],
     ] {
         let base = ["tail-server", "--model", "model.gguf"];
         assert!(
@@ -159,22 +160,113 @@ fn origins_are_taken_as_browsers_write_them() {
 }
 
 #[test]
-fn zero_is_no_limit_for_a_tenant() {
+fn zero_is_no_limit_for_a_tenant_or_a_device() {
     let limits = config(&[]).unwrap().access.tenant_limits;
     assert_eq!(limits, TenantLimits::default());
-    let limits = config(&[
+    let quota = Quota {
+        max_sessions: Some(3),
+        tokens_per_second: Some(90),
+    };
+    let of = |options: &[&str]| config(options).unwrap().access.tenant_limits;
+    let tenant = [
         "--tenant-max-sessions",
         "3",
         "--tenant-tokens-per-second",
         "90",
-    ]);
+    ];
+    let device = [
+        "--device-max-sessions",
+        "3",
+        "--device-tokens-per-second",
+        "90",
+    ];
     let expected = TenantLimits {
-        max_sessions: Some(3),
-        tokens_per_second: Some(90),
+        tenant: quota,
+        ..TenantLimits::default()
     };
-    assert_eq!(limits.unwrap().access.tenant_limits, expected);
-    let message = message(&["--tenant-tokens-per-second", "9"]);
-    assert!(message.contains("20 and more"), "{message}");
+    assert_eq!(of(&tenant), expected);
+    let expected = TenantLimits {
+        device: quota,
+        ..TenantLimits::default()
+    };
+    assert_eq!(of(&device), expected);
+}
+
+#[test]
+fn a_rate_below_that_of_the_largest_step_is_refused() {
+    for option in ["--tenant-tokens-per-second", "--device-tokens-per-second"] {
+        let message = message(&[option, "9"]);
+        assert!(
+            message.contains(option) && message.contains("20 and more"),
+            "{message}"
+        );
+    }
+    let message = message(&["--device-max-sessions", "65537"]);
+    assert!(message.contains("--device-max-sessions"), "{message}");
+}
+
+#[test]
+fn sessions_are_evicted_kept_and_verified_as_said() {
+    let defaults = SessionConfig {
+        evict_idle: Duration::from_secs(30),
+        prefix_retention: Some(Duration::from_secs(300)),
+        max_draft_tokens: 8,
+        rebalance: None,
+    };
+    assert_eq!(config(&[]).unwrap().sessions, defaults);
+    let said = config(&[
+        "--evict-idle-seconds",
+        "1",
+        "--prefix-retention-seconds",
+        "0",
+        "--max-draft-tokens",
+        "0",
+    ]);
+    let expected = SessionConfig {
+        evict_idle: Duration::from_secs(1),
+        prefix_retention: None,
+        max_draft_tokens: 0,
+        rebalance: None,
+    };
+    assert_eq!(said.unwrap().sessions, expected);
+    assert!(config(&["--max-draft-tokens", "64"]).is_ok());
+}
+
+#[test]
+fn a_bound_of_sessions_that_makes_no_sense_is_refused_with_what_does() {
+    for (option, wrong, expected) in [
+        ("--evict-idle-seconds", "0", "1 to 86400"),
+        ("--evict-idle-seconds", "86401", "1 to 86400"),
+        ("--prefix-retention-seconds", "86401", "0 to 86400"),
+        ("--max-draft-tokens", "65", "0 to 64"),
+    ] {
+        let message = message(&[option, wrong]);
+        assert!(
+            message.contains(option) && message.contains(expected),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_target_of_sessions_comes_with_the_time_they_may_take() {
+    let rebalance = |options: &[&str]| {
+        let file = ["--session-target-file", "a/target"];
+        config(&[&file[..], options].concat())
+            .unwrap()
+            .sessions
+            .rebalance
+    };
+    let after = |seconds| {
+        Some(RebalanceConfig {
+            target_file: "a/target".into(),
+            grace: Duration::from_secs(seconds),
+        })
+    };
+    assert_eq!(rebalance(&[]), after(60));
+    assert_eq!(rebalance(&["--rebalance-seconds", "5"]), after(5));
+    let refused = message(&["--session-target-file", "f", "--rebalance-seconds", "0"]);
+    assert!(refused.contains("1 to 86400"), "{refused}");
 }
 
 #[test]

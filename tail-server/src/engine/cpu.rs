@@ -2,38 +2,37 @@
 
 use std::time::Instant;
 
-use headway_model::config::ModelConfig;
 use headway_model::decoder::Segment;
 use headway_model::sampler::Sampled;
-use headway_model::{Decoder, ForwardError};
+use headway_model::{Decoder, ForwardError, KvStore};
 
-use super::device::{Device, Member, MemberRows, StepRun};
+use super::device::{Device, Member, MemberRows, Sampling, StepRun};
 use crate::accounting::StepTimes;
 
 /// Rows whose logits are in memory at a time: 64 rows of a vocabulary of 150,000 take 38 MB.
 const LOGITS_ROWS: usize = 64;
 
-/// A decoder and the batch's buffer.
+/// A decoder, its KV memory, and the batch's buffer.
 pub(crate) struct CpuDevice {
     decoder: Decoder,
+    kv_store: KvStore,
     /// `[rows, hidden_size]` of the step that runs; kept between steps for its memory.
     hidden_states: Vec<f32>,
 }
 
 impl CpuDevice {
-    pub(crate) fn new(decoder: Decoder) -> Self {
+    /// With `kv_blocks` blocks of KV memory, which the system gives as they are first written.
+    pub(crate) fn new(decoder: Decoder, kv_blocks: usize) -> Self {
+        let kv_store = KvStore::new(decoder.config(), kv_blocks);
         Self {
             decoder,
+            kv_store,
             hidden_states: Vec::new(),
         }
     }
 }
 
 impl Device for CpuDevice {
-    fn config(&self) -> &ModelConfig {
-        self.decoder.config()
-    }
-
     /// The batch is one buffer with the members' rows in their order, so the rows that are active at a layer
     /// are its first ones: a session joins at its layer by making that prefix longer, and nothing is copied
     /// between layers.
@@ -50,10 +49,14 @@ impl Device for CpuDevice {
         };
 
         self.forward(members, &mut times, &mut laps)?;
-        for member in members.iter_mut() {
-            member.cache.advance(member.rows);
-        }
         let samples = self.sample(members)?;
+        for (member, sampled) in members.iter_mut().zip(&samples) {
+            let rejected = member
+                .sampling
+                .as_ref()
+                .map_or(0, |sampling| sampling.draft.len() + 1 - sampled.len());
+            member.table.advance(member.rows - rejected);
+        }
         times.finish_ns = laps.lap();
         Ok(StepRun { times, samples })
     }
@@ -77,7 +80,7 @@ impl CpuDevice {
 
     fn forward(
         &mut self,
-        members: &mut [Member<'_>],
+        members: &[Member<'_>],
         times: &mut StepTimes,
         laps: &mut Laps,
     ) -> Result<(), ForwardError> {
@@ -89,49 +92,92 @@ impl CpuDevice {
 
         let mut segments: Vec<Segment<'_>> = Vec::with_capacity(members.len());
         let mut active_rows = 0;
-        let mut joining = members.iter_mut().peekable();
+        let mut joining = members.iter().peekable();
         for layer in times.first_layer..num_layers {
             while let Some(member) = joining.next_if(|member| member.entry_layer <= layer) {
                 active_rows += member.rows;
                 segments.push(Segment {
-                    cache: &mut *member.cache,
+                    table: &*member.table,
                     rows: member.rows,
                 });
             }
             let active = &mut self.hidden_states[..active_rows * hidden_size];
-            self.decoder.forward_layer(layer, active, &mut segments)?;
+            self.decoder
+                .forward_layer(layer, active, &segments, &mut self.kv_store)?;
             times.layers_ns.push(laps.lap());
         }
         Ok(())
     }
 
-    /// Final norm, lm_head and sampler, for the last rows of the members that want a token.
-    fn sample(&self, members: &[Member<'_>]) -> Result<Vec<Option<Sampled>>, ForwardError> {
+    /// Final norm, lm_head and sampler, for the rows after which members want a token.
+    fn sample(&self, members: &mut [Member<'_>]) -> Result<Vec<Vec<Sampled>>, ForwardError> {
         let config = self.decoder.config();
-        let mut samples: Vec<Option<Sampled>> = members.iter().map(|_| None).collect();
-        let mut wanted = Vec::with_capacity(members.len());
-        let mut end_row = 0;
-        for (index, member) in members.iter().enumerate() {
-            end_row += member.rows;
-            if let Some(sampler) = member.sampler {
-                wanted.push((index, end_row - 1, sampler, member.cache.len()));
-            }
-        }
+        let wanted = wanted_rows(members);
+        let mut samples: Vec<Vec<Sampled>> = members.iter().map(|_| Vec::new()).collect();
         for wanted in wanted.chunks(LOGITS_ROWS) {
-            let mut last_rows = Vec::with_capacity(wanted.len() * config.hidden_size);
-            for &(_, row, _, _) in wanted {
-                let start = row * config.hidden_size;
-                last_rows.extend_from_slice(&self.hidden_states[start..start + config.hidden_size]);
+            let mut rows = Vec::with_capacity(wanted.len() * config.hidden_size);
+            for wanted in wanted {
+                let start = wanted.row * config.hidden_size;
+                rows.extend_from_slice(&self.hidden_states[start..start + config.hidden_size]);
             }
-            let mut logits = self.decoder.logits(&last_rows)?; // [wanted, vocab_size]
-            for (&(index, _, sampler, position), logits) in
-                wanted.iter().zip(logits.chunks_mut(config.vocab_size))
-            {
-                samples[index] = Some(sampler.sample(logits, position));
+            let mut logits = self.decoder.logits(&rows)?; // [wanted, vocab_size]
+            for (wanted, logits) in wanted.iter().zip(logits.chunks_mut(config.vocab_size)) {
+                if let Some(sampling) = &mut members[wanted.member].sampling {
+                    verify(sampling, &mut samples[wanted.member], wanted, logits);
+                }
             }
         }
         Ok(samples)
     }
+}
+
+/// A row of the batch after which a token may be wanted.
+struct WantedRow {
+    member: usize,
+    /// Index in the batch.
+    row: usize,
+    /// Where the token would stand.
+    position: usize,
+}
+
+fn wanted_rows(members: &[Member<'_>]) -> Vec<WantedRow> {
+    let mut wanted = Vec::with_capacity(members.len());
+    let mut end_row = 0;
+    for (index, member) in members.iter().enumerate() {
+        end_row += member.rows;
+        let Some(sampling) = &member.sampling else {
+            continue;
+        };
+        let end_position = member.table.len() + member.rows;
+        wanted.extend((0..=sampling.draft.len()).rev().map(|behind| WantedRow {
+            member: index,
+            row: end_row - 1 - behind,
+            position: end_position - behind,
+        }));
+    }
+    wanted
+}
+
+/// Samples the token after a row, unless a draft token before it was wrong.
+fn verify(
+    Sampling { sampler, draft }: &mut Sampling<'_>,
+    samples: &mut Vec<Sampled>,
+    wanted: &WantedRow,
+    logits: &mut [f32],
+) {
+    let are_right = samples
+        .iter()
+        .zip(*draft)
+        .all(|(sampled, guess)| sampled.token_id == *guess);
+    if !are_right {
+        return;
+    }
+    let sampled = sampler.sample(logits, wanted.position);
+    // Seen by the sampler as it would be without a draft: with the next step's rows.
+    if draft.get(samples.len()) == Some(&sampled.token_id) {
+        sampler.observe(wanted.position, sampled.token_id);
+    }
+    samples.push(sampled);
 }
 
 /// Measures from the end of one lap to the end of the next, so that no time falls between two.

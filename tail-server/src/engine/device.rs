@@ -2,22 +2,19 @@
 
 use std::time::Instant;
 
-use headway_model::config::ModelConfig;
 use headway_model::sampler::{Sampled, Sampler};
-use headway_model::{ForwardError, KvCache};
+use headway_model::{ForwardError, KvTable};
 
 use crate::accounting::StepTimes;
 
 /// Runs the tail layers. The engine's thread owns it and is the only one to call it.
 pub(crate) trait Device: Send + 'static {
-    /// The model's shape.
-    fn config(&self) -> &ModelConfig;
-
-    /// Runs the members' rows through their layers and samples where that is wanted. The caches have
-    /// advanced by the rows when this returns without an error; after an error or a panic the members'
-    /// caches are not used again, and the device must be fit for the next batch.
+    /// Runs the members' rows through their layers and samples where that is wanted. When this returns without
+    /// an error, the tables have advanced by the rows, less those of draft tokens that were not accepted; after
+    /// an error or a panic the members' tables are not used again, and the device must be fit for the next
+    /// batch.
     ///
-    /// `members` are ordered by entry layer.
+    /// `members` are ordered by entry layer. Their tables name blocks of the device's own KV memory.
     ///
     /// `started`: when the engine began to put the step together; the first lap begins there.
     ///
@@ -37,10 +34,19 @@ pub(crate) struct Member<'a> {
     /// At least one.
     pub(crate) rows: usize,
     pub(crate) input: MemberRows<'a>,
-    /// Over the layers from `entry_layer` to the last one; has room for `rows` more.
-    pub(crate) cache: &'a mut KvCache,
-    /// Set where a token is to be sampled after the last row.
-    pub(crate) sampler: Option<&'a Sampler>,
+    /// Over the layers from `entry_layer` to the last one; has blocks for `rows` more.
+    pub(crate) table: &'a mut KvTable,
+    /// Set where tokens are to be sampled.
+    pub(crate) sampling: Option<Sampling<'a>>,
+}
+
+/// What to sample. Without a draft: one token after the last row. With one: a token after each row whose
+/// predecessors are all right, so that what is sampled after row `i` stands beside `draft[i]`.
+pub(crate) struct Sampling<'a> {
+    /// Is shown the draft tokens that are right.
+    pub(crate) sampler: &'a mut Sampler,
+    /// The token ids of the rows but the first one; empty where nothing is guessed.
+    pub(crate) draft: &'a [u32],
 }
 
 /// What the rows are made of.
@@ -53,6 +59,6 @@ pub(crate) enum MemberRows<'a> {
 /// What came out of a step.
 pub(crate) struct StepRun {
     pub(crate) times: StepTimes,
-    /// One for each member, in their order.
-    pub(crate) samples: Vec<Option<Sampled>>,
+    /// For each member, in their order: nothing, or the draft tokens that are right and the token after them.
+    pub(crate) samples: Vec<Vec<Sampled>>,
 }

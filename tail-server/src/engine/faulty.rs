@@ -4,7 +4,6 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Instant;
 
 use headway_model::ForwardError;
-use headway_model::config::ModelConfig;
 
 use super::cpu::CpuDevice;
 use super::device::{Device, Member, StepRun};
@@ -36,10 +35,6 @@ impl FaultyDevice {
 }
 
 impl Device for FaultyDevice {
-    fn config(&self) -> &ModelConfig {
-        self.device.config()
-    }
-
     fn run(
         &mut self,
         members: &mut [Member<'_>],

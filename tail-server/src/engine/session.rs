@@ -3,27 +3,42 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use headway_model::KvCache;
 use headway_model::sampler::{Sampled, Sampler};
 use tokio::sync::oneshot;
 
-use super::device::{Member, MemberRows};
+use super::device::{Member, MemberRows, Sampling};
 use super::{
-    EngineError, MAX_PIPELINED_STEPS, SessionId, StepInput, StepOutput, StepReply, StepRequest,
+    EngineError, MAX_PIPELINED_STEPS, OpenSession, SessionId, StepInput, StepOutput, StepReply,
+    StepRequest,
 };
-use crate::accounting::{Rows, Share};
+use crate::accounting::Rows;
 use crate::batcher::{Phase, Ready};
-use crate::capacity::Reservation;
+use crate::capacity::{OutOfRoom, SessionRoom};
 
-/// One session. Dropping it frees the cache and then the room it stood for.
+/// One session. Dropping it gives its room back.
 pub(super) struct Session {
     entry_layer: usize,
-    cache: KvCache,
     sampler: Sampler,
+    room: SessionRoom,
     waiting: VecDeque<Waiting>,
     /// What rounding to microseconds has not reported yet, so that a session's reports add up.
-    unreported: Share,
-    _reservation: Reservation,
+    unreported: Used,
+}
+
+/// Device time of a session, and what it saved.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Used {
+    pub(super) compute_ns: u64,
+    pub(super) saved_ns: u64,
+    pub(super) draft_saved_ns: u64,
+}
+
+impl Used {
+    pub(super) fn add(&mut self, other: Self) {
+        self.compute_ns += other.compute_ns;
+        self.saved_ns += other.saved_ns;
+        self.draft_saved_ns += other.draft_saved_ns;
+    }
 }
 
 struct Waiting {
@@ -31,7 +46,7 @@ struct Waiting {
     reply: oneshot::Sender<StepReply>,
     rows_done: usize,
     queued: Option<Duration>,
-    used: Share,
+    used: Used,
 }
 
 /// What beginning a chunk tells the metrics.
@@ -42,20 +57,28 @@ pub(super) struct Begun {
 }
 
 impl Session {
-    pub(super) fn new(
-        entry_layer: usize,
-        cache: KvCache,
-        sampler: Sampler,
-        reservation: Reservation,
-    ) -> Self {
+    pub(super) fn new(open: OpenSession) -> Self {
+        let OpenSession {
+            entry_layer,
+            sampler,
+            room,
+        } = open;
         Self {
             entry_layer,
-            cache,
             sampler,
+            room,
             waiting: VecDeque::with_capacity(MAX_PIPELINED_STEPS),
-            unreported: Share::default(),
-            _reservation: reservation,
+            unreported: Used::default(),
         }
+    }
+
+    pub(super) fn entry_layer(&self) -> usize {
+        self.entry_layer
+    }
+
+    /// Positions that came with the room.
+    pub(super) fn reused_positions(&self) -> usize {
+        self.room.reused_positions()
     }
 
     pub(super) fn enqueue(&mut self, request: StepRequest, reply: oneshot::Sender<StepReply>) {
@@ -64,7 +87,7 @@ impl Session {
             reply,
             rows_done: 0,
             queued: None,
-            used: Share::default(),
+            used: Used::default(),
         });
     }
 
@@ -80,44 +103,44 @@ impl Session {
         })
     }
 
-    /// Notes that the next `rows` rows enter an engine step, and shows them to the sampler.
-    pub(super) fn begin(&mut self, rows: usize, now: Instant) -> Option<Begun> {
-        let first = self.waiting.front_mut()?;
-        let position = self.cache.len();
-        let token_ids = first
-            .request
-            .history
-            .iter()
-            .skip(first.rows_done)
-            .take(rows);
+    /// Notes that the next `rows` rows enter an engine step, takes their blocks, and shows them to the sampler.
+    /// `None` where nothing waits.
+    pub(super) fn begin(&mut self, rows: usize, now: Instant) -> Result<Option<Begun>, OutOfRoom> {
+        let Some(first) = self.waiting.front_mut() else {
+            return Ok(None);
+        };
+        self.room.grow(rows)?;
+        self.room
+            .note_digests(std::mem::take(&mut first.request.digests));
+        let position = self.room.table().len();
+        let request = &first.request;
+        // Guesses are shown when they have turned out right.
+        let known = rows - request.draft.len().min(rows);
+        let token_ids = request.history.iter().skip(first.rows_done).take(known);
         for (offset, &token_id) in token_ids.enumerate() {
             self.sampler.observe(position + offset, token_id);
         }
-        let begun = Begun {
-            phase: first.request.phase,
+        let mut begun = Begun {
+            phase: request.phase,
             queued: None,
         };
-        if first.queued.is_some() {
-            return Some(begun);
+        if first.queued.is_none() {
+            let queued = now.saturating_duration_since(request.arrived);
+            first.queued = Some(queued);
+            begun.queued = Some(queued);
         }
-        let queued = now.saturating_duration_since(first.request.arrived);
-        first.queued = Some(queued);
-        Some(Begun {
-            queued: Some(queued),
-            ..begun
-        })
+        Ok(Some(begun))
     }
 
     /// For the accounting of an engine step with `rows` of this session's rows.
     pub(super) fn rows(&self, rows: usize) -> Rows {
-        let samples = self
-            .waiting
-            .front()
-            .is_some_and(|first| first.samples_after(rows));
+        let first = self.waiting.front();
+        let sampled = first.filter(|first| first.samples_after(rows));
         Rows {
             entry_layer: self.entry_layer,
             rows,
-            sampled: usize::from(samples),
+            sampled: sampled.map_or(0, |first| first.request.draft.len() + 1),
+            phase: first.map_or(Phase::Prefill, |first| first.request.phase),
         }
     }
 
@@ -132,24 +155,33 @@ impl Session {
                 MemberRows::HiddenStates(values.get(start * hidden_size..end * hidden_size)?)
             }
         };
-        let sampler = first.samples_after(rows).then_some(&self.sampler);
+        let sampling = first.samples_after(rows).then_some(Sampling {
+            sampler: &mut self.sampler,
+            draft: &first.request.draft,
+        });
         Some(Member {
             entry_layer: self.entry_layer,
             rows,
             input,
-            cache: &mut self.cache,
-            sampler,
+            table: self.room.table_mut(),
+            sampling,
         })
     }
 
     /// Notes that `rows` rows are done, and answers the step where they were its last.
-    pub(super) fn end_chunk(&mut self, rows: usize, share: Share, sampled: Option<Sampled>) {
+    pub(super) fn end_chunk(
+        &mut self,
+        rows: usize,
+        used: Used,
+        sampled: Vec<Sampled>,
+        now: Instant,
+    ) {
+        self.room.keep_full_columns(now);
         let Some(first) = self.waiting.front_mut() else {
             return;
         };
         first.rows_done += rows;
-        first.used.compute_ns += share.compute_ns;
-        first.used.saved_ns += share.saved_ns;
+        first.used.add(used);
         if first.rows_done < first.request.rows {
             return;
         }
@@ -163,16 +195,21 @@ impl Session {
         else {
             return;
         };
-        let arrived = request.arrived;
+        let (arrived, phase) = (request.arrived, request.phase);
         // Before the answer: a session may be waiting for this memory.
         drop(request.memory);
+        let unreported = &mut self.unreported;
         let output = StepOutput {
-            positions: self.cache.len(),
+            positions: self.room.table().len(),
             sampled,
-            compute_us: whole_us(&mut self.unreported.compute_ns, used.compute_ns),
-            saved_us: whole_us(&mut self.unreported.saved_ns, used.saved_ns),
+            phase,
+            rows: request.rows,
+            compute_us: whole_us(&mut unreported.compute_ns, used.compute_ns),
+            saved_us: whole_us(&mut unreported.saved_ns, used.saved_ns),
+            draft_saved_us: whole_us(&mut unreported.draft_saved_ns, used.draft_saved_ns),
             queue_us: u64::try_from(queued.unwrap_or_default().as_micros()).unwrap_or(u64::MAX),
             arrived,
+            computed: now,
         };
         // A device that has gone does not read it; its `Close` is on the way.
         drop(reply.send(Ok(output)));
@@ -181,15 +218,9 @@ impl Session {
     /// Frees the session and then tells every waiting step that it will not be done: whoever hears of it
     /// and opens the session again finds the room.
     pub(super) fn fail(self, error: EngineError) {
-        let Self {
-            waiting,
-            cache,
-            _reservation: reservation,
-            ..
-        } = self;
+        let Self { waiting, room, .. } = self;
         let replies: Vec<_> = waiting.into_iter().map(|waiting| waiting.reply).collect();
-        drop(cache);
-        drop(reservation);
+        drop(room);
         for reply in replies {
             // A device that has gone does not read it.
             drop(reply.send(Err(error)));

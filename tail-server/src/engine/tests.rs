@@ -1,14 +1,19 @@
+mod batched;
+
 use std::path::Path;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::Duration;
 
 use headway_model::sampler::SamplingParams;
 use headway_model::weights::{WeightDtype, Weights};
-use headway_model::{Decoder, LayerRange};
+use headway_model::{Decoder, KvStore, LayerRange};
 use tokio::sync::Semaphore;
 
 use super::faulty::{Fault, FaultyDevice};
 use super::*;
-use crate::capacity::Capacity;
+use crate::auth::Tenant;
+use crate::capacity::{Capacity, KvLimits, KvRequest};
+use crate::metrics::Metrics;
 
 const PROMPT: [u32; 9] = [3, 17, 64, 9, 100, 42, 5, 77, 12];
 
@@ -28,11 +33,17 @@ impl Rig {
         let weights = Weights::open(&path).unwrap();
         let decoder = Decoder::load(&weights, LayerRange::new(0, 3), WeightDtype::Native).unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
-        let capacity = Capacity::new(64, 1 << 30, Arc::clone(&metrics));
-        let (device, choose) = FaultyDevice::new(CpuDevice::new(decoder));
+        let limits = KvLimits {
+            total_blocks: 4096,
+            block_bytes: KvStore::block_bytes(decoder.config()),
+            prefix_retention: Duration::from_secs(3600),
+        };
+        let capacity = Capacity::new(80, limits, Arc::clone(&metrics));
+        let (device, choose) = FaultyDevice::new(CpuDevice::new(decoder, limits.total_blocks));
+        let savings = Arc::new(Savings::new(3, Arc::clone(&metrics)));
         let watchdog = Arc::new(Watchdog::new(None, Arc::clone(&metrics)));
         let (engine, thread) =
-            EngineHandle::start(device, step_tokens, 64, watchdog, Arc::clone(&metrics)).unwrap();
+            EngineHandle::start(device, step_tokens, 80, watchdog, savings).unwrap();
         Self {
             engine,
             thread,
@@ -59,15 +70,30 @@ impl Rig {
 
     async fn open(&self, entry_layer: usize) -> EngineSession {
         let sampler = Sampler::new(SamplingParams::default(), PROMPT.len()).unwrap();
-        let reservation = self
+        self.open_with(entry_layer, 64, sampler).await
+    }
+
+    async fn open_with(
+        &self,
+        entry_layer: usize,
+        positions: usize,
+        sampler: Sampler,
+    ) -> EngineSession {
+        let request = KvRequest {
+            tenant: &Tenant::anonymous(),
+            layers: LayerRange::new(entry_layer, 3),
+            positions,
+            prefix: &[],
+            keeps_prefix: false,
+        };
+        let room = self
             .capacity
-            .reserve(1)
+            .reserve(&request, Instant::now())
             .unwrap_or_else(|error| panic!("{error}"));
         let open = OpenSession {
             entry_layer,
-            max_positions: 64,
             sampler,
-            reservation,
+            room,
         };
         self.engine.open(open).await.unwrap()
     }
@@ -92,7 +118,7 @@ impl Rig {
             let output = run_step(&session, request(input, next_ids.len()))
                 .await
                 .unwrap();
-            let token_id = output.sampled.unwrap().token_id;
+            let token_id = output.sampled[0].token_id;
             tokens.push(token_id);
             next_ids = vec![token_id];
         }
@@ -112,6 +138,8 @@ fn request(input: StepInput, rows: usize) -> StepRequest {
         rows,
         history: Vec::new(),
         sample: true,
+        draft: Vec::new(),
+        digests: Vec::new(),
         phase,
         arrived: Instant::now(),
         memory,
@@ -238,7 +266,8 @@ async fn attributed_time_equals_busy_time() {
         busy > 0.0 && (busy - attributed).abs() < 1e-9,
         "{busy} {attributed}"
     );
-    assert!(value("headway_tail_saved_seconds_total") > 0.0);
+    let saved = "headway_tail_saved_seconds_total{term=\"head_layers\"}";
+    assert!(value(saved) > 0.0);
 }
 
 #[tokio::test]

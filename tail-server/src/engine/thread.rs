@@ -6,16 +6,17 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
+use headway_model::ForwardError;
 use headway_model::sampler::Sampled;
-use headway_model::{ForwardError, KvCache, LayerRange};
 use tokio::sync::mpsc;
 
 use super::device::{Device, StepRun};
-use super::session::Session;
-use super::{Command, EngineError, OpenSession, SessionId};
-use crate::accounting::{Rows, Share, StepTimes, attribute};
-use crate::batcher::{Batcher, Chunk, Ready};
-use crate::metrics::Metrics;
+use super::session::{Session, Used};
+use super::{Command, EngineError, SessionId};
+use crate::accounting::{Rows, Share};
+use crate::batcher::{Batcher, Chunk, Phase, Ready};
+use crate::capacity::OutOfRoom;
+use crate::savings::Savings;
 use crate::watchdog::{Pulse, Watchdog};
 
 /// What the engine's thread owns.
@@ -24,7 +25,7 @@ pub(super) struct Engine<D> {
     batcher: Batcher,
     sessions: BTreeMap<SessionId, Session>,
     watchdog: Arc<Watchdog>,
-    metrics: Arc<Metrics>,
+    savings: Arc<Savings>,
 }
 
 /// A session's part in an engine step. It is out of the map for as long as the step takes, so that a session
@@ -37,9 +38,8 @@ struct Running {
 
 /// What a batch came to.
 struct Computed {
-    times: StepTimes,
     shares: Vec<Share>,
-    samples: Vec<Option<Sampled>>,
+    samples: Vec<Vec<Sampled>>,
 }
 
 /// Why a batch came to nothing.
@@ -47,6 +47,8 @@ struct Computed {
 enum Fault {
     #[error(transparent)]
     Forward(#[from] ForwardError),
+    #[error(transparent)]
+    Room(#[from] OutOfRoom),
     #[error("the device gave {got} samples for {expected} sessions")]
     Samples { expected: usize, got: usize },
     #[error("panic: {message}")]
@@ -58,14 +60,14 @@ impl<D: Device> Engine<D> {
         device: D,
         step_tokens: usize,
         watchdog: Arc<Watchdog>,
-        metrics: Arc<Metrics>,
+        savings: Arc<Savings>,
     ) -> Self {
         Self {
             device,
             batcher: Batcher::new(step_tokens),
             sessions: BTreeMap::new(),
             watchdog,
-            metrics,
+            savings,
         }
     }
 
@@ -108,19 +110,10 @@ impl<D: Device> Engine<D> {
     fn apply(&mut self, command: Command) {
         match command {
             Command::Open { session, open } => {
-                let OpenSession {
-                    entry_layer,
-                    max_positions,
-                    sampler,
-                    reservation,
-                } = *open;
-                let config = self.device.config();
-                let layers = LayerRange::new(entry_layer, config.num_layers);
-                let cache = KvCache::new(config, layers, max_positions);
-                self.sessions.insert(
-                    session,
-                    Session::new(entry_layer, cache, sampler, reservation),
-                );
+                let open = Session::new(*open);
+                self.savings
+                    .count_reused_prefix(open.entry_layer(), open.reused_positions());
+                self.sessions.insert(session, open);
             }
             Command::Step {
                 session,
@@ -163,14 +156,13 @@ impl<D: Device> Engine<D> {
 
     fn compute(&mut self, batch: &mut [Running], started: Instant) -> Result<Computed, Fault> {
         for Running { session, rows, .. } in &mut *batch {
-            let Some(begun) = session.begin(*rows, started) else {
+            let Some(begun) = session.begin(*rows, started)? else {
                 continue;
             };
-            self.metrics.record_tokens(begun.phase, *rows);
+            let metrics = self.savings.metrics();
+            metrics.record_tokens(begun.phase, *rows);
             if let Some(queued) = begun.queued {
-                self.metrics
-                    .queue_delay_seconds
-                    .observe(queued.as_secs_f64());
+                metrics.queue_delay_seconds.observe(queued.as_secs_f64());
             }
         }
         let rows: Vec<Rows> = batch
@@ -191,28 +183,40 @@ impl<D: Device> Engine<D> {
         if got != expected {
             return Err(Fault::Samples { expected, got });
         }
-        let shares = attribute(&times, &rows);
-        Ok(Computed {
-            times,
-            shares,
-            samples,
-        })
+        let accepted: Vec<usize> = samples
+            .iter()
+            .map(|sampled| sampled.len().saturating_sub(1))
+            .collect();
+        let shares = self.savings.count_step(&times, &rows, &accepted);
+        Ok(Computed { shares, samples })
     }
 
     fn finish(&mut self, batch: Vec<Running>, computed: Computed) {
-        let Computed {
-            times,
-            shares,
-            samples,
-        } = computed;
-        self.metrics.record_step(times.busy_ns(), &shares);
+        let Computed { shares, samples } = computed;
+        let now = Instant::now();
         for ((running, share), sampled) in batch.into_iter().zip(shares).zip(samples) {
             let Running {
                 id,
                 mut session,
                 rows,
             } = running;
-            session.end_chunk(rows, share, sampled);
+            let mut used = Used {
+                compute_ns: share.compute_ns,
+                saved_ns: share.saved_ns,
+                draft_saved_ns: 0,
+            };
+            if session
+                .ready(id)
+                .is_some_and(|ready| ready.phase == Phase::Verify)
+            {
+                used.draft_saved_ns = self.savings.count_draft(
+                    session.entry_layer(),
+                    rows - 1,
+                    sampled.len().saturating_sub(1),
+                    share.compute_ns,
+                );
+            }
+            session.end_chunk(rows, used, sampled, now);
             self.sessions.insert(id, session);
         }
     }
@@ -221,12 +225,7 @@ impl<D: Device> Engine<D> {
     fn fail(&self, batch: Vec<Running>, started: Instant, fault: &Fault) {
         tracing::error!(%fault, sessions = batch.len(), "an engine step failed");
         let busy_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let charged = Share {
-            compute_ns: busy_ns,
-            saved_ns: 0,
-        };
-        self.metrics.record_step(busy_ns, &[charged]);
-        self.metrics.engine_faults.inc();
+        self.savings.count_failed_step(busy_ns);
         for running in batch {
             running.session.fail(EngineError::Failed);
         }

@@ -76,13 +76,16 @@ fn the_documented_label_values_are_all_there_are() {
     };
     let expected: BTreeMap<String, Vec<String>> = [
         ("phase", strings(&Phase::ALL.map(Phase::name))),
-        ("term", strings(&[HEAD_LAYERS])),
+        ("term", strings(&Term::ALL.map(Term::name))),
         (
             "code",
             codes.map(|code| code_name(code).to_owned()).collect(),
         ),
         ("what", strings(&Reloaded::ALL.map(Reloaded::name))),
         ("result", strings(&RELOAD_RESULTS)),
+        ("verdict", strings(&DRAFT_VERDICTS)),
+        ("state", strings(&BLOCK_STATES)),
+        ("part", strings(&ANSWER_PARTS)),
     ]
     .map(|(label, values)| (label.to_owned(), values))
     .into();
@@ -108,13 +111,16 @@ fn units_are_those_of_the_names() {
 fn a_token_is_measured_once_as_first_or_as_later() {
     let metrics = Metrics::new().unwrap();
     metrics.record_token_time(TokenTime::First(Duration::from_millis(500)));
-    metrics.record_token_time(TokenTime::Later(Duration::from_millis(20)));
+    metrics.record_token_time(TokenTime::Later {
+        took: Duration::from_millis(60),
+        tokens: 3,
+    });
     let text = metrics.render().unwrap();
     for line in [
         "headway_tail_time_to_first_token_seconds_sum 0.5",
         "headway_tail_time_to_first_token_seconds_count 1",
-        "headway_tail_time_per_output_token_seconds_sum 0.02",
-        "headway_tail_time_per_output_token_seconds_count 1",
+        "headway_tail_time_per_output_token_seconds_sum 0.06",
+        "headway_tail_time_per_output_token_seconds_count 3",
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }

@@ -3,8 +3,11 @@
 
 use std::time::Instant;
 
+use bytes::Bytes;
 use headway_wire::message::{Step, TokenIds, step};
-use headway_wire::{Codec, CodecError, Limits, codec};
+use headway_wire::{
+    Codec, CodecError, Limits, PREFIX_BLOCK_POSITIONS, PrefixDigest, PrefixHasher, codec,
+};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admission::{Admission, Admitted};
@@ -40,6 +43,16 @@ pub(crate) enum StepError {
          tail needs it"
     )]
     HistoryUpload,
+    #[error(
+        "Step.draft carries token ids, which may not leave the device; leave it out: this tail verifies no \
+         drafts beside activations"
+    )]
+    DraftUpload,
+    #[error(
+        "a step came before the result of the draft at position {position}; that result says where the \
+         next step starts"
+    )]
+    DraftUnanswered { position: usize },
     #[error("the activations cannot be read")]
     Activations(#[from] CodecError),
 }
@@ -55,12 +68,46 @@ pub(super) struct StepChecker {
     vocab_size: usize,
     hidden_size: usize,
     limits: Limits,
-    /// Positions received so far.
+    /// Positions received so far, those that the tail held from the start included.
     received: usize,
+    /// Set while it is not known how much of a draft stands.
+    draft: Option<OpenDraft>,
+    /// Of what was received; absent where nothing of the session is kept.
+    hasher: Option<PrefixHasher>,
+    /// Completed since they were last handed to the engine.
+    digests: Vec<PrefixDigest>,
+}
+
+/// A draft whose result is not known yet.
+struct OpenDraft {
+    position: usize,
+    /// What goes into the digests as far as it is accepted; empty where nothing is kept.
+    rows: Vec<Bytes>,
+}
+
+/// The rows of a step, checked.
+struct CheckedRows {
+    input: StepInput,
+    rows: usize,
+    history: Vec<u32>,
+    /// For the digests, one for each row; empty where nothing is kept.
+    bytes: Vec<Bytes>,
 }
 
 impl StepChecker {
-    pub(super) fn new(admitted: &Admitted, admission: &Admission) -> Self {
+    /// For a session of which the tail holds the first `reused_positions` positions, of the blocks that
+    /// `admitted.prefix` names.
+    pub(super) fn new(admitted: &Admitted, admission: &Admission, reused_positions: usize) -> Self {
+        let hasher = admitted.keeps_prefix.then(|| {
+            // Checked at admission to be a u32.
+            let split_layer = u32::try_from(admitted.split_layer).unwrap_or(u32::MAX);
+            let mut hasher = PrefixHasher::new(split_layer, admitted.codec);
+            let blocks = reused_positions / PREFIX_BLOCK_POSITIONS;
+            if let Some(last) = blocks.checked_sub(1) {
+                hasher.skip_to(blocks, &admitted.prefix[last]);
+            }
+            hasher
+        });
         Self {
             split_layer: admitted.split_layer,
             codec: admitted.codec,
@@ -71,7 +118,10 @@ impl StepChecker {
             vocab_size: admission.vocab_size(),
             hidden_size: admission.hidden_size(),
             limits: *admission.limits(),
-            received: 0,
+            received: reused_positions,
+            draft: None,
+            hasher,
+            digests: Vec::new(),
         }
     }
 
@@ -95,6 +145,9 @@ impl StepChecker {
         arrived: Instant,
         memory: OwnedSemaphorePermit,
     ) -> Result<StepRequest, StepError> {
+        if let Some(OpenDraft { position, .. }) = self.draft {
+            return Err(StepError::DraftUnanswered { position });
+        }
         let position = step.position as usize;
         if position != self.received {
             return Err(StepError::Position {
@@ -102,7 +155,17 @@ impl StepChecker {
                 got: position,
             });
         }
-        let (input, rows, history) = self.rows(step.input, step.history)?;
+        let draft = step.draft.map_or_else(Vec::new, |draft| draft.ids);
+        if !draft.is_empty() && self.codec.is_some() && !self.token_upload {
+            return Err(StepError::DraftUpload);
+        }
+        self.check_token_ids(&draft)?;
+        let CheckedRows {
+            input,
+            rows,
+            history,
+            bytes,
+        } = self.rows(step.input, step.history)?;
         let end = position + rows;
         if end > self.max_positions {
             return Err(StepError::BeyondSession {
@@ -111,27 +174,59 @@ impl StepChecker {
             });
         }
         self.received = end;
-        let phase = if position < self.prefill_positions {
-            Phase::Prefill
+        if draft.is_empty() {
+            self.digest(&bytes);
         } else {
-            Phase::Decode
-        };
+            self.draft = Some(OpenDraft {
+                position,
+                rows: bytes,
+            });
+        }
         Ok(StepRequest {
             input,
             rows,
             history,
             sample: step.sample,
-            phase,
+            phase: self.phase(position, rows, !draft.is_empty()),
+            draft,
+            digests: std::mem::take(&mut self.digests),
             arrived,
             memory,
         })
+    }
+
+    /// The tail holds `positions` positions after a step's result.
+    pub(super) fn answered(&mut self, positions: usize) {
+        if let Some(draft) = self.draft.take() {
+            self.received = positions;
+            let accepted = positions.saturating_sub(draft.position);
+            self.digest(&draft.rows[..accepted.min(draft.rows.len())]);
+        }
+    }
+
+    fn digest(&mut self, rows: &[Bytes]) {
+        if let Some(hasher) = &mut self.hasher {
+            self.digests
+                .extend(rows.iter().filter_map(|row| hasher.push(row)));
+        }
+    }
+
+    /// Several rows at once are nobody's next token, wherever they stand.
+    fn phase(&self, position: usize, rows: usize, is_draft: bool) -> Phase {
+        if is_draft {
+            Phase::Verify
+        } else if position < self.prefill_positions || rows > 1 {
+            Phase::Prefill
+        } else {
+            Phase::Decode
+        }
     }
 
     fn rows(
         &self,
         input: Option<step::Input>,
         history: Option<TokenIds>,
-    ) -> Result<(StepInput, usize, Vec<u32>), StepError> {
+    ) -> Result<CheckedRows, StepError> {
         match (input, self.codec) {
             (Some(step::Input::TokenIds(TokenIds { ids })), None) => {
                 self.check_token_ids(&ids)?;
@@ -140,19 +235,36 @@ impl StepChecker {
                 } else {
                     Vec::new()
                 };
-                let rows = ids.len();
-                Ok((StepInput::TokenIds(ids), rows, history))
+                let row = |id: &u32| Bytes::copy_from_slice(&id.to_le_bytes());
+                Ok(CheckedRows {
+                    rows: ids.len(),
+                    bytes: self.if_kept(|| ids.iter().map(row).collect()),
+                    input: StepInput::TokenIds(ids),
+                    history,
+                })
             }
             (Some(step::Input::Activations(activations)), Some(codec)) => {
                 let history = self.history(history)?;
                 let values = codec::decode(&activations, codec, self.hidden_size, &self.limits)?;
-                Ok((
-                    StepInput::HiddenStates(values),
-                    activations.rows as usize,
+                let rows = || codec::encoded_rows(&activations, codec);
+                Ok(CheckedRows {
+                    rows: activations.rows as usize,
+                    // Shares the frame's memory.
+                    bytes: self
+                        .if_kept(|| rows().map(|row| activations.data.slice_ref(row)).collect()),
+                    input: StepInput::HiddenStates(values),
                     history,
-                ))
+                })
             }
             (input, _) => Err(self.wrong_input(input.as_ref())),
+        }
+    }
+
+    fn if_kept(&self, bytes: impl FnOnce() -> Vec<Bytes>) -> Vec<Bytes> {
+        if self.hasher.is_some() {
+            bytes()
+        } else {
+            Vec::new()
         }
     }
 

@@ -22,16 +22,24 @@ impl TokenTimes {
         }
     }
 
-    /// What a token is measured as whose step arrived at `arrived` and that was sent at `sent`; `None` for the
-    /// first one of a session that was moved, whose time is that of the rebuilding.
-    pub(super) fn sent(&mut self, arrived: Instant, sent: Instant) -> Option<TokenTime> {
+    /// What `tokens` tokens, at least one, are measured as whose step arrived at `arrived` and that were sent at
+    /// `sent`; `None` for the first one of a session that was moved, whose time is that of the rebuilding.
+    pub(super) fn sent(
+        &mut self,
+        tokens: usize,
+        arrived: Instant,
+        sent: Instant,
+    ) -> Option<TokenTime> {
         let is_first = !std::mem::replace(&mut self.has_sent, true);
         match (is_first, self.is_resumed) {
             (true, true) => None,
             (true, false) => Some(TokenTime::First(
                 sent.saturating_duration_since(self.opened),
             )),
-            (false, _) => Some(TokenTime::Later(sent.saturating_duration_since(arrived))),
+            (false, _) => Some(TokenTime::Later {
+                took: sent.saturating_duration_since(arrived),
+                tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
+            }),
         }
     }
 }
@@ -48,20 +56,26 @@ mod tests {
         let mut times = TokenTimes::new(opened, is_resumed);
         [1000, 2000].map(|ms| {
             let arrived = opened + Duration::from_millis(ms);
-            times.sent(arrived, arrived + Duration::from_millis(100))
+            times.sent(1, arrived, arrived + Duration::from_millis(100))
         })
     }
 
     #[test]
     fn the_first_token_counts_from_the_open_and_later_ones_from_their_step() {
         let first = TokenTime::First(Duration::from_millis(1100));
-        let later = TokenTime::Later(Duration::from_millis(100));
+        let later = TokenTime::Later {
+            took: Duration::from_millis(100),
+            tokens: 1,
+        };
         assert_eq!(times(false), [Some(first), Some(later)]);
     }
 
     #[test]
     fn the_rebuilding_of_a_moved_session_is_not_a_first_token() {
-        let later = TokenTime::Later(Duration::from_millis(100));
+        let later = TokenTime::Later {
+            took: Duration::from_millis(100),
+            tokens: 1,
+        };
         assert_eq!(times(true), [None, Some(later)]);
     }
 }

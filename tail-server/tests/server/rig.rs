@@ -335,7 +335,7 @@ pub fn token_ids(position: usize, ids: &[u32], sample: bool) -> Step {
         position: u32::try_from(position).unwrap(),
         input,
         sample,
-        history: None,
+        ..Step::default()
     }
 }
 

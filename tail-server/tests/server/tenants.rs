@@ -111,3 +111,25 @@ async fn a_session_over_its_tenants_rate_waits_and_goes_on() {
     let elapsed = started.elapsed();
     assert!(elapsed >= Duration::from_secs(1), "{elapsed:?}");
 }
+
+#[tokio::test]
+async fn a_device_with_too_many_sessions_waits_and_another_key_of_its_tenant_does_not() {
+    let (_folder, path) = keys_file(&(key_line("acme", "one") + &key_line("acme", "two")));
+    let options = ["--auth-keys", &path, "--device-max-sessions", "1"];
+    let server = Server::start(&options).await;
+    let _first = server.session_as("one").await;
+    let mut second = server
+        .upgrade(&[("authorization", "Bearer one")])
+        .await
+        .unwrap();
+    second.send(server.open(0)).await;
+    let refusal = second.refusal().await;
+    assert_eq!(refusal.code(), RefusalCode::OverLimit);
+    assert!(refusal.retry_after_ms.is_some());
+    assert!(
+        refusal.message.contains("one device"),
+        "{}",
+        refusal.message
+    );
+    server.session_as("two").await;
+}

@@ -8,7 +8,8 @@ use crate::message::{
 };
 use crate::prefix::PREFIX_BLOCK_POSITIONS;
 
-const BLOCK_POSITIONS: u32 = PREFIX_BLOCK_POSITIONS as u32;
+const BLOCK_POSITIONS: u32 = 32;
+const _: () = assert!(BLOCK_POSITIONS as usize == PREFIX_BLOCK_POSITIONS);
 
 pub(super) fn check_opened(opened: &Opened, limits: &Limits) -> Result<(), FrameError> {
     check::protocol_version("Opened.protocol_version", opened.protocol_version)?;

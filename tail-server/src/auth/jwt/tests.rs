@@ -276,6 +276,24 @@ fn another_claim_can_name_the_tenant() {
 }
 
 #[test]
+fn the_subject_names_the_device_whatever_names_the_tenant() {
+    let issuer = TestIssuer::new();
+    let rules = JwtRules::new(ISSUER.to_owned(), AUDIENCE.to_owned(), "org".to_owned());
+    let device = |subject: Value| {
+        let mut claims = with("org", json!("globex"));
+        claims["sub"] = subject;
+        let token = issuer.token(&claims);
+        let checked = rules.check(&BearerToken::new(&token), &issuer.keys(), now());
+        checked.unwrap().device
+    };
+    assert_eq!(device(json!("phone")), device(json!("phone")));
+    assert_ne!(device(json!("phone")), device(json!("tablet")));
+    // A claim of the wrong type is as good as none.
+    assert_eq!(device(Value::Null), device(json!(7)));
+    assert_ne!(device(Value::Null), device(json!("phone")));
+}
+
+#[test]
 fn what_is_no_jwt_is_refused() {
     let issuer = TestIssuer::new();
     for token in [

@@ -4,7 +4,7 @@ use headway_wire::message::Sampling;
 use tokio::sync::Semaphore;
 
 use super::*;
-use crate::admission::tests::{admission, open};
+use crate::admission::tests::{admission, admission_without_token_upload, open};
 
 fn checker(split_layer: u32, sampling: Sampling) -> StepChecker {
     let admission = admission(0);
@@ -13,7 +13,7 @@ fn checker(split_layer: u32, sampling: Sampling) -> StepChecker {
     let admitted = admission
         .admit(&open)
         .unwrap_or_else(|error| panic!("{error}"));
-    StepChecker::new(&admitted, &admission)
+    StepChecker::new(&admitted, &admission, 0)
 }
 
 fn with_penalty() -> Sampling {
@@ -170,4 +170,121 @@ fn a_refused_step_does_not_count_as_received() {
     let mut checker = checker(0, Sampling::default());
     refused(&mut checker, token_ids(0, &[100]));
     assert!(check(&mut checker, token_ids(0, &[1])).is_ok());
+}
+
+fn draft(position: u32, ids: &[u32]) -> Step {
+    Step {
+        sample: true,
+        draft: Some(TokenIds {
+            ids: ids[1..].to_vec(),
+        }),
+        ..token_ids(position, ids)
+    }
+}
+
+#[test]
+fn after_a_draft_the_result_says_where_the_next_step_starts() {
+    let mut checker = checker(0, Sampling::default());
+    assert!(check(&mut checker, token_ids(0, &[1, 2])).is_ok());
+    let request = check(&mut checker, draft(2, &[3, 4, 5]));
+    let request = request.unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((request.draft, request.phase), (vec![4, 5], Phase::Verify));
+    let error = refused(&mut checker, token_ids(5, &[6]));
+    assert!(matches!(error, StepError::DraftUnanswered { position: 2 }));
+    // One of two guesses was right.
+    checker.answered(4);
+    assert!(matches!(
+        refused(&mut checker, token_ids(5, &[6])),
+        StepError::Position {
+            expected: 4,
+            got: 5
+        }
+    ));
+    assert!(check(&mut checker, token_ids(4, &[6])).is_ok());
+}
+
+#[test]
+fn several_rows_behind_the_prompt_are_prefill() {
+    let mut checker = checker(4, Sampling::default());
+    assert!(check(&mut checker, activations(0, 10, 64)).is_ok());
+    let more = check(&mut checker, activations(10, 2, 64));
+    assert!(more.is_ok_and(|request| request.phase == Phase::Prefill));
+}
+
+#[test]
+fn a_draft_outside_the_vocabulary_is_refused() {
+    let error = refused(&mut checker(0, Sampling::default()), draft(0, &[1, 100]));
+    assert!(matches!(error, StepError::TokenId { got: 100, .. }));
+}
+
+#[test]
+fn where_token_ids_may_not_leave_the_device_neither_may_guesses() {
+    let admission = admission_without_token_upload();
+    let admitted = admission
+        .admit(&open(&admission, 4))
+        .unwrap_or_else(|error| panic!("{error}"));
+    let mut checker = StepChecker::new(&admitted, &admission, 0);
+    let step = Step {
+        sample: true,
+        draft: Some(TokenIds { ids: vec![5] }),
+        ..activations(0, 2, 64)
+    };
+    assert!(matches!(
+        refused(&mut checker, step),
+        StepError::DraftUpload
+    ));
+}
+
+/// A session that keeps its prefix, or takes part of one.
+fn keeping(split_layer: u32, reused_blocks: usize, prefix: &[PrefixDigest]) -> StepChecker {
+    let admission = admission(0);
+    let open = headway_wire::message::Open {
+        keep_prefix: true,
+        prompt_tokens: 100,
+        prefix_digests: prefix.concat().into(),
+        ..open(&admission, split_layer)
+    };
+    let admitted = admission
+        .admit(&open)
+        .unwrap_or_else(|error| panic!("{error}"));
+    StepChecker::new(&admitted, &admission, reused_blocks * 32)
+}
+
+fn digests(checker: &mut StepChecker, step: Step) -> Vec<PrefixDigest> {
+    check(checker, step)
+        .unwrap_or_else(|error| panic!("{error}"))
+        .digests
+}
+
+#[test]
+fn digests_are_those_of_the_rows_however_they_are_cut() {
+    let ids: Vec<u32> = (0..70).collect();
+    let mut hasher = PrefixHasher::new(0, None);
+    let expected: Vec<PrefixDigest> = ids
+        .iter()
+        .filter_map(|id| hasher.push(&id.to_le_bytes()))
+        .collect();
+    let mut whole = keeping(0, 0, &[]);
+    assert_eq!(digests(&mut whole, token_ids(0, &ids)), expected);
+    let mut cut = keeping(0, 0, &[]);
+    assert!(digests(&mut cut, token_ids(0, &ids[..20])).is_empty());
+    assert_eq!(digests(&mut cut, token_ids(20, &ids[20..40])), expected[..1]);
+    assert_eq!(digests(&mut cut, token_ids(40, &ids[40..])), expected[1..]);
+    let mut rest = keeping(0, 1, &expected);
+    assert_eq!(digests(&mut rest, token_ids(32, &ids[32..])), expected[1..]);
+    let mut of_activations = keeping(4, 0, &[]);
+    assert_eq!(digests(&mut of_activations, activations(0, 70, 64)).len(), 2);
+}
+
+#[test]
+fn guesses_are_part_of_a_digest_once_they_are_accepted() {
+    let ids: Vec<u32> = (0..32).collect();
+    let mut plain = keeping(0, 0, &[]);
+    let expected = digests(&mut plain, token_ids(0, &ids));
+    let mut drafted = keeping(0, 0, &[]);
+    assert!(digests(&mut drafted, token_ids(0, &ids[..29])).is_empty());
+    // Of 29, 30, 99 the first two stand: 29 is known, 30 is right, 99 is wrong.
+    assert!(digests(&mut drafted, draft(29, &[29, 30, 99])).is_empty());
+    drafted.answered(31);
+    assert_eq!(digests(&mut drafted, token_ids(31, &ids[31..])), expected);
 }

@@ -1,0 +1,58 @@
+//! What a session tells its device, in the wire's messages.
+
+use headway_wire::message::{DraftLogprobs, GoAway, StepResult, TokenLogprob};
+
+use crate::engine::StepOutput;
+
+/// Why sessions are asked to move: the tail goes.
+pub(super) const LEAVING: &str = "this tail is leaving; rebuild the session on another one";
+/// Why sessions are asked to move: the tail has more of them than its part.
+pub(super) const SPREADING: &str =
+    "this tail has more sessions than its part; rebuild the session on another one";
+
+/// Asks a device to move before `deadline`.
+pub(super) fn go_away(deadline: tokio::time::Instant, reason: &str) -> GoAway {
+    let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+    GoAway {
+        deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+        reason: reason.to_owned(),
+    }
+}
+
+/// The answer to a step. `output.sampled`: the draft tokens that are right, and the token after them.
+pub(super) fn step_result(output: StepOutput) -> StepResult {
+    // Bounded by the session's `max_positions` and the step's draft, which came as u32s.
+    let wire = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let mut accepted = output.sampled;
+    let token = accepted.pop();
+    let draft_accepted = wire(accepted.len());
+    let reports = accepted.into_iter().filter_map(|sampled| {
+        Some(DraftLogprobs {
+            logprob: sampled.logprob?,
+            top_logprobs: token_logprobs(sampled.top_logprobs),
+        })
+    });
+    let mut result = StepResult {
+        positions: wire(output.positions),
+        compute_us: output.compute_us,
+        saved_us: output.saved_us,
+        queue_us: output.queue_us,
+        draft_accepted,
+        draft_logprobs: reports.collect(),
+        draft_saved_us: output.draft_saved_us,
+        ..StepResult::default()
+    };
+    if let Some(sampled) = token {
+        result.token_id = Some(sampled.token_id);
+        result.logprob = sampled.logprob;
+        result.top_logprobs = token_logprobs(sampled.top_logprobs);
+    }
+    result
+}
+
+fn token_logprobs(entries: Vec<(u32, f32)>) -> Vec<TokenLogprob> {
+    entries
+        .into_iter()
+        .map(|(token_id, logprob)| TokenLogprob { token_id, logprob })
+        .collect()
+}
