@@ -166,18 +166,12 @@ async fn run_on<D: Device>(
     let artifacts = HeadArtifacts::new(weights, &manifest, &config.cache_dir);
     let manifest_json = serde_json::to_vec(&manifest)?.into();
     let tokenizer_digest = manifest.identity.tokenizer.digest.clone();
-    let room = Room {
-        capacity: Capacity::new(config.max_sessions, kv_limits, Arc::clone(&metrics)),
-        queue: PromptQueue::new(config.max_queue, Arc::clone(&metrics)),
-        tenants: Tenants::new(config.access.tenant_limits),
-        live: LiveSessions::new(),
-        evict_idle: config.sessions.evict_idle,
-    };
+    let room = room(&config, kv_limits, &metrics);
     background.spawn(room.capacity.clone().forget_old_prefixes());
     if let Some(rebalance) = config.sessions.rebalance.clone() {
-        let (live, metrics) = (room.live.clone(), Arc::clone(&metrics));
+        let metrics = Arc::clone(&metrics);
         let record = move |asked| metrics.record_rebalanced(asked);
-        rebalance::watch_target(rebalance, live, record, &mut reloads);
+        rebalance::watch_target(rebalance, room.live.clone(), record, &mut reloads);
     }
     background.spawn(reloads.run(config.timeouts.reload, Arc::clone(&metrics)));
     let max_draft_tokens = max_draft_tokens(&config);
@@ -239,6 +233,16 @@ fn max_draft_tokens(config: &Config) -> u32 {
     let most = Batcher::new(config.step_tokens).max_whole_rows() - 1;
     let most = u32::try_from(most).unwrap_or(u32::MAX);
     config.sessions.max_draft_tokens.min(most)
+}
+
+fn room(config: &Config, kv_limits: KvLimits, metrics: &Arc<Metrics>) -> Room {
+    Room {
+        capacity: Capacity::new(config.max_sessions, kv_limits, Arc::clone(metrics)),
+        queue: PromptQueue::new(config.max_queue, Arc::clone(metrics)),
+        tenants: Tenants::new(config.access.tenant_limits),
+        live: LiveSessions::new(),
+        evict_idle: config.sessions.evict_idle,
+    }
 }
 
 /// As many blocks as the limit has room for.

@@ -23,7 +23,7 @@ use tokio::time::{MissedTickBehavior, interval_at, timeout, timeout_at};
 use tracing::Instrument as _;
 
 use self::connection::Connection;
-use self::replies::{LEAVING, SPREADING, go_away, step_result};
+use self::replies::{LEAVING, SPREADING, go_away, step_result, traced};
 use self::steps::StepChecker;
 pub(crate) use self::steps::StepError;
 use self::token_times::TokenTimes;
@@ -39,6 +39,7 @@ use crate::error::Error;
 use crate::live_sessions::{LiveSession, LiveSessions, Notice};
 use crate::metrics::Metrics;
 use crate::tenant_limits::{TenantSession, Tenants};
+use crate::trace::{SessionFacts, SessionTrace, TraceHeaders};
 use crate::watchdog::Watchdog;
 
 /// The most memory of decoded rows that wait for the engine, all sessions together, in KiB. Where it is
@@ -124,9 +125,19 @@ impl SessionService {
         let prompt_positions = admitted.prefill_positions;
         let session = self.open(admitted, room).await?;
 
-        let id = session.id().0;
-        let (split_layer, traceparent) = (open.split_layer, &open.traceparent);
-        let span = tracing::info_span!("session", id, %tenant, split_layer, traceparent);
+        let session_id = session.id().0;
+        let headers = TraceHeaders {
+            traceparent: &open.traceparent,
+            tracestate: &open.tracestate,
+        };
+        let facts = SessionFacts {
+            session_id,
+            tenant: tenant.as_str(),
+            split_layer: open.split_layer,
+            max_positions: open.max_positions,
+        };
+        let trace = SessionTrace::new(headers, facts);
+        let span = trace.span().clone();
         let running = RunningSession {
             service: self,
             connection,
@@ -140,11 +151,12 @@ impl SessionService {
             live: self.room.live.enter(Instant::now()),
             pending: FuturesOrdered::new(),
             token_times,
+            trace,
             read_at: None,
         };
         let granted = Opened {
             protocol_version: PROTOCOL_VERSION,
-            session_id: id,
+            session_id,
             max_positions: open.max_positions,
             max_step_positions: self.admission.limits().max_step_positions,
             // Bounded by the session's positions, which came as a u32.
@@ -230,6 +242,7 @@ struct RunningSession<'a> {
     live: LiveSession,
     pending: FuturesOrdered<oneshot::Receiver<StepReply>>,
     token_times: TokenTimes,
+    trace: SessionTrace,
     /// Nothing is read before: the tenant has used more than its rate.
     read_at: Option<tokio::time::Instant>,
 }
@@ -342,13 +355,16 @@ impl RunningSession<'_> {
         if self.pending.is_empty() {
             self.live.note_idle(output.positions, Instant::now());
         }
-        let (tokens, arrived) = (output.sampled.len(), output.arrived);
+        let (mut moments, facts) = traced(&output);
+        let tokens = output.sampled.len();
         self.connection.send(step_result(output)).await?;
+        moments.sent = Instant::now();
         if tokens > 0
-            && let Some(time) = self.token_times.sent(tokens, arrived, Instant::now())
+            && let Some(time) = self.token_times.sent(tokens, moments.arrived, moments.sent)
         {
             self.service.metrics.record_token_time(time);
         }
+        self.trace.step(moments, facts);
         if !was_reading {
             // Nothing was read meanwhile, so its silence says nothing about the device.
             self.connection.note_alive();

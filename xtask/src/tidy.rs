@@ -12,13 +12,17 @@ const MAX_LINES: usize = 420;
 const MAX_MAIN_LINES: usize = 60;
 
 /// Edges between crates that the design forbids: (from, to).
-const FORBIDDEN: [(&str, &[&str]); 3] = [
+const FORBIDDEN: [(&str, &[&str]); 4] = [
     ("wire", &["candle", "tokio", "axum", "reqwest", "hyper"]),
     (
         "model",
         &["tokio", "axum", "reqwest", "hyper", "tungstenite"],
     ),
     ("operator", &["candle", "headway-model", "headway-wire"]),
+    (
+        "telemetry",
+        &["candle", "headway-model", "headway-wire", "kube"],
+    ),
 ];
 
 /// Prints every broken rule and fails if there is one.

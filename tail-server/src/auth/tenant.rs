@@ -40,7 +40,7 @@ impl Tenant {
         is_name.then(|| Self(format!("{prefix}/{name}").into()))
     }
 
-    pub(super) fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }

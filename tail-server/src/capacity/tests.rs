@@ -116,7 +116,10 @@ fn a_session_grows_into_what_it_was_promised_and_no_further() {
     }
     assert_eq!(room.table().columns(), 2);
     let error = room.grow(3).unwrap_err().to_string();
-    assert!(error.contains("64 positions") && error.contains("3 more"), "{error}");
+    assert!(
+        error.contains("64 positions") && error.contains("3 more"),
+        "{error}"
+    );
 }
 
 /// Fills `digests.len()` columns of a new session of `tenant` and ends it.
@@ -145,9 +148,15 @@ fn a_tenant_finds_its_own_prefix_and_no_other_tenant_does() {
     leave_prefix(&capacity, &ours, &digests);
     assert_eq!(reused(&capacity, &request(&ours, 97, &digests)), 96);
     assert_eq!(reused(&capacity, &request(&theirs, 97, &digests)), 0);
-    assert_eq!(reused(&capacity, &request(&Tenant::anonymous(), 97, &digests)), 0);
+    assert_eq!(
+        reused(&capacity, &request(&Tenant::anonymous(), 97, &digests)),
+        0
+    );
     // As far as they are the same, and from the start only.
-    assert_eq!(reused(&capacity, &request(&ours, 97, &[[1; 32], [9; 32], [3; 32]])), 32);
+    assert_eq!(
+        reused(&capacity, &request(&ours, 97, &[[1; 32], [9; 32], [3; 32]])),
+        32
+    );
     assert_eq!(reused(&capacity, &request(&ours, 97, &digests[1..])), 0);
 }
 
@@ -189,7 +198,10 @@ fn a_session_that_keeps_nothing_leaves_nothing() {
     room.keep_full_columns(Instant::now());
     drop(room);
     let text = capacity.metrics.render().unwrap();
-    assert!(text.contains("headway_tail_kv_blocks{state=\"free\"} 100"), "{text}");
+    assert!(
+        text.contains("headway_tail_kv_blocks{state=\"free\"} 100"),
+        "{text}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,11 @@
 //! What a session tells its device, in the wire's messages.
 
+use std::time::Duration;
+
 use headway_wire::message::{DraftLogprobs, GoAway, StepResult, TokenLogprob};
 
 use crate::engine::StepOutput;
+use crate::trace::{StepFacts, StepMoments};
 
 /// Why sessions are asked to move: the tail goes.
 pub(super) const LEAVING: &str = "this tail is leaving; rebuild the session on another one";
@@ -48,6 +51,24 @@ pub(super) fn step_result(output: StepOutput) -> StepResult {
         result.top_logprobs = token_logprobs(sampled.top_logprobs);
     }
     result
+}
+
+/// What the trace tells of a step that is being answered; it is not sent yet.
+pub(super) fn traced(output: &StepOutput) -> (StepMoments, StepFacts) {
+    let moments = StepMoments {
+        arrived: output.arrived,
+        started: output.arrived + Duration::from_micros(output.queue_us),
+        computed: output.computed,
+        sent: output.computed,
+    };
+    let facts = StepFacts {
+        rows: output.rows,
+        phase: output.phase,
+        sampled: !output.sampled.is_empty(),
+        compute_us: output.compute_us,
+        draft_accepted: output.sampled.len().saturating_sub(1),
+    };
+    (moments, facts)
 }
 
 fn token_logprobs(entries: Vec<(u32, f32)>) -> Vec<TokenLogprob> {

@@ -1,7 +1,7 @@
 //! What a session gets does not depend on who shares its steps, nor on drafts or reused prefixes.
 
-use headway_model::sampler::SamplingParams;
 use headway_model::KvCache;
+use headway_model::sampler::SamplingParams;
 use headway_wire::PrefixDigest;
 
 use super::*;
@@ -216,7 +216,10 @@ async fn behind_a_reused_prefix_an_answer_is_the_one_of_the_whole_prompt() {
         assert_eq!(second, first);
     }
     let text = rig.metrics.render().unwrap();
-    assert!(text.contains("headway_tail_reused_positions_total 192"), "{text}");
+    assert!(
+        text.contains("headway_tail_reused_positions_total 192"),
+        "{text}"
+    );
     let none = "headway_tail_saved_seconds_total{term=\"reused_prefixes\"} 0\n";
     assert!(!text.contains(none), "{text}");
 }

@@ -268,12 +268,18 @@ fn digests_are_those_of_the_rows_however_they_are_cut() {
     assert_eq!(digests(&mut whole, token_ids(0, &ids)), expected);
     let mut cut = keeping(0, 0, &[]);
     assert!(digests(&mut cut, token_ids(0, &ids[..20])).is_empty());
-    assert_eq!(digests(&mut cut, token_ids(20, &ids[20..40])), expected[..1]);
+    assert_eq!(
+        digests(&mut cut, token_ids(20, &ids[20..40])),
+        expected[..1]
+    );
     assert_eq!(digests(&mut cut, token_ids(40, &ids[40..])), expected[1..]);
     let mut rest = keeping(0, 1, &expected);
     assert_eq!(digests(&mut rest, token_ids(32, &ids[32..])), expected[1..]);
     let mut of_activations = keeping(4, 0, &[]);
-    assert_eq!(digests(&mut of_activations, activations(0, 70, 64)).len(), 2);
+    assert_eq!(
+        digests(&mut of_activations, activations(0, 70, 64)).len(),
+        2
+    );
 }
 
 #[test]
