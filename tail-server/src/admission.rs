@@ -110,6 +110,15 @@ impl Admission {
         self.manifest.token_upload
     }
 
+    /// Of one step; none where the token ids of guesses may not leave the device.
+    pub(crate) fn max_draft_tokens(&self) -> u32 {
+        if self.token_upload() {
+            self.limits.max_draft_tokens
+        } else {
+            0
+        }
+    }
+
     pub(crate) fn hidden_size(&self) -> usize {
         self.manifest.identity.config.hidden_size
     }

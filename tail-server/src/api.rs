@@ -1,4 +1,5 @@
-//! The HTTP routes: health, metrics, what the tail serves, head artefacts, and the session WebSocket.
+//! The HTTP routes: health, metrics, what the tail serves, head artefacts, reports of what devices answered
+//! alone, and the session WebSocket.
 //!
 //! Health and metrics are for the cluster and open to everybody; the rest is behind [`guard`].
 
@@ -12,7 +13,7 @@ use axum::extract::{Extension, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use headway_model::manifest::Artifact;
@@ -25,11 +26,19 @@ use crate::drain::Drain;
 use crate::error::{Error, code_name};
 use crate::head_artifacts::HeadArtifacts;
 use crate::metrics::Metrics;
+use crate::on_device::{OnDeviceAnswers, Received};
 use crate::session::{Access, SessionService};
 use crate::watchdog::Watchdog;
 
 /// How much of an origin is repeated in an error.
 const MAX_ORIGIN_CHARS: usize = 128;
+
+/// What is gathered before it is written to a session's socket; a result is sent at once all the same.
+const WRITE_BUFFER_BYTES: usize = 16 << 10;
+
+/// What may wait for a device that does not read: more than any answer takes, and no more, because each ping of
+/// the device adds a pong.
+const MAX_UNSENT_BYTES: usize = 1 << 20;
 
 /// What the routes answer from.
 pub(crate) struct Api {
@@ -38,6 +47,7 @@ pub(crate) struct Api {
     pub(crate) tokenizer_json: Bytes,
     pub(crate) tokenizer_digest: String,
     pub(crate) artifacts: HeadArtifacts,
+    pub(crate) on_device_answers: OnDeviceAnswers,
     pub(crate) sessions: SessionService,
     pub(crate) drain: Arc<Drain>,
     pub(crate) watchdog: Arc<Watchdog>,
@@ -45,7 +55,7 @@ pub(crate) struct Api {
     /// The most session sockets, for the refusal that names it.
     pub(crate) max_sockets: usize,
     pub(crate) authenticator: Arc<Authenticator>,
-    /// Origins of web pages that may open sessions.
+    /// Origins of web pages that may open sessions, and report what they answered alone.
     pub(crate) allowed_origins: Vec<String>,
 }
 
@@ -56,6 +66,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/v1/tokenizer", get(tokenizer))
         .route("/v1/head/{quantization}", get(head_parts))
         .route("/v1/head/{quantization}/{part}", get(head_part))
+        .route("/v1/on-device-answers", post(on_device_answers))
         .route("/v1/session", get(session))
         .route_layer(middleware::from_fn_with_state(Arc::clone(&api), guard));
     Router::new()
@@ -166,15 +177,24 @@ async fn head_part(
     Ok(part_file::serve(&file, method, &headers).await?)
 }
 
+/// See [`crate::on_device`].
+async fn on_device_answers(
+    State(api): State<Arc<Api>>,
+    Extension(identity): Extension<Identity>,
+    request: Request,
+) -> Result<Json<Received>, Error> {
+    check_origin(&api, request.headers())?;
+    let reports = &api.on_device_answers;
+    Ok(Json(reports.receive(&identity.tenant, request).await?))
+}
+
 async fn session(
     State(api): State<Arc<Api>>,
     Extension(identity): Extension<Identity>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
-    if let Err(error) = check_origin(&headers, &api.allowed_origins) {
-        api.metrics
-            .record_refusal(code_name(RefusalCode::Unauthenticated));
+    if let Err(error) = check_origin(&api, &headers) {
         return error.into_response();
     }
     let Some(guard) = api.drain.enter() else {
@@ -190,6 +210,8 @@ async fn session(
     upgrade
         .max_message_size(max_frame_bytes)
         .max_frame_size(max_frame_bytes)
+        .write_buffer_size(WRITE_BUFFER_BYTES)
+        .max_write_buffer_size(MAX_UNSENT_BYTES)
         .on_upgrade(async move |socket| {
             let _guard = guard;
             let access = Access {
@@ -200,9 +222,10 @@ async fn session(
         })
 }
 
-/// A browser lets any page open a WebSocket to anywhere, with the credentials and from the network of whoever
-/// looks at it, and says in `Origin` which page it is. Other clients say nothing.
-fn check_origin(headers: &HeaderMap, allowed: &[String]) -> Result<(), Error> {
+/// A browser lets any page open a WebSocket or post a text to anywhere, with the credentials and from the
+/// network of whoever looks at it, and says in `Origin` which page it is. Other clients say nothing.
+fn check_origin(api: &Api, headers: &HeaderMap) -> Result<(), Error> {
+    let allowed = &api.allowed_origins;
     let refused = headers
         .get_all(header::ORIGIN)
         .iter()
@@ -210,6 +233,8 @@ fn check_origin(headers: &HeaderMap, allowed: &[String]) -> Result<(), Error> {
     match refused {
         None => Ok(()),
         Some(origin) => {
+            api.metrics
+                .record_refusal(code_name(RefusalCode::Unauthenticated));
             let origin = String::from_utf8_lossy(origin.as_bytes());
             let origin = origin.chars().take(MAX_ORIGIN_CHARS).collect();
             Err(Error::Origin { origin })

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use headway_model::LayerRange;
-use headway_wire::PrefixDigest;
+use headway_wire::{Codec, PrefixDigest};
 use tokio::sync::futures::OwnedNotified;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
@@ -69,9 +69,18 @@ pub(crate) enum CapacityError {
 }
 
 /// Finds what one tenant has sent before, and nothing of another tenant.
+///
+/// A digest alone would not do: whoever offers digests says them without having sent what they stand for, and
+/// could mix those of two prompts or of two codecs. So a block is found only behind the block it was computed
+/// behind, and by those who send in the same codec. Blocks found one after the other are then what one session
+/// has sent, by induction.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct PrefixKey {
     tenant: Tenant,
+    /// `None`: token ids.
+    codec: Option<Codec>,
+    /// Of the block before; `None` for the first one.
+    previous: Option<PrefixDigest>,
     digest: PrefixDigest,
 }
 
@@ -90,6 +99,8 @@ pub(crate) struct KvLimits {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct KvRequest<'a> {
     pub(crate) tenant: &'a Tenant,
+    /// `None`: token ids go up.
+    pub(crate) codec: Option<Codec>,
     /// From its entry layer to the model's last one.
     pub(crate) layers: LayerRange,
     /// The most it will hold.
@@ -98,6 +109,32 @@ pub(crate) struct KvRequest<'a> {
     pub(crate) prefix: &'a [PrefixDigest],
     /// Its own blocks may be reused by others.
     pub(crate) keeps_prefix: bool,
+}
+
+/// Makes the keys of one session's blocks, one after the other.
+struct PrefixChain {
+    tenant: Tenant,
+    codec: Option<Codec>,
+    last: Option<PrefixDigest>,
+}
+
+impl PrefixChain {
+    fn new(request: &KvRequest<'_>) -> Self {
+        Self {
+            tenant: request.tenant.clone(),
+            codec: request.codec,
+            last: None,
+        }
+    }
+
+    fn key(&mut self, digest: PrefixDigest) -> PrefixKey {
+        PrefixKey {
+            tenant: self.tenant.clone(),
+            codec: self.codec,
+            previous: self.last.replace(digest),
+            digest,
+        }
+    }
 }
 
 struct Held {
@@ -139,13 +176,11 @@ impl Capacity {
         request: &KvRequest<'_>,
         now: Instant,
     ) -> Result<SessionRoom, CapacityError> {
+        let mut chain = PrefixChain::new(request);
         let keys: Vec<PrefixKey> = request
             .prefix
             .iter()
-            .map(|&digest| PrefixKey {
-                tenant: request.tenant.clone(),
-                digest,
-            })
+            .map(|&digest| chain.key(digest))
             .collect();
         let columns = headway_model::KvTable::columns_for(request.positions);
         let mut held = self.lock();

@@ -15,6 +15,7 @@ use crate::auth::AuthError;
 use crate::capacity::CapacityError;
 use crate::engine::EngineError;
 use crate::head_artifacts::ArtifactError;
+use crate::on_device::ReportError;
 use crate::session::StepError;
 use crate::tenant_limits::TenantLimitError;
 use crate::watchdog::StallError;
@@ -40,6 +41,8 @@ pub(crate) enum Error {
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
     #[error(transparent)]
+    OnDeviceReport(#[from] ReportError),
+    #[error(transparent)]
     TenantLimit(#[from] TenantLimitError),
     #[error(transparent)]
     Unauthenticated(#[from] AuthError),
@@ -48,7 +51,7 @@ pub(crate) enum Error {
          open it again with others"
     )]
     CredentialsEnded,
-    #[error("pages of the origin {origin:?} may not open sessions here; see --allowed-origins")]
+    #[error("pages of the origin {origin:?} may not use this tail; see --allowed-origins")]
     Origin { origin: String },
     #[error("no frame came within {} ms; the first frame of a session is Open", open_timeout.as_millis())]
     OpenTimeout { open_timeout: Duration },
@@ -104,6 +107,7 @@ impl Error {
             Self::Draining => RefusalCode::Draining,
             Self::Artifact(error) if error.is_internal() => RefusalCode::Internal,
             Self::Artifact(_) => RefusalCode::Unsupported,
+            Self::OnDeviceReport(error) => report_code(error),
             Self::Engine(_)
             | Self::Stalled(_)
             | Self::Metrics(_)
@@ -156,6 +160,19 @@ fn admission_code(error: &AdmissionError) -> RefusalCode {
     }
 }
 
+const fn report_code(error: &ReportError) -> RefusalCode {
+    match error {
+        ReportError::NotAllowed => RefusalCode::Unsupported,
+        ReportError::TooLarge { .. } | ReportError::TooManyTokens { .. } => RefusalCode::OverLimit,
+        ReportError::Late { .. }
+        | ReportError::BrokenOff
+        | ReportError::Json { .. }
+        | ReportError::ReportId
+        | ReportError::Answers { .. }
+        | ReportError::NoTokens { .. } => RefusalCode::Malformed,
+    }
+}
+
 /// The refusal that a session's device gets.
 pub(crate) fn refusal(error: &Error) -> Refusal {
     let refusal = Refusal::new(error.code(), error.sentence());
@@ -196,8 +213,14 @@ impl IntoResponse for Error {
             ) => (StatusCode::NOT_FOUND, "not_found"),
             // The fault may pass, and another tail may be free of it.
             Self::Stalled(_) => (StatusCode::SERVICE_UNAVAILABLE, code_name(self.code())),
-            // Other credentials would not help.
-            Self::Origin { .. } => (StatusCode::FORBIDDEN, code_name(self.code())),
+            // The same report may come through the next time.
+            Self::OnDeviceReport(ReportError::Late { .. }) => {
+                (StatusCode::REQUEST_TIMEOUT, code_name(self.code()))
+            }
+            // Neither other credentials nor another report would help.
+            Self::Origin { .. } | Self::OnDeviceReport(ReportError::NotAllowed) => {
+                (StatusCode::FORBIDDEN, code_name(self.code()))
+            }
             _ => (status(self.code()), code_name(self.code())),
         };
         let body = Json(json!({ "error": { "code": code, "message": self.sentence() } }));

@@ -39,6 +39,7 @@ mod last_words;
 mod live_sessions;
 mod loaded_model;
 mod metrics;
+mod on_device;
 mod rebalance;
 mod reload;
 mod savings;
@@ -74,6 +75,7 @@ use self::drain::Drain;
 use self::engine::{CpuDevice, Device, EngineHandle};
 use self::head_artifacts::HeadArtifacts;
 use self::live_sessions::LiveSessions;
+use self::on_device::OnDeviceAnswers;
 use self::reload::Reloads;
 use self::savings::Savings;
 use self::session::{Room, SessionService};
@@ -150,10 +152,8 @@ async fn run_on<D: Device>(
         .weight_bytes
         .set(capacity::gauge_value(decoder.weight_bytes()));
     let watchdog = Arc::new(Watchdog::new(config.stall, Arc::clone(&metrics)));
-    let savings = Arc::new(Savings::new(
-        decoder.config().num_layers,
-        Arc::clone(&metrics),
-    ));
+    let num_layers = decoder.config().num_layers;
+    let savings = Arc::new(Savings::new(num_layers, Arc::clone(&metrics)));
     let kv_limits = kv_limits(&config, &decoder);
     let (engine, engine_thread) = EngineHandle::start(
         device(decoder, kv_limits.total_blocks),
@@ -175,6 +175,7 @@ async fn run_on<D: Device>(
     }
     background.spawn(reloads.run(config.timeouts.reload, Arc::clone(&metrics)));
     let max_draft_tokens = max_draft_tokens(&config);
+    let on_device_answers = OnDeviceAnswers::new(&manifest, savings, config.timeouts.headers);
     let sessions = SessionService {
         admission: Admission::new(manifest, config.codecs, max_draft_tokens),
         room,
@@ -190,6 +191,7 @@ async fn run_on<D: Device>(
         tokenizer_json,
         tokenizer_digest,
         artifacts,
+        on_device_answers,
         sessions,
         drain: Arc::clone(&drain),
         watchdog,
@@ -204,18 +206,30 @@ async fn run_on<D: Device>(
         timeouts: config.timeouts,
     };
 
+    let left = async {
+        shutdown.await;
+        drain.run(config.drain).await;
+    };
+    serve_until(left, listener, service).await?;
+    join_engine(engine_thread).await;
+    Ok(())
+}
+
+/// Answers requests until the sessions have `left`, and then to the end of those under way.
+async fn serve_until(
+    left: impl Future<Output = ()>,
+    listener: TcpListener,
+    service: serve::Service,
+) -> Result<(), RunError> {
     let (stop, stopped) = oneshot::channel::<()>();
     let server = tokio::spawn(serve::serve(listener, service, async {
         // An error means that `run` was dropped: stop as well.
         let _ = stopped.await;
     }));
-    shutdown.await;
-    drain.run(config.drain).await;
+    left.await;
     // The receiver is gone only where the server has failed, which is returned below.
     let _ = stop.send(());
-    server.await.map_err(RunError::Server)?;
-    join_engine(engine_thread).await;
-    Ok(())
+    server.await.map_err(RunError::Server)
 }
 
 /// Who may come in, and how.

@@ -34,7 +34,7 @@ use crate::savings::Savings;
 #[cfg(test)]
 mod tests;
 
-/// The largest body of a report, in bytes: some two hundred for each answer, of which eighty are enough.
+/// The largest body of a report, in bytes: 256 for each answer, of which one needs 80 at most.
 const MAX_REPORT_BYTES: usize = 64 << 10;
 
 /// The most answers of one report.

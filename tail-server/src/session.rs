@@ -161,7 +161,7 @@ impl SessionService {
             max_step_positions: self.admission.limits().max_step_positions,
             // Bounded by the session's positions, which came as a u32.
             reused_positions: u32::try_from(reused_positions).unwrap_or(u32::MAX),
-            max_draft_tokens: self.admission.limits().max_draft_tokens,
+            max_draft_tokens: self.admission.max_draft_tokens(),
         };
         running.run(granted, stage, access).instrument(span).await
     }
@@ -182,6 +182,7 @@ impl SessionService {
     async fn take_room(&self, admitted: &Admitted, tenant: &Tenant) -> Result<SessionRoom, Error> {
         let request = KvRequest {
             tenant,
+            codec: admitted.codec,
             layers: admitted.layers,
             positions: admitted.max_positions,
             prefix: &admitted.prefix,

@@ -50,7 +50,7 @@ pub const DEFAULT_GROUP_SIZE: u16 = 32;
 
 /// How hidden states are written. Reads and prints as `f32`, `f16`, `bf16`, `int8`, `int4`, and with a group
 /// size other than [`DEFAULT_GROUP_SIZE`] as `int8:64`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
     /// 32 bits a value; the only codec that loses nothing.
     F32,

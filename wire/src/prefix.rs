@@ -13,9 +13,10 @@
 //!
 //! The tail computes the digests of what it *receives*, and finds by them what it has computed from those very
 //! bytes. So a reused prefix gives the same answer, bit for bit, as a prefix that was sent, whatever
-//! quantisation or machine made the rows; and no device can put one content under the digest of another. Who
-//! offers a digest learns whether its own tenant has sent that content before, and nothing of other tenants: the
-//! tail looks among the prefixes of one tenant only.
+//! quantisation or machine made the rows; and no device can put one content under the digest of another, as long
+//! as the tail takes no offered digest on trust: it must find a block only behind the very block that it was
+//! computed behind, and in the codec that it came in. Who offers a digest learns whether its own tenant has sent
+//! that content before, and nothing of other tenants: the tail looks among the prefixes of one tenant only.
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};

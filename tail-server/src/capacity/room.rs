@@ -6,8 +6,7 @@ use std::time::Instant;
 use headway_model::{BLOCK_POSITIONS, KvTable};
 use headway_wire::{PREFIX_BLOCK_POSITIONS, PrefixDigest};
 
-use super::{Capacity, KvRequest, PrefixKey};
-use crate::auth::Tenant;
+use super::{Capacity, KvRequest, PrefixChain};
 use crate::kv_pool::{Grant, LeaseId};
 
 /// A digest covers whole blocks.
@@ -24,7 +23,7 @@ pub(crate) struct SessionRoom {
 
 /// What others may reuse of the session.
 struct Prefix {
-    tenant: Tenant,
+    chain: PrefixChain,
     is_kept: bool,
     /// Columns that the pool knows by their digests.
     columns: usize,
@@ -48,6 +47,8 @@ impl SessionRoom {
             table.push_column(column);
         }
         let columns = grant.reused.len();
+        let mut chain = PrefixChain::new(request);
+        chain.last = columns.checked_sub(1).map(|last| request.prefix[last]);
         table.advance(columns * BLOCK_POSITIONS);
         Self {
             capacity,
@@ -55,7 +56,7 @@ impl SessionRoom {
             reused_positions: table.len(),
             table,
             prefix: Prefix {
-                tenant: request.tenant.clone(),
+                chain,
                 is_kept: request.keeps_prefix,
                 columns,
                 digests: VecDeque::new(),
@@ -120,8 +121,7 @@ impl SessionRoom {
         while prefix.columns < full_columns
             && let Some(digest) = prefix.digests.pop_front()
         {
-            let tenant = prefix.tenant.clone();
-            let key = PrefixKey { tenant, digest };
+            let key = prefix.chain.key(digest);
             held.pool.keep(self.lease, prefix.columns, key, now);
             prefix.columns += 1;
         }

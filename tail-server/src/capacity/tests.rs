@@ -21,6 +21,7 @@ fn tenant(name: &str) -> Tenant {
 fn request<'a>(tenant: &'a Tenant, positions: usize, prefix: &'a [PrefixDigest]) -> KvRequest<'a> {
     KvRequest {
         tenant,
+        codec: None,
         layers: LAYERS,
         positions,
         prefix,
@@ -167,6 +168,43 @@ fn the_keys_of_one_tenant_and_the_certificates_of_another_of_the_same_name_are_a
     leave_prefix(&capacity, &tenant("a"), &digests);
     let other = Tenant::named(CredentialSource::Certificate, "a").unwrap();
     assert_eq!(reused(&capacity, &request(&other, 33, &digests)), 0);
+}
+
+#[test]
+fn digests_of_two_prompts_are_not_one_prefix_and_those_of_a_codec_are_for_that_codec() {
+    let capacity = capacity(8, 100);
+    let ours = tenant("ours");
+    leave_prefix(&capacity, &ours, &[[1; 32], [2; 32]]);
+    leave_prefix(&capacity, &ours, &[[3; 32], [4; 32]]);
+    assert_eq!(
+        reused(&capacity, &request(&ours, 97, &[[1; 32], [4; 32]])),
+        32
+    );
+    let as_f16 = KvRequest {
+        codec: Some(Codec::F16),
+        ..request(&ours, 97, &[[1; 32], [2; 32]])
+    };
+    assert_eq!(reused(&capacity, &as_f16), 0);
+}
+
+#[test]
+fn what_is_computed_behind_a_reused_prefix_is_found_behind_it() {
+    let capacity = capacity(8, 100);
+    let ours = tenant("ours");
+    leave_prefix(&capacity, &ours, &[[1; 32]]);
+    let reusing = request(&ours, 65, &[[1; 32]]);
+    let mut room = capacity
+        .reserve(&reusing, Instant::now())
+        .unwrap_or_else(|error| panic!("{error}"));
+    room.note_digests(vec![[2; 32]]);
+    room.grow(32).unwrap();
+    room.table_mut().advance(32);
+    room.keep_full_columns(Instant::now());
+    drop(room);
+    assert_eq!(
+        reused(&capacity, &request(&ours, 97, &[[1; 32], [2; 32]])),
+        64
+    );
 }
 
 #[test]

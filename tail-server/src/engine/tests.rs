@@ -29,9 +29,13 @@ struct Rig {
 
 impl Rig {
     fn new(step_tokens: usize) -> Self {
+        Self::with_dtype(step_tokens, WeightDtype::Native)
+    }
+
+    fn with_dtype(step_tokens: usize, dtype: WeightDtype) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/tiny/llama");
         let weights = Weights::open(&path).unwrap();
-        let decoder = Decoder::load(&weights, LayerRange::new(0, 3), WeightDtype::Native).unwrap();
+        let decoder = Decoder::load(&weights, LayerRange::new(0, 3), dtype).unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
         let limits = KvLimits {
             total_blocks: 4096,
@@ -81,6 +85,7 @@ impl Rig {
     ) -> EngineSession {
         let request = KvRequest {
             tenant: &Tenant::anonymous(),
+            codec: None,
             layers: LayerRange::new(entry_layer, 3),
             positions,
             prefix: &[],

@@ -38,11 +38,15 @@ fn on_device_answers(body_timeout: Duration) -> OnDeviceAnswers {
 #[test]
 fn a_report_is_an_id_and_answers() {
     let report = parse(&json(ID, &[(12, 40), (1, 1), (60, 40)])).unwrap();
-    assert_eq!(report.id, ReportId(0x0f1e_2d3c_4b5a_6978_8796_a5b4_c3d2_e1f0));
-    let answers = [(12, 40), (1, 1), (60, 40)].map(|(prompt_tokens, output_tokens)| OnDeviceAnswer {
-        prompt_tokens,
-        output_tokens,
-    });
+    assert_eq!(
+        report.id,
+        ReportId(0x0f1e_2d3c_4b5a_6978_8796_a5b4_c3d2_e1f0)
+    );
+    let answers =
+        [(12, 40), (1, 1), (60, 40)].map(|(prompt_tokens, output_tokens)| OnDeviceAnswer {
+            prompt_tokens,
+            output_tokens,
+        });
     assert_eq!(report.answers, answers);
 }
 
@@ -57,7 +61,11 @@ fn an_id_has_32_lower_case_digits() {
         "gf1e2d3c4b5a69788796a5b4c3d2e1f0",
         "éf1e2d3c4b5a69788796a5b4c3d2e1f",
     ] {
-        assert_eq!(parse(&json(id, &[(1, 1)])), Err(ReportError::ReportId), "{id}");
+        assert_eq!(
+            parse(&json(id, &[(1, 1)])),
+            Err(ReportError::ReportId),
+            "{id}"
+        );
     }
 }
 
@@ -77,18 +85,27 @@ fn a_report_has_1_to_256_answers() {
 fn an_answer_has_a_prompt_and_an_output_that_fit_the_model() {
     for (prompt, output) in [(0, 1), (1, 0), (0, 0)] {
         let error = parse(&json(ID, &[(1, 1), (prompt, output)])).unwrap_err();
-        assert!(matches!(error, ReportError::NoTokens { index: 1, .. }), "{error}");
+        assert!(
+            matches!(error, ReportError::NoTokens { index: 1, .. }),
+            "{error}"
+        );
     }
     for (prompt, output) in [(50, 51), (1, 100), (u64::MAX, u64::MAX)] {
         let error = parse(&json(ID, &[(1, 1), (prompt, output)])).unwrap_err();
-        assert!(matches!(error, ReportError::TooManyTokens { index: 1, .. }), "{error}");
+        assert!(
+            matches!(error, ReportError::TooManyTokens { index: 1, .. }),
+            "{error}"
+        );
         assert!(error.to_string().contains("100 positions"), "{error}");
     }
 }
 
 #[test]
 fn what_is_no_report_is_said_in_a_short_sentence() {
-    let long = format!(r#"{{"report_id": "{ID}", "answers": "{}"}}"#, "a".repeat(5000));
+    let long = format!(
+        r#"{{"report_id": "{ID}", "answers": "{}"}}"#,
+        "a".repeat(5000)
+    );
     for body in [
         "",
         "null",
@@ -116,7 +133,10 @@ fn a_tenants_ids_are_its_own() {
     for id in 2..3 * MAX_IDS_OF_TENANT as u128 {
         assert!(seen.insert(&globex, ReportId(id)));
     }
-    assert!(!seen.insert(&acme, ReportId(1)), "another tenant has pushed it out");
+    assert!(
+        !seen.insert(&acme, ReportId(1)),
+        "another tenant has pushed it out"
+    );
 }
 
 #[test]
@@ -155,10 +175,14 @@ async fn a_body_larger_than_the_limit_is_refused_and_leaves_no_trace() {
     let acme = tenant("acme");
     let report = json(ID, &[(1, 1)]);
     let padded = report.clone() + &" ".repeat(MAX_REPORT_BYTES);
-    let refused = answers.receive(&acme, Request::new(Body::from(padded))).await;
+    let refused = answers
+        .receive(&acme, Request::new(Body::from(padded)))
+        .await;
     let max_bytes = MAX_REPORT_BYTES;
     assert_eq!(refused, Err(ReportError::TooLarge { max_bytes }));
-    let received = answers.receive(&acme, Request::new(Body::from(report))).await;
+    let received = answers
+        .receive(&acme, Request::new(Body::from(report)))
+        .await;
     assert_eq!(received, Ok(Received { counted: true }));
 }
 

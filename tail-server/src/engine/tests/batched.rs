@@ -137,17 +137,23 @@ async fn answer(rig: &Rig, script: &Script, known: Option<&[Sampled]>) -> Vec<Sa
 
 #[tokio::test]
 async fn sixty_four_mixed_sessions_with_drafts_get_the_tokens_that_each_gets_alone() {
-    let rig = Rig::new(16);
+    // The kernels compute a row alike whatever is beside it, in whichever type the weights are.
+    for dtype in [WeightDtype::F32, WeightDtype::Bf16, WeightDtype::F16] {
+        mixed_sessions_get_what_each_gets_alone(&Rig::with_dtype(16, dtype)).await;
+    }
+}
+
+async fn mixed_sessions_get_what_each_gets_alone(rig: &Rig) {
     let scripts: Vec<Script> = (0..SESSIONS).map(Script::number).collect();
     let mut alone = Vec::new();
     for script in &scripts {
-        alone.push(answer(&rig, script, None).await);
+        alone.push(answer(rig, script, None).await);
     }
     let steps_alone = rig.metrics.steps.get();
     let together = scripts
         .iter()
         .zip(&alone)
-        .map(|(script, known)| answer(&rig, script, Some(known)));
+        .map(|(script, known)| answer(rig, script, Some(known)));
     let together = futures_util::future::join_all(together).await;
     assert_eq!(together, alone);
     // They did share steps, and guesses were right and wrong.
@@ -168,6 +174,7 @@ async fn answer_behind_prefix(
 ) -> (usize, Vec<u32>) {
     let request_room = KvRequest {
         tenant: &Tenant::anonymous(),
+        codec: None,
         layers: LayerRange::new(0, 3),
         positions: POSITIONS,
         prefix,
