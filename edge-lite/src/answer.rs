@@ -189,6 +189,7 @@ impl<'v> Answer<'v> {
             bytes_down: totals.bytes_down,
             reconnects: totals.reconnects,
             replayed_positions: totals.replayed_positions,
+            reused_positions: totals.reused_positions,
             tail_compute_us: totals.tail_compute_us,
             tail_saved_us: totals.tail_saved_us,
             tail_queue_us: totals.tail_queue_us,

@@ -5,6 +5,7 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use headway_model::Tokenizer;
 use headway_model::manifest::{Artifact, Manifest};
@@ -20,6 +21,7 @@ use crate::error::{DeviceError, Error, RequestError, TailError};
 use crate::generation::Generation;
 use crate::head_layers::HeadLayers;
 use crate::local::{LocalConfig, LocalModel};
+use crate::on_device::{Backoff, Reporter};
 use crate::report::Route;
 use crate::request::GenerateRequest;
 use crate::session::{self, SessionConfig};
@@ -189,7 +191,7 @@ impl Client {
         Self::load(pull(tail_url, &config).await?, config).await
     }
 
-    /// Loads what was pulled.
+    /// Loads what was pulled. To be called within a tokio runtime, on which answers given here are reported.
     ///
     /// # Errors
     /// [`DeviceError::Load`].
@@ -217,21 +219,22 @@ impl Client {
             .max_positions
             .unwrap_or(usize::MAX)
             .min(manifest.max_positions);
-        let local = head_layers
+        let all_layers = head_layers
             .as_ref()
-            .filter(|_| choice.split_layer == model.num_layers)
-            .map(|head_layers| {
-                let config = LocalConfig {
+            .filter(|_| choice.split_layer == model.num_layers);
+        let local = match all_layers {
+            None => None,
+            Some(head_layers) => {
+                let local_config = LocalConfig {
                     max_positions: Some(max_positions),
                     prompt_chunk_positions: config.prompt_chunk_positions,
                     ..LocalConfig::default()
                 };
-                LocalModel::new(
-                    Arc::clone(head_layers.decoder()),
-                    Arc::clone(&vocabulary),
-                    &config,
-                )
-            });
+                let decoder = Arc::clone(head_layers.decoder());
+                let model = LocalModel::new(decoder, Arc::clone(&vocabulary), &local_config);
+                Some(model.reporting_to(reporter(&url, &tls, &config)?))
+            }
+        };
         let session = Arc::new(SessionConfig {
             dialer: Dialer {
                 url,
@@ -250,6 +253,7 @@ impl Client {
             vocabulary,
             prompt_chunk_positions: config.prompt_chunk_positions.max(1),
             max_replay_bytes: config.max_replay_bytes,
+            reuse_prefix: config.reuse_prefix,
             reconnect: config.reconnect,
         });
         Ok(Self {
@@ -294,6 +298,16 @@ impl Client {
         self.session.head_weight_bytes()
     }
 
+    /// Waits until the tail was told of the answers that were given here alone, but no longer than `timeout`;
+    /// for use before the process ends, with which what is unsent is lost. True where nothing is left to send,
+    /// as it is at once for a client that does not answer alone or does not report it.
+    pub async fn finish_reports(&self, timeout: Duration) -> bool {
+        match self.local.as_ref().and_then(LocalModel::reporter) {
+            None => true,
+            Some(reporter) => reporter.finish(timeout).await,
+        }
+    }
+
     /// Starts a generation. To be called within a tokio runtime.
     ///
     /// # Errors
@@ -315,6 +329,20 @@ impl Client {
         tokio::spawn(session::run(Arc::clone(&self.session), plan, progress));
         Ok(generation)
     }
+}
+
+/// What tells the tail of answers given here, unless `config` says not to.
+fn reporter(
+    url: &TailUrl,
+    tls: &Arc<rustls::ClientConfig>,
+    config: &ClientConfig,
+) -> Result<Option<Reporter>, DeviceError> {
+    if !config.report_on_device_answers {
+        return Ok(None);
+    }
+    let token = config.credentials.token.clone();
+    let api = TailApi::new(url.clone(), tls, token, config.connect_timeout)?;
+    Ok(Some(Reporter::start(api, Backoff::default())))
 }
 
 /// Reads tokenizer and head layers from their files. Blocks.

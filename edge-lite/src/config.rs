@@ -56,12 +56,26 @@ pub struct ClientConfig {
     /// Bytes of sent activations that a generation keeps, to send them again on another tail. What does not
     /// fit is computed again when it is needed.
     pub max_replay_bytes: usize,
+    /// Let the tail keep the keys and values of what this client sends, for later sessions of the same tenant, and
+    /// ask it for what it has kept. What it holds is not sent and not computed there again: the next turn of a
+    /// chat, a system message that many prompts begin with, a session that is rebuilt on the same tail. No token
+    /// changes.
+    ///
+    /// Off unless asked for, because the content of a session then outlives it on the tail, for the tail's
+    /// retention time. Where hidden states go up, they are computed before the session is opened, as far as
+    /// `max_replay_bytes` keeps them; a prompt of which the tail holds nothing then begins to go up only after the
+    /// head layers have run on it, and its first token comes later by up to that time. A penalty of the sampling
+    /// needs every token on the tail, so nothing is reused then.
+    pub reuse_prefix: bool,
     /// For a connection, up to the opened session, and for each read of a download.
     pub connect_timeout: Duration,
     /// For the answer to a step. Beyond it the tail counts as lost.
     pub result_timeout: Duration,
     /// What to do about a lost session.
     pub reconnect: ReconnectPolicy,
+    /// Tell the tail of answers that were given here with all layers: how many tokens each had, and nothing of
+    /// what they say. In the background; the tail counts what it saved.
+    pub report_on_device_answers: bool,
     /// Who this device is to the tail, and whom it trusts to be the tail.
     pub credentials: Credentials,
     /// Bounds on frames. A larger frame from the tail is refused.
@@ -81,9 +95,11 @@ impl Default for ClientConfig {
             max_positions: None,
             prompt_chunk_positions: 256,
             max_replay_bytes: 64 << 20,
+            reuse_prefix: false,
             connect_timeout: Duration::from_secs(10),
             result_timeout: Duration::from_secs(60),
             reconnect: ReconnectPolicy::default(),
+            report_on_device_answers: true,
             credentials: Credentials::default(),
             limits: Limits::default(),
             progress: None,

@@ -20,6 +20,7 @@ use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
 
 use crate::credentials::Token;
 use crate::error::{Refused, TailError};
+use crate::prefix;
 use crate::rows::wire_u32;
 use crate::tail_api::error_sentence;
 use crate::tail_url::TailUrl;
@@ -60,7 +61,7 @@ pub(crate) struct Connection {
     pub(crate) opened: Opened,
     pub(crate) go_away: Option<GoAway>,
     unanswered: VecDeque<Unanswered>,
-    /// Positions sent on this connection.
+    /// Positions that the tail held from the start, and those sent on this connection.
     sent: usize,
     pub(crate) traffic: Traffic,
 }
@@ -72,7 +73,7 @@ pub(crate) struct Answered {
 }
 
 impl Connection {
-    /// Connects and opens a session.
+    /// Connects and opens a session. Its first step starts at [`Connection::sent`].
     pub(crate) async fn open(dialer: &Dialer, open: Open) -> Result<Self, TailError> {
         let after = dialer.connect_timeout;
         timeout(after, Self::open_now(dialer, open))
@@ -118,10 +119,13 @@ impl Connection {
             sent: 0,
             traffic: Traffic::default(),
         };
+        let offered_bytes = open.prefix_digests.len();
         connection.send(open.into()).await?;
         loop {
             match connection.next_message().await? {
                 server_frame::Message::Opened(opened) => {
+                    connection.sent =
+                        prefix::first_position(offered_bytes, opened.reused_positions)?;
                     connection.opened = opened;
                     return Ok(connection);
                 }
@@ -136,7 +140,7 @@ impl Connection {
         }
     }
 
-    /// Positions sent.
+    /// Positions sent, and those before them that did not have to be.
     pub(crate) fn sent(&self) -> usize {
         self.sent
     }

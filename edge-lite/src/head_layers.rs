@@ -12,6 +12,7 @@ use headway_wire::message::Activations;
 use headway_wire::{Codec, codec};
 
 use crate::error::DeviceError;
+use crate::prefix::PrefixDigests;
 
 /// The head layers, ready to run for any number of generations.
 #[derive(Clone)]
@@ -43,12 +44,18 @@ impl HeadLayers {
         &self.decoder
     }
 
-    /// Starts one generation of at most `capacity` positions.
-    pub(crate) fn pass(&self, capacity: usize, codec: Codec) -> HeadPass {
+    /// Starts one generation of at most `capacity` positions, whose rows are also taken by `digests`.
+    pub(crate) fn pass(
+        &self,
+        capacity: usize,
+        codec: Codec,
+        digests: Option<PrefixDigests>,
+    ) -> HeadPass {
         HeadPass {
             decoder: Arc::clone(&self.decoder),
             cache: self.decoder.new_cache(capacity),
             codec,
+            digests,
         }
     }
 }
@@ -58,6 +65,8 @@ pub(crate) struct HeadPass {
     decoder: Arc<Decoder>,
     cache: KvCache,
     codec: Codec,
+    /// Here rather than where the rows are sent, because a digest of many rows takes time, too.
+    digests: Option<PrefixDigests>,
 }
 
 /// Encoded hidden states and what they cost.
@@ -91,9 +100,17 @@ impl HeadPass {
             &hidden_states,
             self.decoder.config().hidden_size,
         )?;
+        if let Some(digests) = &mut self.digests {
+            digests.extend(position, codec::encoded_rows(&activations, self.codec));
+        }
         Ok(HeadRows {
             activations,
             compute,
         })
+    }
+
+    /// Digests of all rows made so far, where they are taken.
+    pub(crate) fn digests(&self) -> Option<&PrefixDigests> {
+        self.digests.as_ref()
     }
 }

@@ -36,6 +36,8 @@ pub mod event;
 pub mod generation;
 pub mod head_layers;
 pub mod local;
+mod on_device;
+mod prefix;
 mod recovery;
 mod replay;
 pub mod report;

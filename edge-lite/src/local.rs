@@ -13,6 +13,7 @@ use crate::answer::{Account, Answer, Plan};
 use crate::error::{DeviceError, Error, RequestError};
 use crate::event::Event;
 use crate::generation::{Generation, Progress};
+use crate::on_device::Reporter;
 use crate::report::{FinishReason, Route, Totals};
 use crate::request::GenerateRequest;
 use crate::vocabulary::Vocabulary;
@@ -45,6 +46,8 @@ pub struct LocalModel {
     vocabulary: Arc<Vocabulary>,
     max_positions: usize,
     prompt_chunk_positions: usize,
+    /// Tells the tail that the model came from of its answers.
+    reporter: Option<Reporter>,
 }
 
 impl LocalModel {
@@ -74,7 +77,18 @@ impl LocalModel {
             vocabulary,
             max_positions,
             prompt_chunk_positions,
+            reporter: None,
         }
+    }
+
+    /// Every answer from now on is reported, cancelled ones too.
+    pub(crate) fn reporting_to(self, reporter: Option<Reporter>) -> Self {
+        Self { reporter, ..self }
+    }
+
+    /// Where answers are reported, if they are.
+    pub(crate) fn reporter(&self) -> Option<&Reporter> {
+        self.reporter.as_ref()
     }
 
     /// The model's text side.
@@ -132,10 +146,14 @@ impl LocalModel {
         // Where nobody listens any more, there is nobody to tell.
         match finish {
             Ok((text, finish)) => {
+                let report = Box::new(answer.report(finish, account));
+                // First, so that whoever has the report knows that the answer is queued.
+                if let Some(reporter) = &self.reporter {
+                    reporter.answered(report.prompt_tokens, report.token_ids.len());
+                }
                 if !text.is_empty() {
                     let _ = progress.events.blocking_send(Ok(Event::Rest { text }));
                 }
-                let report = Box::new(answer.report(finish, account));
                 let _ = progress.events.blocking_send(Ok(Event::Report(report)));
             }
             Err(error) => drop(progress.events.blocking_send(Err(error))),

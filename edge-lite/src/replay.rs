@@ -1,6 +1,12 @@
-//! The activations that a session has sent, kept to send them again.
+//! The activations that a session has made, kept to send them again.
+
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
+use headway_wire::message::Activations;
+use headway_wire::{Codec, codec};
+
+use crate::rows::wire_u32;
 
 /// Encoded rows from position 0 on, without gaps, within a bound.
 ///
@@ -9,25 +15,53 @@ use bytes::{Bytes, BytesMut};
 /// that this device still has.
 #[derive(Debug)]
 pub(crate) struct ReplayBuffer {
+    codec: Codec,
     steps: Vec<Recorded>,
     max_bytes: usize,
     bytes: usize,
     is_full: bool,
 }
 
+/// Rows as they were made, in one go.
 #[derive(Debug)]
 struct Recorded {
     position: usize,
-    rows: usize,
-    data: Bytes,
+    activations: Activations,
+}
+
+impl Recorded {
+    /// One past the last position.
+    fn end(&self) -> usize {
+        self.position + self.activations.rows as usize
+    }
+
+    /// The bytes of the positions in `range` that are here. The integer codecs' rows have no fixed size: where a
+    /// cut goes between two of them is found by passing over those before it.
+    fn bytes_of(&self, range: &Range<usize>, codec: Codec) -> Bytes {
+        let Self {
+            position,
+            activations,
+        } = self;
+        let skipped = range.start.saturating_sub(*position);
+        let taken = range.end.min(self.end()) - position - skipped;
+        if taken == activations.rows as usize {
+            return activations.data.clone();
+        }
+        let mut sizes = codec::encoded_rows(activations, codec).map(<[u8]>::len);
+        let start: usize = sizes.by_ref().take(skipped).sum();
+        let end = start + sizes.take(taken).sum::<usize>();
+        activations.data.slice(start..end)
+    }
 }
 
 /// What keeping one step costs beside its data.
 const STEP_OVERHEAD_BYTES: usize = size_of::<Recorded>();
 
 impl ReplayBuffer {
-    pub(crate) fn new(max_bytes: usize) -> Self {
+    /// For rows that are encoded with `codec`.
+    pub(crate) fn new(codec: Codec, max_bytes: usize) -> Self {
         Self {
+            codec,
             steps: Vec::new(),
             max_bytes,
             bytes: 0,
@@ -35,76 +69,64 @@ impl ReplayBuffer {
         }
     }
 
-    /// Keeps `rows` rows from `position` on, if they continue what is kept and fit.
-    pub(crate) fn record(&mut self, position: usize, rows: usize, data: &Bytes) {
+    /// Keeps the rows from `position` on, if they continue what is kept and fit.
+    pub(crate) fn record(&mut self, position: usize, activations: &Activations) {
         if self.is_full || position != self.len() {
             return;
         }
-        let bytes = self
-            .bytes
-            .saturating_add(data.len())
-            .saturating_add(STEP_OVERHEAD_BYTES);
-        if bytes > self.max_bytes {
+        if !self.has_room(activations.data.len()) {
             self.is_full = true;
             return;
         }
-        self.bytes = bytes;
+        self.bytes += activations.data.len() + STEP_OVERHEAD_BYTES;
         self.steps.push(Recorded {
             position,
-            rows,
-            data: data.clone(),
+            activations: activations.clone(),
         });
     }
 
-    /// Forgets every step that goes beyond `position`.
-    pub(crate) fn truncate(&mut self, position: usize) {
-        while let Some(step) = self
-            .steps
-            .pop_if(|step| step.position + step.rows > position)
-        {
-            self.bytes -= step.data.len() + STEP_OVERHEAD_BYTES;
-            self.is_full = false;
-        }
+    /// True where a step of `data_bytes` would be kept.
+    pub(crate) fn has_room(&self, data_bytes: usize) -> bool {
+        let bytes = self
+            .bytes
+            .saturating_add(data_bytes)
+            .saturating_add(STEP_OVERHEAD_BYTES);
+        !self.is_full && bytes <= self.max_bytes
     }
 
     /// Number of positions kept.
     pub(crate) fn len(&self) -> usize {
-        self.steps
-            .last()
-            .map_or(0, |step| step.position + step.rows)
+        self.steps.last().map_or(0, Recorded::end)
     }
 
-    /// Rows from `position` on, at most `max_rows`: their number and their bytes.
+    /// The rows from `position` on, at most `max_rows`; `None` where that one is not kept.
     ///
-    /// Whole steps are joined, because rows follow each other without gaps in every codec; they are not
-    /// cut, because the integer codecs' rows have no fixed size. `None` where no step starts at `position`,
-    /// or only a longer one.
-    pub(crate) fn rows_from(&self, position: usize, max_rows: usize) -> Option<(usize, Bytes)> {
-        let first = self
-            .steps
-            .binary_search_by_key(&position, |step| step.position)
-            .ok()?;
-        let mut rows = 0;
-        let joined: Vec<&Recorded> = self.steps[first..]
+    /// Steps are cut and joined, because rows follow each other without gaps in every codec. What was made in one
+    /// step and goes up in one is not copied.
+    pub(crate) fn rows_from(&self, position: usize, max_rows: usize) -> Option<Activations> {
+        let range = position..self.len().min(position.saturating_add(max_rows));
+        let first = self.steps.partition_point(|step| step.end() <= position);
+        let pieces: Vec<Bytes> = self.steps[first..]
             .iter()
-            .take_while(|step| {
-                rows += step.rows;
-                rows <= max_rows
-            })
+            .take_while(|step| step.position < range.end)
+            .map(|step| step.bytes_of(&range, self.codec))
             .collect();
-        let rows = joined.iter().map(|step| step.rows).sum();
-        match joined.as_slice() {
-            [] => None,
-            [one] => Some((rows, one.data.clone())),
-            steps => {
-                let mut data =
-                    BytesMut::with_capacity(steps.iter().map(|step| step.data.len()).sum());
-                steps
+        let data = match pieces.as_slice() {
+            [] => return None,
+            [one] => one.clone(),
+            pieces => {
+                let mut data = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+                pieces
                     .iter()
-                    .for_each(|step| data.extend_from_slice(&step.data));
-                Some((rows, data.freeze()))
+                    .for_each(|piece| data.extend_from_slice(piece));
+                data.freeze()
             }
-        }
+        };
+        Some(Activations {
+            rows: wire_u32(range.len()),
+            data,
+            ..self.steps[first].activations.clone()
+        })
     }
 }
 
@@ -112,62 +134,92 @@ impl ReplayBuffer {
 mod tests {
     use super::*;
 
-    fn rows(byte: u8, count: usize) -> Bytes {
-        vec![byte; count * 4].into()
+    /// One column: four bytes a row.
+    fn rows(byte: u8, count: usize) -> Activations {
+        Activations {
+            codec: Some(Codec::F32.into()),
+            rows: wire_u32(count),
+            columns: 1,
+            data: vec![byte; count * 4].into(),
+        }
+    }
+
+    fn buffer(max_bytes: usize) -> ReplayBuffer {
+        ReplayBuffer::new(Codec::F32, max_bytes)
     }
 
     #[test]
     fn steps_are_joined_up_to_the_most_rows_of_a_step() {
-        let mut replay = ReplayBuffer::new(1 << 20);
-        replay.record(0, 3, &rows(1, 3));
-        replay.record(3, 1, &rows(2, 1));
-        replay.record(4, 1, &rows(3, 1));
-        let (count, data) = replay.rows_from(0, 4).unwrap();
+        let mut replay = buffer(1 << 20);
+        replay.record(0, &rows(1, 3));
+        replay.record(3, &rows(2, 1));
+        replay.record(4, &rows(3, 1));
+        let joined = replay.rows_from(0, 4).unwrap();
         assert_eq!(
-            (count, &data[..]),
+            (joined.rows, &joined.data[..]),
             (4, &[[1_u8; 12].as_slice(), &[2; 4]].concat()[..])
         );
-        assert_eq!(replay.rows_from(4, 4).unwrap(), (1, rows(3, 1)));
+        assert_eq!(replay.rows_from(4, 4).unwrap(), rows(3, 1));
+        assert_eq!(replay.rows_from(5, 4), None);
     }
 
     #[test]
     fn beyond_its_bound_it_keeps_the_first_rows_and_no_more_bytes() {
         let max_bytes = 2 * (40 + STEP_OVERHEAD_BYTES);
-        let mut replay = ReplayBuffer::new(max_bytes);
+        let mut replay = buffer(max_bytes);
+        assert!(replay.has_room(max_bytes - STEP_OVERHEAD_BYTES));
         for step in 0..5 {
-            replay.record(step * 10, 10, &rows(0, 10));
+            replay.record(step * 10, &rows(0, 10));
         }
         assert_eq!(replay.len(), 20);
         assert!(replay.bytes <= max_bytes);
         // A step that would fit again leaves no gap.
-        replay.record(50, 1, &rows(0, 1));
+        replay.record(50, &rows(0, 1));
         assert_eq!(replay.len(), 20);
         assert_eq!(replay.rows_from(20, 10), None);
+        assert!(!replay.has_room(0));
     }
 
     #[test]
-    fn a_step_longer_than_the_tail_takes_is_not_cut() {
-        let mut replay = ReplayBuffer::new(1 << 20);
-        replay.record(0, 8, &rows(0, 8));
-        assert_eq!(replay.rows_from(0, 4), None);
-    }
-
-    #[test]
-    fn truncated_steps_can_be_recorded_anew() {
-        let mut replay = ReplayBuffer::new(1 << 20);
-        replay.record(0, 8, &rows(1, 8));
-        replay.record(8, 8, &rows(1, 8));
-        replay.truncate(12);
-        assert_eq!(replay.len(), 8);
-        replay.record(8, 4, &rows(2, 4));
-        assert_eq!(replay.rows_from(8, 4).unwrap(), (4, rows(2, 4)));
+    fn rows_of_any_size_are_cut_anywhere() {
+        // Large values here and there are outliers, which make a row longer.
+        let columns = 128;
+        let value = |row: usize, column: usize| {
+            if column < row % 3 {
+                1e4
+            } else {
+                (row + column) as f32
+            }
+        };
+        let values = |range: Range<usize>| -> Vec<f32> {
+            range
+                .flat_map(|row| (0..columns).map(move |column| value(row, column)))
+                .collect()
+        };
+        for codec in [
+            Codec::F32,
+            Codec::Bf16,
+            Codec::Int8 { group_size: 32 },
+            Codec::Int4 { group_size: 32 },
+        ] {
+            let encoded =
+                |range: Range<usize>| codec::encode(codec, &values(range), columns).unwrap();
+            let mut replay = ReplayBuffer::new(codec, 1 << 20);
+            replay.record(0, &encoded(0..50));
+            replay.record(50, &encoded(50..51));
+            replay.record(51, &encoded(51..90));
+            for range in [0..50, 0..90, 3..17, 32..64, 49..52, 50..51, 60..90] {
+                let cut = replay.rows_from(range.start, range.len()).unwrap();
+                assert_eq!(cut, encoded(range.clone()), "{codec} {range:?}");
+            }
+        }
     }
 
     #[test]
     fn rows_recorded_twice_are_kept_once() {
-        let mut replay = ReplayBuffer::new(1 << 20);
-        replay.record(0, 2, &rows(0, 2));
-        replay.record(0, 2, &rows(0, 2));
+        let mut replay = buffer(1 << 20);
+        replay.record(0, &rows(0, 2));
+        replay.record(0, &rows(0, 2));
         assert_eq!(replay.len(), 2);
     }
 }

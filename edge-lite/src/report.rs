@@ -86,6 +86,9 @@ pub struct Report {
     pub reconnects: u32,
     /// Positions that were sent again to rebuild a session.
     pub replayed_positions: u64,
+    /// Positions that were not sent because the tail held them from earlier sessions, summed over the sessions of
+    /// this generation; 0 without `reuse_prefix`.
+    pub reused_positions: u64,
     /// Device time that the tail attributed to this generation, in microseconds.
     pub tail_compute_us: u64,
     /// Device time that the head layers here saved the tail, by the tail's account, in microseconds.
@@ -102,6 +105,7 @@ pub(crate) struct Totals {
     pub(crate) bytes_down: u64,
     pub(crate) reconnects: u32,
     pub(crate) replayed_positions: u64,
+    pub(crate) reused_positions: u64,
     pub(crate) tail_compute_us: u64,
     pub(crate) tail_saved_us: u64,
     pub(crate) tail_queue_us: u64,

@@ -2,17 +2,21 @@
 
 use std::time::Duration;
 
-use headway_wire::message::{Activations, Step, TokenIds, step};
-use headway_wire::{Codec, message};
+use bytes::Bytes;
+use headway_wire::Codec;
+use headway_wire::message::{Step, TokenIds, step};
 use tokio::task::JoinHandle;
 
 use crate::error::DeviceError;
 use crate::head_layers::{HeadLayers, HeadPass, HeadRows};
+use crate::prefix::PrefixDigests;
 use crate::replay::ReplayBuffer;
 
 /// Makes the steps of one generation, one at a time, off the async threads.
 pub(crate) struct Rows {
     head: Option<Head>,
+    /// Of token ids; those of hidden states are made with them.
+    token_digests: Option<PrefixDigests>,
     codec: Codec,
     hidden_size: usize,
     sends_history: bool,
@@ -62,17 +66,30 @@ pub(crate) struct RowsConfig {
     /// A penalty on the tail needs the token ids beside the hidden states.
     pub(crate) sends_history: bool,
     pub(crate) max_replay_bytes: usize,
+    /// What is sent is digested, too.
+    pub(crate) digests: bool,
 }
 
 impl Rows {
     /// Without head layers, token ids go up.
     pub(crate) fn new(head_layers: Option<&HeadLayers>, config: &RowsConfig) -> Self {
-        let head = head_layers.map(|layers| Head {
-            pass: Pass::Idle(Box::new(layers.pass(config.capacity, config.codec))),
-            replay: ReplayBuffer::new(config.max_replay_bytes),
+        let codec = config.codec;
+        let digests = |split_layer: usize, codec| {
+            config
+                .digests
+                .then(|| PrefixDigests::new(wire_u32(split_layer), codec))
+        };
+        let head = head_layers.map(|layers| {
+            let split_layer = layers.decoder().layers().end;
+            let digests = digests(split_layer, Some(codec));
+            Head {
+                pass: Pass::Idle(Box::new(layers.pass(config.capacity, codec, digests))),
+                replay: ReplayBuffer::new(codec, config.max_replay_bytes),
+            }
         });
         Self {
             sends_history: config.sends_history && head.is_some(),
+            token_digests: digests(0, None).filter(|_| head.is_none()),
             head,
             codec: config.codec,
             hidden_size: config.hidden_size,
@@ -114,21 +131,13 @@ impl Rows {
             self.ready = Some(Made { span, input });
             return;
         };
-        if let Some((rows, data)) = head.replay.rows_from(position, end - position) {
-            let activations = Activations {
-                codec: Some(message::Codec::from(self.codec)),
-                rows: wire_u32(rows),
-                columns: wire_u32(self.hidden_size),
-                data,
-            };
+        if let Some(activations) = head.replay.rows_from(position, end - position) {
             self.ready = Some(Made {
-                span: span(position + rows),
+                span: span(position + activations.rows as usize),
                 input: step::Input::Activations(activations),
             });
             return;
         }
-        // Computing from here on makes the later rows anew, in other steps.
-        head.replay.truncate(position);
         let span = span(end);
         match std::mem::replace(&mut head.pass, Pass::Lost) {
             Pass::Idle(mut pass) => {
@@ -166,11 +175,56 @@ impl Rows {
             compute,
         } = rows?;
         self.compute += compute;
-        replay.record(span.position, span.token_ids.len(), &activations.data);
+        replay.record(span.position, &activations);
         Ok(Made {
             span,
             input: step::Input::Activations(activations),
         })
+    }
+
+    /// `Open.prefix_digests` for the first `positions` positions of `sequence`. To be called when nothing is
+    /// started.
+    ///
+    /// Hidden states are computed for it, in steps of `max_rows`, as far as the replay buffer keeps them: behind
+    /// that they would be computed a second time when they are sent. Where nothing is digested, nothing is
+    /// computed and the offer is empty.
+    pub(crate) async fn prefix_digests(
+        &mut self,
+        sequence: &[u32],
+        positions: usize,
+        max_rows: usize,
+    ) -> Result<Bytes, DeviceError> {
+        let sequence = &sequence[..positions];
+        if let Some(digests) = &mut self.token_digests {
+            digests.extend_token_ids(sequence);
+            return Ok(digests.offer(positions));
+        }
+        while let Some(position) = self.next_to_digest(positions, max_rows) {
+            self.start(sequence, position, max_rows);
+            self.next().await?;
+        }
+        let Some((digests, replay)) = self.digested() else {
+            return Ok(Bytes::new());
+        };
+        Ok(digests.offer(positions.min(replay.len())))
+    }
+
+    /// Where hidden states are still to be made before `positions` positions can be offered.
+    fn next_to_digest(&self, positions: usize, max_rows: usize) -> Option<usize> {
+        let (_, replay) = self.digested()?;
+        let position = replay.len();
+        let rows = positions.saturating_sub(position).min(max_rows);
+        let bytes = self.codec.encoded_bytes_max(rows, self.hidden_size);
+        (rows > 0 && replay.has_room(bytes)).then_some(position)
+    }
+
+    /// The digests of hidden states, and the rows kept of those.
+    fn digested(&self) -> Option<(&PrefixDigests, &ReplayBuffer)> {
+        let head = self.head.as_ref()?;
+        let Pass::Idle(pass) = &head.pass else {
+            return None;
+        };
+        Some((pass.digests()?, &head.replay))
     }
 
     /// Waits out what was started for a connection that is gone.

@@ -11,6 +11,7 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use headway_model::sampler::{Sampled, SamplingParams};
 use headway_wire::message::{LogitBias, Open, Sampling, StepResult};
 use headway_wire::{Codec, PROTOCOL_VERSION};
@@ -18,10 +19,11 @@ use headway_wire::{Codec, PROTOCOL_VERSION};
 use crate::answer::{Account, Answer, Plan};
 use crate::config::ReconnectPolicy;
 use crate::connection::{Connection, Dialer};
-use crate::error::{Error, TailError};
+use crate::error::{DeviceError, Error, TailError};
 use crate::event::Event;
 use crate::generation::{Events, Progress};
 use crate::head_layers::HeadLayers;
+use crate::prefix;
 use crate::recovery::Recovery;
 use crate::report::{FinishReason, Route, Totals};
 use crate::rows::{Rows, RowsConfig, wire_u32};
@@ -44,6 +46,7 @@ pub(crate) struct SessionConfig {
     pub(crate) vocabulary: Arc<Vocabulary>,
     pub(crate) prompt_chunk_positions: usize,
     pub(crate) max_replay_bytes: usize,
+    pub(crate) reuse_prefix: bool,
     pub(crate) reconnect: ReconnectPolicy,
 }
 
@@ -115,6 +118,7 @@ impl<'a> Session<'a> {
             capacity: plan.positions(),
             sends_history: plan.sampling.needs_history(),
             max_replay_bytes: config.max_replay_bytes,
+            digests: offers_prefix(config, plan),
         };
         Self {
             config,
@@ -172,11 +176,12 @@ impl<'a> Session<'a> {
 
     async fn try_next_token(&mut self, answer: &mut Answer<'_>) -> Result<StepResult, Error> {
         if self.connection.is_none() {
+            let prefix_digests = self.prefix_digests().await?;
             let began = Instant::now();
-            self.connection = Some(self.open().await?);
+            self.connection = Some(self.open(prefix_digests).await?);
             answer.opened(began);
         } else {
-            self.move_where_asked().await;
+            self.move_where_asked().await?;
         }
         let granted = self
             .connection
@@ -194,7 +199,21 @@ impl<'a> Session<'a> {
         self.step_to_token().await
     }
 
-    async fn open(&mut self) -> Result<Connection, TailError> {
+    /// What to offer of the sequence: prompt and answer so far.
+    async fn prefix_digests(&mut self) -> Result<Bytes, DeviceError> {
+        if !offers_prefix(self.config, self.plan) {
+            return Ok(Bytes::new());
+        }
+        let max_digests = self.config.dialer.limits.max_prefix_digests;
+        let positions = prefix::offered_positions(self.sequence.len(), max_digests);
+        let max_rows = max_chunk_rows(self.config);
+        let sequence = &self.sequence;
+        self.rows
+            .prefix_digests(sequence, positions, max_rows)
+            .await
+    }
+
+    async fn open(&mut self, prefix_digests: Bytes) -> Result<Connection, TailError> {
         let open = Open {
             protocol_version: PROTOCOL_VERSION,
             model_digest: self.config.model_digest.clone(),
@@ -206,9 +225,12 @@ impl<'a> Session<'a> {
             resume_positions: wire_u32(self.sent_before),
             traceparent: self.plan.trace.traceparent.clone(),
             tracestate: self.plan.trace.tracestate.clone(),
-            ..Open::default()
+            prefix_digests,
+            keep_prefix: self.config.reuse_prefix,
         };
         let connection = Connection::open(&self.config.dialer, open).await?;
+        // Nothing is sent yet: what stands as sent was there.
+        self.totals.reused_positions += connection.sent() as u64;
         if self.was_open {
             self.totals.reconnects += 1;
             tracing::info!(positions = self.sequence.len(), "the session is rebuilt");
@@ -219,15 +241,16 @@ impl<'a> Session<'a> {
 
     /// Moves off a tail that goes away. Where no other takes the session, it stays: the old tail answers
     /// until its deadline, and after that the loss is an ordinary one.
-    async fn move_where_asked(&mut self) {
+    async fn move_where_asked(&mut self) -> Result<(), DeviceError> {
         let is_asked = self
             .connection
             .as_ref()
             .is_some_and(|connection| connection.go_away.is_some());
         if !is_asked || self.move_at.is_some_and(|moment| Instant::now() < moment) {
-            return;
+            return Ok(());
         }
-        match self.open().await {
+        let prefix_digests = self.prefix_digests().await?;
+        match self.open(prefix_digests).await {
             Ok(connection) => {
                 let old = self.connection.replace(connection);
                 if let Some(old) = old {
@@ -243,6 +266,7 @@ impl<'a> Session<'a> {
                 self.move_at = Some(Instant::now() + wait);
             }
         }
+        Ok(())
     }
 
     /// Sends what the tail lacks of the sequence, and waits for the token after it. Rows are made while
@@ -307,17 +331,24 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Rows of one step: within the tail's limit, the client's chunk, and half a frame, which leaves room for
-/// everything that stands beside the rows.
-fn max_step_rows(config: &SessionConfig, connection: &Connection) -> usize {
+/// True where the session offers digests. A sampler that must see every token id reuses nothing, and waiting for
+/// the digests would be for nothing.
+fn offers_prefix(config: &SessionConfig, plan: &Plan) -> bool {
+    config.reuse_prefix && !plan.sampling.needs_history()
+}
+
+/// Rows that are made at a time: within the client's chunk and half a frame, which leaves room for everything that
+/// stands beside the rows.
+fn max_chunk_rows(config: &SessionConfig) -> usize {
     let row_bytes = config.codec.encoded_bytes_max(1, config.hidden_size).max(1);
     let in_frame = config.dialer.limits.max_frame_bytes / 2 / row_bytes;
+    config.prompt_chunk_positions.min(in_frame).max(1)
+}
+
+/// Rows of one step: those made at a time, within the tail's limit.
+fn max_step_rows(config: &SessionConfig, connection: &Connection) -> usize {
     let granted = connection.opened.max_step_positions as usize;
-    config
-        .prompt_chunk_positions
-        .min(granted)
-        .min(in_frame)
-        .max(1)
+    max_chunk_rows(config).min(granted).max(1)
 }
 
 fn sampled(result: &StepResult) -> Result<Sampled, TailError> {

@@ -1,4 +1,4 @@
-//! The tail's HTTP side: the manifest and the head artefacts.
+//! The tail's HTTP side: the manifest, the head artefacts, and reports of answers given here.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,17 +7,21 @@ use headway_model::artifact::Part;
 use headway_model::layer_range::LayerRange;
 use headway_model::manifest::{Artifact, Manifest};
 use headway_model::quantization::Quantization;
-use reqwest::{RequestBuilder, Response, StatusCode, Url, header};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
 use serde::de::DeserializeOwned;
 
 use crate::credentials::Token;
 use crate::error::{DeviceError, TailError};
+use crate::on_device::OnDeviceReport;
 use crate::tail_url::TailUrl;
 
 /// The most bytes of a JSON answer. The largest part of a manifest is the chat template.
 const MAX_JSON_BYTES: u64 = 4 << 20;
 /// The most bytes of an error's text that is repeated.
 const MAX_ERROR_BYTES: usize = 512;
+
+/// For a report and its answer, both small.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Asks one tail over HTTP.
 #[derive(Clone)]
@@ -101,7 +105,7 @@ impl TailApi {
         start_bytes: u64,
         digest: &str,
     ) -> Result<Response, TailError> {
-        let mut request = self.request(&url).await?;
+        let mut request = self.request(Method::GET, &url).await?;
         if start_bytes > 0 {
             request = request
                 .header(header::RANGE, format!("bytes={start_bytes}-"))
@@ -114,8 +118,28 @@ impl TailApi {
         checked_status(response).await
     }
 
-    async fn request(&self, url: &Url) -> Result<RequestBuilder, TailError> {
-        let request = self.client.get(url.clone());
+    /// Tells the tail of answers given here. What it says to that is of no use here: counted now or before,
+    /// the report has arrived.
+    pub(crate) async fn report_on_device_answers(
+        &self,
+        report: &OnDeviceReport,
+    ) -> Result<(), TailError> {
+        let url = self.url.on_device_answers();
+        let body = serde_json::to_vec(report).expect("a text and numbers have a JSON form");
+        let response = self
+            .request(Method::POST, &url)
+            .await?
+            .header(header::CONTENT_TYPE, "application/json")
+            .timeout(REPORT_TIMEOUT)
+            .body(body)
+            .send()
+            .await
+            .map_err(|source| http_error(&url, source))?;
+        checked_status(response).await.map(drop)
+    }
+
+    async fn request(&self, method: Method, url: &Url) -> Result<RequestBuilder, TailError> {
+        let request = self.client.request(method, url.clone());
         Ok(match &self.token {
             None => request,
             Some(token) => request.header(header::AUTHORIZATION, token.authorization().await?),
@@ -124,7 +148,7 @@ impl TailApi {
 
     async fn json<T: DeserializeOwned>(&self, url: Url) -> Result<T, TailError> {
         let response = self
-            .request(&url)
+            .request(Method::GET, &url)
             .await?
             .send()
             .await

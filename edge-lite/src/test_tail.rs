@@ -20,7 +20,9 @@ use headway_wire::message::{
     GoAway, Open, Opened, Refusal, RefusalCode, ServerFrame, Step, StepResult, TokenIds,
     client_frame, step,
 };
-use headway_wire::{Limits, PROTOCOL_VERSION, frame};
+use headway_wire::{
+    Limits, PREFIX_BLOCK_POSITIONS, PROTOCOL_VERSION, PrefixDigest, PrefixHasher, frame, prefix,
+};
 
 use crate::config::{ClientConfig, ReconnectPolicy};
 
@@ -37,6 +39,8 @@ pub(crate) enum Fate {
     GoAwayAfter(usize),
     /// It is refused.
     Refused(RefusalCode, Option<u32>),
+    /// It is told that this many positions are reused, whatever is kept.
+    Reuses(u32),
 }
 
 /// Path and Range header of a request for a file.
@@ -52,6 +56,10 @@ pub(crate) struct TestTail {
     pub(crate) opens: Arc<Mutex<Vec<Open>>>,
     pub(crate) requests: Arc<Mutex<Vec<FileRequest>>>,
     pub(crate) max_step_positions: u32,
+    /// Positions that steps have carried, over all sessions.
+    pub(crate) received: Arc<Mutex<usize>>,
+    /// What sessions have sent that may be kept.
+    kept: Arc<Mutex<HashMap<PrefixDigest, Vec<u32>>>>,
 }
 
 impl TestTail {
@@ -104,6 +112,8 @@ impl TestTail {
             opens: Arc::default(),
             requests: Arc::default(),
             max_step_positions: 4,
+            received: Arc::default(),
+            kept: Arc::default(),
         }
     }
 
@@ -126,6 +136,25 @@ impl TestTail {
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
         address
+    }
+
+    /// The longest beginning of `open`'s session that is kept.
+    fn reused(&self, open: &Open) -> Vec<u32> {
+        let kept = self.kept.lock().unwrap();
+        let known = prefix::digests(&open.prefix_digests).map_while(|digest| kept.get(digest));
+        known.last().cloned().unwrap_or_default()
+    }
+
+    /// Keeps every whole block of `sequence`, a session's token ids so far.
+    fn keep(&self, sequence: &[u32]) {
+        let mut hasher = PrefixHasher::new(0, None);
+        let mut kept = self.kept.lock().unwrap();
+        for (index, id) in sequence.iter().enumerate() {
+            if let Some(digest) = hasher.push(&id.to_le_bytes()) {
+                assert!((index + 1).is_multiple_of(PREFIX_BLOCK_POSITIONS));
+                kept.insert(digest, sequence[..=index].to_vec());
+            }
+        }
     }
 
     /// The answer to `prompt` if nothing goes wrong.
@@ -249,14 +278,20 @@ async fn serve_session(tail: TestTail, mut socket: WebSocket) -> Option<()> {
         };
         return send(&mut socket, refusal).await;
     }
+    let (mut sequence, mut sampled) = (tail.reused(&open), 0);
+    let reused_positions = match fate {
+        Some(Fate::Reuses(positions)) => positions,
+        _ => u32::try_from(sequence.len()).unwrap(),
+    };
     let opened = Opened {
         protocol_version: PROTOCOL_VERSION,
         session_id: 1,
         max_positions: open.max_positions,
         max_step_positions: tail.max_step_positions,
+        reused_positions,
+        max_draft_tokens: 0,
     };
     send(&mut socket, opened).await?;
-    let (mut sequence, mut sampled) = (Vec::new(), 0);
     while let Some(client_frame::Message::Step(step)) = receive(&mut socket).await {
         let Step {
             position,
@@ -273,7 +308,11 @@ async fn serve_session(tail: TestTail, mut socket: WebSocket) -> Option<()> {
             "positions come without gaps"
         );
         assert!(ids.len() <= tail.max_step_positions as usize);
+        *tail.received.lock().unwrap() += ids.len();
         sequence.extend(ids);
+        if open.keep_prefix {
+            tail.keep(&sequence);
+        }
         let result = StepResult {
             positions: u32::try_from(sequence.len()).unwrap(),
             token_id: sample.then(|| next_token(&sequence)),

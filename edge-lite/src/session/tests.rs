@@ -1,4 +1,5 @@
 use headway_wire::message::RefusalCode;
+use headway_wire::prefix::PREFIX_DIGEST_BYTES;
 
 use crate::client::Client;
 use crate::config::ClientConfig;
@@ -18,9 +19,14 @@ fn request(max_tokens: usize) -> GenerateRequest {
 }
 
 async fn connect(tail: &TestTail) -> (tempfile::TempDir, Client) {
+    connect_with(tail, false).await
+}
+
+async fn connect_with(tail: &TestTail, reuse_prefix: bool) -> (tempfile::TempDir, Client) {
     let cache = tempfile::tempdir().unwrap();
     let config = ClientConfig {
         split_layer: Some(0),
+        reuse_prefix,
         ..client_config(cache.path())
     };
     let client = Client::connect(&format!("ws://{}", tail.serve().await), config)
@@ -230,4 +236,141 @@ async fn an_empty_prompt_starts_from_the_end_of_a_turn() {
         report.token_ids,
         TestTail::expected(&[crate::test_tail::EOS_TOKEN_ID], 1)
     );
+}
+
+/// Prompts of this many tokens; the shorter is how the longer begins.
+fn long_request(prompt_tokens: usize, max_tokens: usize) -> (Vec<u32>, GenerateRequest) {
+    let prompt: Vec<u32> = PROMPT.into_iter().cycle().take(prompt_tokens).collect();
+    let request = GenerateRequest {
+        max_tokens,
+        ..GenerateRequest::new(Prompt::TokenIds(prompt.clone()))
+    };
+    (prompt, request)
+}
+
+/// Of each session opened: digests offered, positions to be sent again, and whether it may be kept.
+fn offers(tail: &TestTail) -> Vec<(usize, u32, bool)> {
+    let opens = tail.opens.lock().unwrap();
+    opens
+        .iter()
+        .map(|open| {
+            let digests = open.prefix_digests.len() / PREFIX_DIGEST_BYTES;
+            (digests, open.resume_positions, open.keep_prefix)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn what_the_tail_holds_is_not_sent_again() {
+    let tail = TestTail::new();
+    let (_cache, client) = connect_with(&tail, true).await;
+    // A prompt; the same one; a longer one, as of the next turn.
+    for (prompt_tokens, reused) in [(40, 0), (40, 32), (50, 32)] {
+        let (prompt, request) = long_request(prompt_tokens, 4);
+        let sent_before = *tail.received.lock().unwrap();
+        let generation = client.generate(request).await.unwrap();
+        let report = generation.finish().await.unwrap();
+        assert_eq!(report.token_ids, TestTail::expected(&prompt, 4));
+        assert_eq!(
+            (report.reused_positions, report.replayed_positions),
+            (reused, 0)
+        );
+        let sent = *tail.received.lock().unwrap() - sent_before;
+        // The last token of an answer is not sent.
+        assert_eq!(sent as u64, prompt_tokens as u64 + 3 - reused);
+    }
+    assert_eq!(offers(&tail), [(1, 0, true); 3]);
+}
+
+#[tokio::test]
+async fn nothing_is_offered_or_kept_unasked() {
+    let tail = TestTail::new();
+    let (_cache, client) = connect(&tail).await;
+    for _ in 0..2 {
+        let (prompt, request) = long_request(40, 2);
+        let report = client
+            .generate(request)
+            .await
+            .unwrap()
+            .finish()
+            .await
+            .unwrap();
+        assert_eq!(report.token_ids, TestTail::expected(&prompt, 2));
+        assert_eq!(report.reused_positions, 0);
+    }
+    assert_eq!(offers(&tail), [(0, 0, false); 2]);
+}
+
+#[tokio::test]
+async fn a_sampler_that_sees_every_token_is_offered_nothing() {
+    let tail = TestTail::new();
+    let (_cache, client) = connect_with(&tail, true).await;
+    for _ in 0..2 {
+        let (prompt, mut request) = long_request(40, 2);
+        request.sampling.repetition_penalty = 1.5;
+        let report = client
+            .generate(request)
+            .await
+            .unwrap()
+            .finish()
+            .await
+            .unwrap();
+        assert_eq!(report.token_ids, TestTail::expected(&prompt, 2));
+    }
+    assert_eq!(offers(&tail), [(0, 0, true); 2]);
+}
+
+#[tokio::test]
+async fn a_rebuilt_session_offers_its_answer_too() {
+    let tail = TestTail::new().with_fates([Fate::CutAfter(20), Fate::CutAfter(3)]);
+    let (_cache, client) = connect_with(&tail, true).await;
+    let (prompt, request) = long_request(20, 40);
+    let report = client
+        .generate(request)
+        .await
+        .unwrap()
+        .finish()
+        .await
+        .unwrap();
+    assert_eq!(report.token_ids, TestTail::expected(&prompt, 40));
+    // 40 positions were sent before the first cut, 43 before the second; one block is whole, 12 of its rows answer.
+    assert_eq!(offers(&tail), [(0, 0, true), (1, 40, true), (1, 43, true)]);
+    assert_eq!((report.reconnects, report.reused_positions), (2, 64));
+    assert_eq!(report.replayed_positions, (40 - 32) + (43 - 32));
+}
+
+#[tokio::test]
+async fn a_session_that_moves_offers_what_it_has() {
+    let tail = TestTail::new().with_fates([Fate::GoAwayAfter(15)]);
+    let (_cache, client) = connect_with(&tail, true).await;
+    let (prompt, request) = long_request(20, 24);
+    let report = client
+        .generate(request)
+        .await
+        .unwrap()
+        .finish()
+        .await
+        .unwrap();
+    assert_eq!(report.token_ids, TestTail::expected(&prompt, 24));
+    assert_eq!((report.reconnects, report.reused_positions), (1, 32));
+}
+
+#[tokio::test]
+async fn a_tail_that_reuses_more_than_it_was_offered_is_not_believed() {
+    // A prompt too short for an offer; one block offered; half a block; more than the session has.
+    for (prompt_tokens, lie) in [(20, 32), (40, 64), (40, 16), (40, 96)] {
+        let tail = TestTail::new().with_fates([Fate::Reuses(lie)]);
+        let (_cache, client) = connect_with(&tail, true).await;
+        let (_, request) = long_request(prompt_tokens, 24);
+        let generation = client.generate(request).await.unwrap();
+        let error = generation.finish().await.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Tail(TailError::Protocol { .. } | TailError::Frame(_))
+            ),
+            "{error}"
+        );
+        assert_eq!(*tail.received.lock().unwrap(), 0);
+    }
 }

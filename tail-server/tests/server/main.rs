@@ -7,11 +7,18 @@
 
 mod auth;
 mod bounds;
+mod drafts;
 mod drain;
+mod eviction;
+mod half_open;
 mod http;
 mod last_words;
+mod on_device;
+mod prefixes;
+mod rebalance;
 mod refusals;
 mod rig;
+mod security;
 mod sessions;
 mod tenants;
 mod tls;

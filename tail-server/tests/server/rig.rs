@@ -264,10 +264,26 @@ impl Server {
 
     /// A client with an open session.
     pub async fn session(&self, split_layer: u32) -> Client {
+        self.session_of(self.open(split_layer)).await.0
+    }
+
+    /// A client with the session that `open` opens.
+    pub async fn session_of(&self, open: Open) -> (Client, Opened) {
         let mut client = self.connect().await;
-        client.send(self.open(split_layer)).await;
-        client.opened().await;
-        client
+        client.send(open).await;
+        let opened = client.opened().await;
+        (client, opened)
+    }
+
+    /// What a client that opens a session is told: a client with the session, or the refusal.
+    pub async fn try_session(&self, open: Open) -> Result<Client, Refusal> {
+        let mut client = self.connect().await;
+        client.send(open).await;
+        match client.answer().await {
+            Some(Answer::Opened(_)) => Ok(client),
+            Some(Answer::Refusal(refusal)) => Err(refusal),
+            other => panic!("expected Opened or Refusal, got {other:?}"),
+        }
     }
 }
 
@@ -343,6 +359,7 @@ pub fn token_ids(position: usize, ids: &[u32], sample: bool) -> Step {
 pub struct Device {
     decoder: Decoder,
     cache: KvCache,
+    codec: Codec,
 }
 
 impl Device {
@@ -354,8 +371,23 @@ impl Device {
             WeightDtype::Native,
         )
         .unwrap();
-        let cache = decoder.new_cache(64);
-        Self { decoder, cache }
+        let cache = decoder.new_cache(256);
+        let codec = Codec::F32;
+        Self {
+            decoder,
+            cache,
+            codec,
+        }
+    }
+
+    /// The device with another codec for its activations.
+    pub fn with_codec(self, codec: Codec) -> Self {
+        Self { codec, ..self }
+    }
+
+    /// Forgets what comes after the first `positions` positions.
+    pub fn rewind(&mut self, positions: usize) {
+        self.cache.truncate(positions);
     }
 
     /// The step that carries `ids` through the head layers.
@@ -368,7 +400,7 @@ impl Device {
             .forward(self.decoder.layers(), &mut hidden_states, &mut self.cache)
             .unwrap();
         let columns = self.decoder.config().hidden_size;
-        let activations = codec::encode(Codec::F32, &hidden_states, columns).unwrap();
+        let activations = codec::encode(self.codec, &hidden_states, columns).unwrap();
         Step {
             input: Some(step::Input::Activations(activations)),
             ..token_ids(position, &[], sample)

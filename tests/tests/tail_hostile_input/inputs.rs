@@ -279,7 +279,7 @@ pub fn tokens(position: u32, ids: &[u32]) -> Step {
         position,
         input,
         sample: true,
-        history: None,
+        ..Step::default()
     }
 }
 

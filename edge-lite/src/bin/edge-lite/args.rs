@@ -49,6 +49,13 @@ pub struct EngineArgs {
     pub head: HeadArgs,
     #[command(flatten)]
     pub credentials: CredentialArgs,
+    /// Let the tail keep what this session sends for a while, and send nothing that it still has: the turns of a
+    /// chat go up once
+    #[arg(long, conflicts_with = "model")]
+    pub reuse_prefix: bool,
+    /// Do not tell the tail how many tokens were answered here with all layers
+    #[arg(long, conflicts_with = "model")]
+    pub no_on_device_reports: bool,
     /// Positions of a session: prompt and answer together [default: the tail's or the model's limit]
     #[arg(long)]
     pub max_positions: Option<usize>,
@@ -343,6 +350,7 @@ mod tests {
             (args.engine.head.codec, args.engine.head.head_quantization),
             (None, None)
         );
+        assert!(!args.engine.reuse_prefix);
         let request = args.request();
         assert!(matches!(request.prompt, Prompt::Chat(messages) if messages.len() == 1));
         assert_eq!(request.sampling, SamplingParams::default());
@@ -413,10 +421,12 @@ mod tests {
             "edge-lite",
             "edge-lite generate --prompt hi",
             "edge-lite generate --tail ws://h --model m --prompt hi",
+            "edge-lite generate --model m --no-on-device-reports --prompt hi",
             "edge-lite generate --tail ws://h --prompt hi --codec int9",
             "edge-lite generate --tail ws://h --prompt hi --split-layer most",
             "edge-lite generate --tail ws://h --prompt hi --raw --system s",
             "edge-lite generate --tail wss://h --prompt hi --client-cert c",
+            "edge-lite generate --model m --prompt hi --reuse-prefix",
             "edge-lite eval --model m --text t",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");

@@ -15,6 +15,13 @@ const HELP: &str =
 
 pub async fn run(args: ChatArgs) -> Result<()> {
     let engine = Engine::open(&args.engine).await?;
+    let ended = talk(&engine, &args).await;
+    engine.finish_reports().await;
+    ended
+}
+
+/// Answers line by line, to the end of the input.
+async fn talk(engine: &Engine, args: &ChatArgs) -> Result<()> {
     let system: Vec<ChatMessage> = args
         .system
         .iter()

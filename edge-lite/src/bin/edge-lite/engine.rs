@@ -1,12 +1,16 @@
 //! What answers: a tail with the head layers here, or a model that is all here.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use edge_lite::config::default_cache_dir;
 use edge_lite::{Client, ClientConfig, GenerateRequest, Generation, LocalConfig, LocalModel};
 
 use crate::args::{CredentialArgs, EngineArgs, HeadArgs};
+
+/// How long the program waits at its end for the tail to be told of answers given here.
+const FINISH_REPORTS: Duration = Duration::from_secs(2);
 
 /// What answers.
 pub enum Engine {
@@ -26,6 +30,8 @@ impl Engine {
                 .context("--tail or --model is missing")?;
             let config = ClientConfig {
                 max_positions: args.max_positions,
+                reuse_prefix: args.reuse_prefix,
+                report_on_device_answers: !args.no_on_device_reports,
                 ..client_config(&args.head, &args.credentials)
             };
             return Ok(Self::Tail(Box::new(Client::connect(tail, config).await?)));
@@ -51,6 +57,15 @@ impl Engine {
             Self::Tail(client) => client.generate(request).await?,
             Self::Device(model) => model.generate(request).await?,
         })
+    }
+
+    /// Tells the tail of answers given here, where that is still to be done; for the program's end.
+    pub async fn finish_reports(&self) {
+        if let Self::Tail(client) = self
+            && !client.finish_reports(FINISH_REPORTS).await
+        {
+            tracing::warn!("the tail was not told of all answers given here");
+        }
     }
 }
 

@@ -21,6 +21,7 @@ pub async fn run(args: GenerateArgs) -> Result<()> {
             writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?;
         }
     }
+    engine.finish_reports().await;
     Ok(())
 }
 
@@ -87,7 +88,7 @@ pub fn summary(report: &Report) -> String {
          time           first token {:.0} ms, then {rate:.1} tokens/s\n\
          bytes          {:.0} up and {:.0} down a token ({} and {} in all)\n\
          compute        {:.3} s here; {:.3} s on the tail, {:.3} s saved there by the layers here\n\
-         sessions       {} rebuilt, {} positions sent again",
+         sessions       {} rebuilt, {} positions sent again, {} found on the tail",
         report.prompt_tokens,
         finished(report.finish_reason),
         timings.first_token,
@@ -100,6 +101,7 @@ pub fn summary(report: &Report) -> String {
         report.tail_saved_us as f64 / 1e6,
         report.reconnects,
         report.replayed_positions,
+        report.reused_positions,
     )
 }
 
