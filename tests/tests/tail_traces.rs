@@ -9,7 +9,7 @@ use axum::routing::post;
 use e2e::device::{finish, lossless, request};
 use e2e::tail::Tail;
 use e2e::{PATIENCE, tiny_llama};
-use edge_lite::{Client, GenerateRequest, TraceContext};
+use edge_lite::{Client, GenerateRequest, Prompt, SamplingParams, TraceContext};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message as _;
@@ -53,7 +53,11 @@ fn traced(sampled: &str) -> GenerateRequest {
             traceparent: format!("00-{TRACE_ID}-{DEVICE_SPAN}-{sampled}"),
             tracestate: String::new(),
         }),
-        ..request(&[3, 17, 64, 9], 5)
+        ..request(
+            Prompt::TokenIds(vec![3, 17, 64, 9]),
+            5,
+            SamplingParams::default(),
+        )
     }
 }
 
@@ -64,8 +68,8 @@ async fn a_session_and_its_steps_are_spans_of_the_devices_trace() -> Result<()> 
     let client = Client::connect(&tail.url(), lossless(1)).await?;
     // A trace that its device does not sample leaves nothing.
     finish(client.generate(traced("00")).await?).await?;
-    let report = finish(client.generate(traced("01")).await?).await?;
-    ensure!(report.token_ids.len() == 5, "{:?}", report.token_ids);
+    let answer = finish(client.generate(traced("01")).await?).await?;
+    ensure!(answer.tokens.len() == 5, "{:?}", answer.report);
     // What is left is sent when the tail ends.
     tail.terminate()?;
     ensure!(tail.ended().await?.success());
@@ -86,7 +90,10 @@ async fn a_session_and_its_steps_are_spans_of_the_devices_trace() -> Result<()> 
     let session = &by_name["session"][0];
     ensure!(hex(&session.trace_id) == TRACE_ID);
     ensure!(hex(&session.parent_span_id) == DEVICE_SPAN);
-    for span in ["queue", "compute", "send"].iter().flat_map(|name| &by_name[*name]) {
+    for span in ["queue", "compute", "send"]
+        .iter()
+        .flat_map(|name| &by_name[*name])
+    {
         ensure!(hex(&span.trace_id) == TRACE_ID);
         ensure!(span.parent_span_id == session.span_id);
         ensure!(span.start_time_unix_nano <= span.end_time_unix_nano);
