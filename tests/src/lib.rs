@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: the real model, golden data, the two programs, a device, and a cluster.
+//! What the end-to-end tests share: the real model, golden data, the two programs, a device, a cluster, and load.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 pub mod api_proxy;
 pub mod device;
 pub mod forwarder;
+pub mod load;
 pub mod operator;
 pub mod program;
 pub mod tail;

@@ -3,18 +3,24 @@
 
 use clap::Subcommand;
 
+mod concurrency;
 mod edge;
 mod memory;
 mod operator;
 mod quality;
 mod relay;
+mod soak;
 mod split;
 
 /// What to measure.
 #[derive(Subcommand)]
 pub enum Command {
+    /// What a tail does with up to 64 sessions at a time, and what drafts and prefixes save it.
+    Concurrency(concurrency::Arguments),
     /// Prompt and decode speed on the CPU, beside llama.cpp on the same file.
     Edge(edge::Arguments),
+    /// Everything that can happen to a tail, for a long time, and whether it is then what it was.
+    Soak(soak::Arguments),
     /// Decode speed and time to first token of a split model over emulated networks.
     Split(split::Arguments),
     /// Resident memory of device and tail at several split layers.
@@ -28,7 +34,9 @@ pub enum Command {
 /// Runs one measurement and prints its table.
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Concurrency(arguments) => concurrency::run(&arguments),
         Command::Edge(arguments) => edge::run(&arguments),
+        Command::Soak(arguments) => soak::run(&arguments),
         Command::Split(arguments) => split::run(&arguments),
         Command::Memory => memory::run(),
         Command::Operator(arguments) => operator::run(&arguments),
