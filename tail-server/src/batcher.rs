@@ -3,13 +3,17 @@
 //! A step has a budget of rows (`step_tokens`). Answers come first, because somebody waits for each of them:
 //! a decode row, or the rows of a draft, which are verified together. An answer is *whole*: all its rows go
 //! into one step or none does, because the guesses of a draft are judged by the logits of one step. Prompt
-//! chunks share what is left in equal parts, so a long prompt is spread over many steps, a short one beside
-//! it is done early, and neither holds up anybody's answer by more than one step.
+//! chunks take what is left, so a long prompt is spread over many steps and holds up nobody's answer by more
+//! than one.
 //!
-//! Answers stand in one line and prompts in another. Whoever becomes ready joins behind everybody, and
-//! whoever was in a step goes behind those who were not. A step takes answers from the front until the next
-//! one does not fit; it stops there and looks no further, so that the next step begins with that one: small
-//! answers do not pass a large one by.
+//! Answers stand in a line. Whoever becomes ready joins behind everybody, and whoever was in a step goes behind
+//! those who were not. A step takes answers from the front until the next one does not fit; it stops there and
+//! looks no further, so that the next step begins with that one: small answers do not pass a large one by.
+//!
+//! Prompts stand in a line too, and keep their place until they are done. Half of what a step has for them goes
+//! to the first in line, the other half to those with the fewest rows left. So prompts that come together are
+//! done one after the other and not all at the end, a short one beside a long one is done early, and the long
+//! one is never put off by short ones.
 //!
 //! Invariants, each with a test:
 //! - A step never has more rows than the budget, and is never empty where something is ready.
@@ -18,8 +22,8 @@
 //!   next in line has more rows than the step has left. Decode rows and prompts alone always fill it.
 //! - While prompts wait, a quarter of the budget (at least one row) is theirs, however many answers wait.
 //! - Nobody starves, whoever comes and goes meanwhile. An answer that became ready as one of `n` is in one of
-//!   the next `n` steps. A prompt that became ready as one of `n` is in one of the next `⌈n / q⌉` steps, with
-//!   `q` the quarter of the budget.
+//!   the next `n` steps. A prompt is done after at most the sum of `⌈rows / h⌉` steps over itself and those
+//!   that stood before it, with `h` half of the quarter (at least one row).
 
 use std::collections::BTreeMap;
 
@@ -84,8 +88,9 @@ pub(crate) struct Chunk {
 #[derive(Debug)]
 pub(crate) struct Batcher {
     step_tokens: usize,
-    /// Who was ready at the last step, those whom it did not serve first.
+    /// Whose answers were ready at the last step, those whom it did not serve first.
     answers: Vec<SessionId>,
+    /// Whose prompts were ready at the last step, in the order in which they became so.
     prompts: Vec<SessionId>,
 }
 
@@ -131,10 +136,8 @@ impl Batcher {
         self.answers = next_line(&answers, chunks.len());
 
         let answer_rows: usize = chunks.iter().map(|chunk| chunk.rows).sum();
-        let prompt_chunks = share(&prompts, self.step_tokens - answer_rows);
-        self.prompts = next_line(&prompts, prompt_chunks.len());
-
-        chunks.extend(prompt_chunks);
+        chunks.extend(take_prompts(&prompts, self.step_tokens - answer_rows));
+        self.prompts = prompts.iter().map(|prompt| prompt.session).collect();
         chunks.sort_by_key(|chunk| (chunk.entry_layer, chunk.session));
         chunks
     }
@@ -165,36 +168,41 @@ fn take_whole(turn: &[Ready], budget: usize) -> Vec<Chunk> {
     turn.iter()
         .map_while(|ready| {
             rows_left = rows_left.checked_sub(ready.rows)?;
-            Some(Chunk {
-                session: ready.session,
-                entry_layer: ready.entry_layer,
-                rows: ready.rows,
-            })
+            Some(chunk(ready, ready.rows))
         })
         .collect()
 }
 
-/// Shares `budget` rows among sessions: equal parts, and what a session does not need goes to the others.
-/// Where there are more sessions than rows, the first ones in turn get one row each. The answer is in the
-/// order of `turn`.
-fn share(turn: &[Ready], budget: usize) -> Vec<Chunk> {
-    let turn = &turn[..turn.len().min(budget)];
-    let mut smallest_first: Vec<usize> = (0..turn.len()).collect();
-    smallest_first.sort_by_key(|&index| turn[index].rows);
-
-    let mut rows = vec![0; turn.len()];
+/// Half of `budget` to the first in turn, the rest to those with the fewest rows, and what they leave to the
+/// first again.
+fn take_prompts(turn: &[Ready], budget: usize) -> Vec<Chunk> {
+    let Some((first, others)) = turn.split_first() else {
+        return Vec::new();
+    };
     let mut rows_left = budget;
-    for (served, &index) in smallest_first.iter().enumerate() {
-        let equal_part = rows_left / (turn.len() - served);
-        rows[index] = turn[index].rows.min(equal_part);
-        rows_left -= rows[index];
+    let mut take = |wanted: usize| {
+        let rows = wanted.min(rows_left);
+        rows_left -= rows;
+        rows
+    };
+    let mut first_rows = take(first.rows.min(budget.div_ceil(2)));
+    let mut shortest_first: Vec<&Ready> = others.iter().collect();
+    // Stable: among equals, the one that has waited longer.
+    shortest_first.sort_by_key(|ready| ready.rows);
+    let mut chunks: Vec<Chunk> = shortest_first
+        .into_iter()
+        .map(|ready| chunk(ready, take(ready.rows)))
+        .collect();
+    first_rows += take(first.rows - first_rows);
+    chunks.push(chunk(first, first_rows));
+    chunks.retain(|chunk| chunk.rows > 0);
+    chunks
+}
+
+fn chunk(ready: &Ready, rows: usize) -> Chunk {
+    Chunk {
+        session: ready.session,
+        entry_layer: ready.entry_layer,
+        rows,
     }
-    turn.iter()
-        .zip(rows)
-        .map(|(ready, rows)| Chunk {
-            session: ready.session,
-            entry_layer: ready.entry_layer,
-            rows,
-        })
-        .collect()
 }

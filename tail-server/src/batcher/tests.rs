@@ -84,12 +84,33 @@ fn chunks_are_ordered_by_entry_layer() {
 }
 
 #[test]
-fn more_prompts_than_rows_take_turns() {
-    let mut batcher = Batcher::new(2);
-    let ready = [prefill(1, 0, 3), prefill(2, 0, 3), prefill(3, 0, 3)];
-    assert_eq!(sessions(&batcher.plan(&ready)), [1, 2]);
-    assert_eq!(sessions(&batcher.plan(&ready)), [1, 3]);
-    assert_eq!(sessions(&batcher.plan(&ready)), [2, 3]);
+fn prompts_that_come_together_are_done_one_after_the_other() {
+    let mut left: Vec<Ready> = (1..=4).map(|session| prefill(session, 0, 32)).collect();
+    let mut batcher = Batcher::new(32);
+    let mut done = Vec::new();
+    for step in 1..=4 {
+        for chunk in batcher.plan(&left) {
+            let ready = left.iter_mut().find(|ready| ready.session == chunk.session);
+            ready.unwrap().rows -= chunk.rows;
+        }
+        done.extend(
+            left.extract_if(.., |ready| ready.rows == 0)
+                .map(|ready| (step, ready.session.0)),
+        );
+    }
+    assert_eq!(done, [(2, 1), (2, 2), (4, 3), (4, 4)]);
+}
+
+#[test]
+fn a_long_prompt_has_half_of_the_rows_however_many_short_ones_come() {
+    let mut batcher = Batcher::new(16);
+    for step in 0..5 {
+        let mut ready = vec![prefill(1, 0, 500)];
+        ready.extend((0..20).map(|other| prefill(100 * (step + 1) + other, 0, 3)));
+        let chunks = batcher.plan(&ready);
+        assert_eq!(rows_of(&chunks, 1), 8);
+        assert_eq!(chunks.len(), 4);
+    }
 }
 
 #[test]
@@ -175,14 +196,9 @@ fn count(ready: &[Ready], is_answer: bool) -> usize {
     of_class.count()
 }
 
-/// In how many steps a session is served, if it becomes ready when all of `ready` are.
-fn most_steps(step_tokens: usize, ready: &[Ready], is_answer: bool) -> usize {
-    let waiting = count(ready, is_answer);
-    if is_answer {
-        waiting
-    } else {
-        waiting.div_ceil((step_tokens / 4).max(1))
-    }
+/// In how many steps an answer is served, if it becomes ready when all of `ready` are.
+fn most_steps(ready: &[Ready]) -> usize {
+    count(ready, true)
 }
 
 proptest! {
@@ -244,7 +260,7 @@ proptest! {
     }
 
     #[test]
-    fn every_session_has_its_turn_again_and_again((step_tokens, ready) in any_ready(2..50)) {
+    fn every_answer_has_its_turn_again_and_again((step_tokens, ready) in any_ready(2..50)) {
         let mut batcher = Batcher::new(step_tokens);
         let mut steps_waited = vec![0; ready.len()];
         // The same sessions stay ready all the time: nobody may be passed over for ever.
@@ -252,7 +268,8 @@ proptest! {
             let chunks = batcher.plan(&ready);
             for (waited, session) in steps_waited.iter_mut().zip(&ready) {
                 *waited += 1;
-                prop_assert!(*waited <= most_steps(step_tokens, &ready, session.phase.is_answer()));
+                let is_answer = session.phase.is_answer();
+                prop_assert!(!is_answer || *waited <= most_steps(&ready));
                 if rows_of(&chunks, session.session.0) > 0 {
                     *waited = 0;
                 }
@@ -261,15 +278,14 @@ proptest! {
     }
 
     #[test]
-    fn nobody_who_comes_later_delays_one_who_waits(
+    fn nobody_who_comes_later_delays_an_answer(
         (step_tokens, ready) in any_ready(2..50),
         comings_and_goings in prop::collection::vec(prop::collection::vec(any::<bool>(), 40), 1..60),
         newest_joins in any::<bool>(),
     ) {
-        let Some(target) = ready.first().copied() else {
+        let Some(target) = ready.first().copied().filter(|ready| ready.phase.is_answer()) else {
             return Ok(());
         };
-        let is_answer = target.phase.is_answer();
         let mut batcher = Batcher::new(step_tokens);
         // One step in which the line gets some order before the target joins it.
         batcher.plan(&ready[1..]);
@@ -283,12 +299,43 @@ proptest! {
                 let longest = batcher.max_whole_rows();
                 now.push(verify(1000 + step as u64, 0, longest));
             }
-            let bound = *bound.get_or_insert_with(|| most_steps(step_tokens, &now, is_answer));
+            let bound = *bound.get_or_insert_with(|| most_steps(&now));
             waited += 1;
             prop_assert!(waited <= bound);
             if rows_of(&batcher.plan(&now), target.session.0) > 0 {
                 break;
             }
+        }
+    }
+
+    #[test]
+    fn nobody_who_comes_later_delays_a_prompt(
+        step_tokens in 2_usize..50,
+        rows in prop::collection::vec(1_usize..60, 1..12),
+        later_rows in prop::collection::vec(1_usize..60, 0..4),
+        answers in 0_u64..60,
+    ) {
+        let mut batcher = Batcher::new(step_tokens);
+        let half = (batcher.prompt_rows() / 2).max(1);
+        let bound: usize = rows.iter().map(|rows| rows.div_ceil(half)).sum();
+        let mut waiting: Vec<Ready> =
+            (1_u64..).zip(&rows).map(|(session, rows)| prefill(session, 0, *rows)).collect();
+        let last = SessionId(rows.len() as u64);
+        let mut steps = 0;
+        while waiting.iter().any(|ready| ready.session == last) {
+            // New ones in each step, and more answers than fit.
+            let mut ready = waiting.clone();
+            let new = 1000 * (steps as u64 + 1);
+            ready.extend((new..).zip(&later_rows).map(|(session, rows)| prefill(session, 0, *rows)));
+            ready.extend((0..answers).map(|answer| decode(1_000_000 + answer, 0)));
+            for chunk in batcher.plan(&ready) {
+                if let Some(ready) = waiting.iter_mut().find(|ready| ready.session == chunk.session) {
+                    ready.rows -= chunk.rows;
+                }
+            }
+            waiting.retain(|ready| ready.rows > 0);
+            steps += 1;
+            prop_assert!(steps <= bound);
         }
     }
 

@@ -1,11 +1,14 @@
 //! Guesses of the next tokens change how many steps an answer takes, and nothing else.
 
+use futures_util::SinkExt as _;
+use headway_wire::frame::encode_client_frame;
 use headway_wire::message::server_frame::Message as Answer;
 use headway_wire::message::{
     Open, RefusalCode, Sampling, Step, StepResult, TokenIds, TokenLogprob,
 };
+use tokio_tungstenite::tungstenite::Message;
 
-use crate::rig::{Client, Device, PROMPT, Server, token_ids};
+use crate::rig::{Client, Device, PATIENCE, PROMPT, Server, token_ids};
 
 /// Of an answer.
 const TOKENS: usize = 13;
@@ -297,9 +300,13 @@ async fn a_step_before_the_result_of_a_draft_is_refused() {
     let refused = async {
         loop {
             let (mut client, first) = answering(&server, server.open(0)).await;
-            client.send(guessing(first, &wrong)).await;
+            // In one write, so that the second is there when the first is taken.
             let early = token_ids(PROMPT.len() + 1 + wrong.len(), &[7], true);
-            client.send(early).await;
+            for step in [guessing(first, &wrong), early] {
+                let frame = encode_client_frame(&step.into());
+                client.socket.feed(Message::Binary(frame)).await.unwrap();
+            }
+            client.socket.flush().await.unwrap();
             match client.answer().await {
                 Some(Answer::Refusal(refusal)) => return refusal,
                 // The engine was faster, and the step starts at the wrong place.
@@ -310,7 +317,7 @@ async fn a_step_before_the_result_of_a_draft_is_refused() {
             }
         }
     };
-    let refusal = tokio::time::timeout(crate::rig::PATIENCE, refused)
+    let refusal = tokio::time::timeout(PATIENCE, refused)
         .await
         .expect("a step is never early");
     assert_eq!(refusal.code(), RefusalCode::Malformed);
@@ -414,7 +421,7 @@ async fn guesses_are_counted_and_only_right_ones_save_time() {
             answer(&server, 0, None, &right).await;
         }
     };
-    tokio::time::timeout(crate::rig::PATIENCE, saved)
+    tokio::time::timeout(PATIENCE, saved)
         .await
         .expect("right guesses save time");
 }
