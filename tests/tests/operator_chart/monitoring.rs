@@ -142,20 +142,17 @@ fn dashboard() -> Result<Value> {
     Ok(serde_json::from_str(data.as_str().context("a dashboard")?)?)
 }
 
-/// Metrics of the tails, from their source, and of the operator, from the page that is tested against its source.
+/// Metrics of the tails and of the operator, from the pages that are tested against the programs.
 fn known_metrics() -> Result<BTreeSet<String>> {
-    let tail = read_from_root("tail-server/src/metrics.rs")?;
-    let mut known: BTreeSet<String> = tail
-        .split('"')
-        .filter(|word| is_metric(word, "headway_tail_"))
-        .map(str::to_owned)
-        .collect();
-    let page = read_from_root("docs/operator.md")?;
-    known.extend(
-        page.split('`')
-            .filter(|word| is_metric(word, "headway_operator_"))
-            .map(str::to_owned),
-    );
+    let mut known = BTreeSet::new();
+    for (page, prefix) in [
+        ("docs/tail-metrics.md", "headway_tail_"),
+        ("docs/operator.md", "headway_operator_"),
+    ] {
+        let page = read_from_root(page)?;
+        let metrics = page.split('`').filter(|word| is_metric(word, prefix));
+        known.extend(metrics.map(str::to_owned));
+    }
     assert!(known.len() > 15, "{known:?}");
     Ok(known)
 }

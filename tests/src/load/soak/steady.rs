@@ -215,6 +215,8 @@ fn judge(world: &World, manner: &Manner, progress: &mut Progress, ended: Ended) 
     match ended {
         Ended::Refused(refusal) => {
             tally.refusal(refusal.code());
+            // Whoever is refused a session has been let in before.
+            progress.locked_out = None;
             // Whoever knows two tails asks the other one.
             progress.on_victim ^= manner.two_tails;
             judge_refusal(world, is_rotating, &refusal)
