@@ -39,6 +39,18 @@ impl Rope {
         }
     }
 
+    /// Radians a position for each pair of elements that is rotated together, scaling included; `[head_dim / 2]`.
+    #[must_use]
+    pub fn inverse_frequencies(&self) -> &[f32] {
+        &self.inverse_frequencies
+    }
+
+    /// What cosines and sines are multiplied by.
+    #[must_use]
+    pub const fn attention_factor(&self) -> f32 {
+        self.attention_factor
+    }
+
     /// Rotates each head of `heads`, `[heads, head_dim]`, to `position`.
     pub fn rotate(&self, heads: &mut [f32], position: usize) {
         let half = self.inverse_frequencies.len();

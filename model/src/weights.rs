@@ -18,6 +18,7 @@ use crate::error::LoadError;
 use crate::quantization::Quantization;
 use crate::tokenizer::Tokenizer;
 
+mod dense;
 mod gguf;
 pub mod names;
 mod safetensors;
@@ -76,27 +77,16 @@ impl StoreAs {
     }
 }
 
-/// Values converted at a time, so that a large matrix never stands in memory as f32.
-const CONVERT_VALUES: usize = 1 << 20;
-
 fn convert(tensor: RawTensor, dtype: GgmlDType) -> Result<RawTensor, LoadError> {
     if tensor.dtype == dtype {
         return Ok(tensor);
     }
-    let columns = tensor.shape[1];
-    let row_bytes = columns / tensor.dtype.block_size() * tensor.dtype.type_size();
-    let rows_at_once = (CONVERT_VALUES / columns).max(1);
-    let mut data =
-        Vec::with_capacity(tensor.shape[0] * columns / dtype.block_size() * dtype.type_size());
-    for rows in tensor.data.chunks(rows_at_once * row_bytes) {
-        let values = dequantize_values(
-            &tensor.name,
-            tensor.dtype,
-            rows,
-            rows.len() / row_bytes * columns,
-        )?;
-        data.extend_from_slice(&from_floats(&values, dtype));
-    }
+    let values: usize = tensor.shape.iter().product();
+    let mut data = Vec::with_capacity(values / dtype.block_size() * dtype.type_size());
+    dense::convert_pieces(&tensor, dtype, |piece| {
+        data.extend_from_slice(piece);
+        Ok::<_, LoadError>(())
+    })?;
     Ok(RawTensor {
         dtype,
         data,
@@ -371,7 +361,10 @@ impl Weights {
     }
 
     /// Reads a vector (a norm or a bias) as f32.
-    pub(crate) fn read_vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+    ///
+    /// # Errors
+    /// [`LoadError`] where the tensor is missing, misshapen or of a type that has no f32 values.
+    pub fn read_vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
         dequantize(&self.read(name, &[len])?)
     }
 }

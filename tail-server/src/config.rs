@@ -11,10 +11,12 @@ use headway_wire::Codec;
 pub use self::access::{
     AccessArgs, AccessConfig, JwksSource, OidcConfig, Quota, TenantLimits, TlsConfig,
 };
+pub use self::place::Place;
 pub use self::sessions::{RebalanceConfig, SessionArgs, SessionConfig};
 use crate::telemetry::TelemetryArgs;
 
 pub(crate) mod access;
+mod place;
 mod sessions;
 #[cfg(test)]
 mod tests;
@@ -52,8 +54,8 @@ pub struct Args {
     /// Devices may fetch all layers and answer alone; --split-max still bounds the sessions.
     #[arg(long)]
     pub on_device_answers: bool,
-    /// Where the tail layers run: cpu or cuda:N.
-    #[arg(long, default_value = "cpu")]
+    /// Where the tail layers run: cpu, cuda:N for an NVIDIA GPU, or auto for the first GPU where there is one.
+    #[arg(long, default_value = "auto")]
     pub device: String,
     /// The type of the weights in memory: native (as in the file), f32, bf16 or f16.
     #[arg(long, default_value = "native")]
@@ -117,6 +119,8 @@ pub struct Config {
     pub token_upload: bool,
     /// Devices may fetch all layers and answer alone.
     pub on_device_answers: bool,
+    /// Where the tail layers run.
+    pub place: Place,
     /// The type of the weights in memory.
     pub dtype: WeightDtype,
     /// Compute threads; 0: one for each core.
@@ -253,7 +257,7 @@ impl TryFrom<Args> for Config {
             codecs,
         } = args;
         let access = AccessConfig::new(access, listen)?;
-        check_device(&device)?;
+        let place = Place::named(&device)?;
         check_split(split_min, split_default, split_max)?;
         Ok(Self {
             model,
@@ -263,6 +267,7 @@ impl TryFrom<Args> for Config {
             split_default,
             token_upload: !no_token_upload,
             on_device_answers,
+            place,
             dtype: named("dtype", &dtype, "native, f32, bf16 or f16")?,
             threads: within("threads", threads, 0, 1024)?,
             max_sessions: within("max-sessions", max_sessions, 1, 65_536)?,
@@ -317,23 +322,6 @@ fn check_split(
         }
     }
     Ok(())
-}
-
-fn check_device(device: &str) -> Result<(), ConfigError> {
-    let is_cuda = device
-        .strip_prefix("cuda:")
-        .is_some_and(|index| index.parse::<usize>().is_ok());
-    match device {
-        "cpu" => Ok(()),
-        _ if is_cuda => Err(ConfigError::NoCuda {
-            device: device.to_owned(),
-        }),
-        _ => Err(ConfigError::Value {
-            option: "device",
-            got: device.to_owned(),
-            expected: "cpu or cuda:N".to_owned(),
-        }),
-    }
 }
 
 fn home_cache_dir() -> Option<PathBuf> {

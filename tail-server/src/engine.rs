@@ -10,9 +10,12 @@
 //!   their KV caches are freed before they hear of it.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 #[cfg(test)]
 pub(crate) mod faulty;
+mod sampling;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -28,6 +31,8 @@ use headway_wire::PrefixDigest;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 pub(crate) use self::cpu::CpuDevice;
+#[cfg(feature = "cuda")]
+pub(crate) use self::cuda::CudaDevice;
 pub(crate) use self::device::Device;
 use self::thread::Engine;
 use crate::batcher::Phase;

@@ -45,6 +45,7 @@ mod reload;
 mod savings;
 mod serve;
 mod session;
+mod tail_layers;
 pub mod telemetry;
 mod tenant_limits;
 #[cfg(test)]
@@ -56,7 +57,6 @@ mod watchdog;
 use std::sync::Arc;
 use std::time::Duration;
 
-use headway_model::{Decoder, KvStore};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -79,6 +79,7 @@ use self::on_device::OnDeviceAnswers;
 use self::reload::Reloads;
 use self::savings::Savings;
 use self::session::{Room, SessionService};
+use self::tail_layers::TailLayers;
 use self::tenant_limits::Tenants;
 use self::tls::Tls;
 use self::watchdog::Watchdog;
@@ -98,6 +99,11 @@ pub enum RunError {
     /// A certificate, a file of keys or an issuer's keys cannot be used; the cause says which and why.
     #[error("credentials cannot be set up")]
     Access(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The device has no room for the KV cache and the steps.
+    #[error(
+        "the device cannot be set up; --max-kv-bytes and --step-tokens say what it is asked for"
+    )]
+    Device(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The engine's thread could not be started.
     #[error("the engine thread cannot be started")]
     Engine(#[source] std::io::Error),
@@ -120,13 +126,14 @@ pub async fn run(
     metrics: Arc<Metrics>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let device = CpuDevice::new;
+    let step_tokens = config.step_tokens;
+    let device = move |layers, kv_blocks| on_its_device(layers, kv_blocks, step_tokens);
     run_on(device, listener, config, model, metrics, shutdown).await
 }
 
 /// [`run`] on the device that `device` makes of the tail layers and a number of blocks of KV cache.
 async fn run_on<D: Device>(
-    device: impl FnOnce(Decoder, usize) -> D,
+    device: impl FnOnce(TailLayers, usize) -> Result<D, RunError>,
     listener: TcpListener,
     config: Config,
     model: LoadedModel,
@@ -144,19 +151,19 @@ async fn run_on<D: Device>(
 
     let LoadedModel {
         weights,
-        decoder,
+        layers,
         manifest,
         tokenizer_json,
     } = model;
     metrics
         .weight_bytes
-        .set(capacity::gauge_value(decoder.weight_bytes()));
+        .set(capacity::gauge_value(layers.weight_bytes()));
     let watchdog = Arc::new(Watchdog::new(config.stall, Arc::clone(&metrics)));
-    let num_layers = decoder.config().num_layers;
+    let num_layers = layers.num_layers();
     let savings = Arc::new(Savings::new(num_layers, Arc::clone(&metrics)));
-    let kv_limits = kv_limits(&config, &decoder);
+    let kv_limits = kv_limits(&config, &layers);
     let (engine, engine_thread) = EngineHandle::start(
-        device(decoder, kv_limits.total_blocks),
+        device(layers, kv_limits.total_blocks)?,
         config.step_tokens,
         config.max_sessions,
         Arc::clone(&watchdog),
@@ -232,6 +239,27 @@ async fn serve_until(
     server.await.map_err(RunError::Server)
 }
 
+/// The device that the layers were loaded for.
+fn on_its_device(
+    layers: TailLayers,
+    kv_blocks: usize,
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(unused_variables, reason = "a GPU's need")
+    )]
+    step_tokens: usize,
+) -> Result<Box<dyn Device>, RunError> {
+    match layers {
+        TailLayers::Cpu(decoder) => Ok(Box::new(CpuDevice::new(decoder, kv_blocks))),
+        #[cfg(feature = "cuda")]
+        TailLayers::Cuda(weights) => {
+            let device = engine::CudaDevice::new(weights, kv_blocks, step_tokens);
+            let device = device.map_err(|error| RunError::Device(error.into()))?;
+            Ok(Box::new(device))
+        }
+    }
+}
+
 /// Who may come in, and how.
 struct Guarded {
     authenticator: Arc<Authenticator>,
@@ -260,8 +288,8 @@ fn room(config: &Config, kv_limits: KvLimits, metrics: &Arc<Metrics>) -> Room {
 }
 
 /// As many blocks as the limit has room for.
-fn kv_limits(config: &Config, decoder: &Decoder) -> KvLimits {
-    let block_bytes = KvStore::block_bytes(decoder.config());
+fn kv_limits(config: &Config, layers: &TailLayers) -> KvLimits {
+    let block_bytes = layers.block_bytes();
     KvLimits {
         total_blocks: config.max_kv_bytes / block_bytes,
         block_bytes,

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use headway_model::manifest::{Manifest, SplitRange, sha256_digest};
 use headway_model::weights::Weights;
-use headway_model::{BLOCK_POSITIONS, Decoder, KvStore, LayerRange, LoadError, artifact};
+use headway_model::{BLOCK_POSITIONS, LayerRange, LoadError, artifact};
 use headway_wire::{Limits, PROTOCOL_VERSION};
 
 use crate::config::Config;
+use crate::tail_layers::{TailLayers, TailLayersError};
 
 /// Why a model cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,15 @@ pub enum LoadModelError {
         /// Why.
         #[source]
         source: LoadError,
+    },
+    /// The layers could not be brought to the device that is to run them.
+    #[error("the device cannot run the model {model}")]
+    Device {
+        /// The source.
+        model: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The split layers asked for are not the model's.
     #[error(
@@ -79,7 +89,7 @@ pub enum LoadModelError {
 /// A model ready to be served.
 pub struct LoadedModel {
     pub(crate) weights: Arc<Weights>,
-    pub(crate) decoder: Decoder,
+    pub(crate) layers: TailLayers,
     pub(crate) manifest: Manifest,
     /// `tokenizer.json`, the very bytes that the manifest's digest covers.
     pub(crate) tokenizer_json: Bytes,
@@ -105,8 +115,6 @@ impl LoadedModel {
         let weights = Weights::open(&path).map_err(failed)?;
         let split = split_range(config, weights.config().num_layers)?;
         let tail_layers = LayerRange::new(split.min, weights.config().num_layers);
-        let max_positions = max_positions(config, &weights, tail_layers)?;
-
         let identity = artifact::identity(&weights).map_err(failed)?;
         let tokenizer_json = weights
             .tokenizer()
@@ -119,7 +127,17 @@ impl LoadedModel {
                 got,
             });
         }
-        let decoder = Decoder::load(&weights, tail_layers, config.dtype).map_err(failed)?;
+        let layers =
+            TailLayers::load(&weights, tail_layers, config).map_err(|error| match error {
+                TailLayersError::Load(source) => failed(source),
+                #[cfg(feature = "cuda")]
+                TailLayersError::Cuda(_) => LoadModelError::Device {
+                    model: config.model.clone(),
+                    source: error.into(),
+                },
+            })?;
+        let column_bytes = layers.block_bytes() * tail_layers.len();
+        let max_positions = max_positions(config, &weights, column_bytes)?;
 
         let manifest = Manifest {
             name: weights.name().to_owned(),
@@ -136,11 +154,11 @@ impl LoadedModel {
         };
         tracing::info!(
             name = manifest.name, model_digest = manifest.model_digest, layers = %tail_layers,
-            weight_bytes = decoder.weight_bytes(), "model loaded"
+            weight_bytes = layers.weight_bytes(), "model loaded"
         );
         Ok(Self {
             weights: Arc::new(weights),
-            decoder,
+            layers,
             manifest,
             tokenizer_json: tokenizer_json.into(),
         })
@@ -178,13 +196,12 @@ fn split_range(config: &Config, num_layers: usize) -> Result<SplitRange, LoadMod
 }
 
 /// The longest session: what the model was made for, unless the KV cache or the protocol holds less.
+/// `column_bytes`: of a block in each of the tail's layers.
 fn max_positions(
     config: &Config,
     weights: &Weights,
-    tail_layers: LayerRange,
+    column_bytes: usize,
 ) -> Result<usize, LoadModelError> {
-    let block_bytes = KvStore::block_bytes(weights.config());
-    let column_bytes = block_bytes * tail_layers.len();
     let wanted = weights
         .config()
         .max_positions

@@ -20,10 +20,15 @@ mod rig;
 async fn start(options: &[&str]) -> (Server, SyncSender<Fault>, TempDir) {
     let cache = tempfile::tempdir().unwrap();
     let (tell, told) = sync_channel(1);
-    let device = move |decoder, kv_blocks| {
+    let device = move |layers, kv_blocks| {
+        let decoder = match layers {
+            TailLayers::Cpu(decoder) => decoder,
+            #[cfg(feature = "cuda")]
+            TailLayers::Cuda(_) => panic!("the CPU was asked for"),
+        };
         let (device, choose) = FaultyDevice::new(CpuDevice::new(decoder, kv_blocks));
         tell.send(choose).unwrap();
-        device
+        Ok(device)
     };
     let run = |launch: rig::Launch| {
         tokio::spawn(run_on(
@@ -35,7 +40,8 @@ async fn start(options: &[&str]) -> (Server, SyncSender<Fault>, TempDir) {
             launch.shutdown,
         ))
     };
-    let server = Server::launch(cache.path(), options, Timeouts::default(), run).await;
+    let options = [&["--device", "cpu"], options].concat();
+    let server = Server::launch(cache.path(), &options, Timeouts::default(), run).await;
     // It answers when it has its device.
     assert_eq!(server.get("/healthz").await.status(), 200);
     (server, told.recv().unwrap(), cache)

@@ -1,15 +1,16 @@
-//! Every command of this repository: `cargo xtask demo`, `test`, `bench`, `cluster`, `model`, `tidy`.
+//! Every command of this repository: `cargo xtask demo`, `test`, `bench`, `cluster`, `cuda`, `model`, `tidy`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "a command-line tool talks to a person"
 )]
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 mod bench;
 mod cluster;
 mod crds;
+mod cuda;
 mod demo;
 mod model;
 mod paths;
@@ -19,12 +20,6 @@ mod tidy;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The commands of this repository")]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
 enum Command {
     /// Runs a real model split between a device process and a tail process, and prints what ran where.
     Demo(demo::Arguments),
@@ -36,6 +31,9 @@ enum Command {
     /// A Kubernetes cluster for development, on this machine.
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// The CUDA compiler, and building and checking with it.
+    #[command(subcommand)]
+    Cuda(cuda::Command),
     /// Writes the definition of SplitModels from the operator's types.
     Crds,
     /// Fetches the small real model of the tests and prints its path.
@@ -45,7 +43,7 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+    match Command::parse() {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(command) => bench::run(command),
@@ -55,6 +53,7 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Crds => crds::run(),
+        Command::Cuda(command) => cuda::run(command),
         Command::Tidy => tidy::run(),
     }
 }

@@ -82,6 +82,12 @@ impl KvTable {
         self.blocks[column * self.layers.len() + layer - self.layers.start]
     }
 
+    /// All blocks, `[column, layer]`, for a device whose kernels look them up themselves.
+    #[must_use]
+    pub fn blocks(&self) -> &[BlockId] {
+        &self.blocks
+    }
+
     /// Counts `rows` positions as held, after every layer has written them.
     pub fn advance(&mut self, rows: usize) {
         assert!(

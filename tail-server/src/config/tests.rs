@@ -270,15 +270,30 @@ fn a_target_of_sessions_comes_with_the_time_they_may_take() {
 }
 
 #[test]
+#[cfg(not(feature = "cuda"))]
 fn cuda_is_refused_by_a_build_without_it() {
     let message = message(&["--device", "cuda:0"]);
     assert!(message.contains("no CUDA"), "{message}");
 }
 
 #[test]
+#[cfg(feature = "cuda")]
+fn a_gpu_is_named_by_its_number() {
+    let place = |device| config(&["--device", device]).unwrap().place;
+    assert_eq!(place("cuda:3"), Place::Cuda(3));
+    assert!(message(&["--device", "cuda:0,cuda:1"]).contains("cuda:N"));
+}
+
+#[test]
+fn the_first_gpu_is_taken_where_there_is_one_and_nothing_is_said() {
+    assert_eq!(config(&[]).unwrap().place, Place::Auto);
+    assert_eq!(config(&["--device", "cpu"]).unwrap().place, Place::Cpu);
+}
+
+#[test]
 fn an_unknown_device_is_refused_with_the_known_ones() {
     let message = message(&["--device", "tpu"]);
-    assert!(message.contains("cpu or cuda:N"), "{message}");
+    assert!(message.contains("auto, cpu or cuda:N"), "{message}");
 }
 
 #[test]

@@ -6,7 +6,8 @@ use headway_model::decoder::Segment;
 use headway_model::sampler::Sampled;
 use headway_model::{Decoder, ForwardError, KvStore};
 
-use super::device::{Device, Member, MemberRows, Sampling, StepRun};
+use super::device::{Device, DeviceError, Member, MemberRows, StepRun};
+use super::sampling::{advance, verify, wanted_rows};
 use crate::accounting::StepTimes;
 
 /// Rows whose logits are in memory at a time: 64 rows of a vocabulary of 150,000 take 38 MB.
@@ -40,7 +41,7 @@ impl Device for CpuDevice {
         &mut self,
         members: &mut [Member<'_>],
         started: Instant,
-    ) -> Result<StepRun, ForwardError> {
+    ) -> Result<StepRun, DeviceError> {
         let mut laps = Laps { last: started };
         self.assemble(members)?;
         let mut times = StepTimes {
@@ -50,13 +51,7 @@ impl Device for CpuDevice {
 
         self.forward(members, &mut times, &mut laps)?;
         let samples = self.sample(members)?;
-        for (member, sampled) in members.iter_mut().zip(&samples) {
-            let rejected = member
-                .sampling
-                .as_ref()
-                .map_or(0, |sampling| sampling.draft.len() + 1 - sampled.len());
-            member.table.advance(member.rows - rejected);
-        }
+        advance(members, &samples);
         times.finish_ns = laps.lap();
         Ok(StepRun { times, samples })
     }
@@ -122,62 +117,11 @@ impl CpuDevice {
             }
             let mut logits = self.decoder.logits(&rows)?; // [wanted, vocab_size]
             for (wanted, logits) in wanted.iter().zip(logits.chunks_mut(config.vocab_size)) {
-                if let Some(sampling) = &mut members[wanted.member].sampling {
-                    verify(sampling, &mut samples[wanted.member], wanted, logits);
-                }
+                verify(members, &mut samples, wanted, logits);
             }
         }
         Ok(samples)
     }
-}
-
-/// A row of the batch after which a token may be wanted.
-struct WantedRow {
-    member: usize,
-    /// Index in the batch.
-    row: usize,
-    /// Where the token would stand.
-    position: usize,
-}
-
-fn wanted_rows(members: &[Member<'_>]) -> Vec<WantedRow> {
-    let mut wanted = Vec::with_capacity(members.len());
-    let mut end_row = 0;
-    for (index, member) in members.iter().enumerate() {
-        end_row += member.rows;
-        let Some(sampling) = &member.sampling else {
-            continue;
-        };
-        let end_position = member.table.len() + member.rows;
-        wanted.extend((0..=sampling.draft.len()).rev().map(|behind| WantedRow {
-            member: index,
-            row: end_row - 1 - behind,
-            position: end_position - behind,
-        }));
-    }
-    wanted
-}
-
-/// Samples the token after a row, unless a draft token before it was wrong.
-fn verify(
-    Sampling { sampler, draft }: &mut Sampling<'_>,
-    samples: &mut Vec<Sampled>,
-    wanted: &WantedRow,
-    logits: &mut [f32],
-) {
-    let are_right = samples
-        .iter()
-        .zip(*draft)
-        .all(|(sampled, guess)| sampled.token_id == *guess);
-    if !are_right {
-        return;
-    }
-    let sampled = sampler.sample(logits, wanted.position);
-    // Seen by the sampler as it would be without a draft: with the next step's rows.
-    if draft.get(samples.len()) == Some(&sampled.token_id) {
-        sampler.observe(wanted.position, sampled.token_id);
-    }
-    samples.push(sampled);
 }
 
 /// Measures from the end of one lap to the end of the next, so that no time falls between two.

@@ -19,12 +19,29 @@ pub(crate) trait Device: Send + 'static {
     /// `started`: when the engine began to put the step together; the first lap begins there.
     ///
     /// # Errors
-    /// [`ForwardError`] where the rows do not fit the model.
+    /// [`DeviceError`] where the rows do not fit the model, or the device fails.
+    fn run(&mut self, members: &mut [Member<'_>], started: Instant)
+    -> Result<StepRun, DeviceError>;
+}
+
+impl Device for Box<dyn Device> {
     fn run(
         &mut self,
         members: &mut [Member<'_>],
         started: Instant,
-    ) -> Result<StepRun, ForwardError>;
+    ) -> Result<StepRun, DeviceError> {
+        (**self).run(members, started)
+    }
+}
+
+/// Why a step came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DeviceError {
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] headway_cuda::CudaError),
 }
 
 /// The rows of one session in a step.

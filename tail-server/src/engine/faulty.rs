@@ -6,7 +6,7 @@ use std::time::Instant;
 use headway_model::ForwardError;
 
 use super::cpu::CpuDevice;
-use super::device::{Device, Member, StepRun};
+use super::device::{Device, DeviceError, Member, StepRun};
 
 /// More than any test chooses ahead.
 const MAX_CHOSEN: usize = 8;
@@ -39,15 +39,16 @@ impl Device for FaultyDevice {
         &mut self,
         members: &mut [Member<'_>],
         started: Instant,
-    ) -> Result<StepRun, ForwardError> {
+    ) -> Result<StepRun, DeviceError> {
         let mut run = self.device.run(members, started)?;
         match self.faults.try_recv() {
             Err(_) => {}
             Ok(Fault::Error) => {
-                return Err(ForwardError::TokenId {
+                let error = ForwardError::TokenId {
                     token_id: 0,
                     vocab_size: 0,
-                });
+                };
+                return Err(error.into());
             }
             Ok(Fault::Panic) => panic!("chosen by a test"),
             Ok(Fault::Samples) => drop(run.samples.pop()),

@@ -6,11 +6,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use headway_model::ForwardError;
 use headway_model::sampler::Sampled;
 use tokio::sync::mpsc;
 
-use super::device::{Device, StepRun};
+use super::device::{Device, DeviceError, StepRun};
 use super::session::{Session, Used};
 use super::{Command, EngineError, SessionId};
 use crate::accounting::{Rows, Share};
@@ -46,7 +45,7 @@ struct Computed {
 #[derive(Debug, thiserror::Error)]
 enum Fault {
     #[error(transparent)]
-    Forward(#[from] ForwardError),
+    Device(#[from] DeviceError),
     #[error(transparent)]
     Room(#[from] OutOfRoom),
     #[error("the device gave {got} samples for {expected} sessions")]

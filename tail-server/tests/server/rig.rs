@@ -29,6 +29,13 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 /// No test waits longer for anything.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// With CUDA, the tests run on a GPU where there is one.
+const DEVICE: &str = if cfg!(feature = "cuda") {
+    "auto"
+} else {
+    "cpu"
+};
+
 /// Long enough for a prompt in several chunks.
 pub const PROMPT: [u32; 11] = [3, 17, 64, 9, 100, 42, 5, 77, 12, 90, 31];
 
@@ -132,7 +139,10 @@ impl Server {
             "--cache-dir",
             cache_dir.to_str().unwrap(),
         ];
-        let args = Args::try_parse_from(base.iter().chain(&paths).chain(options)).unwrap();
+        let is_named = options.contains(&"--device");
+        let device: &[&str] = if is_named { &[] } else { &["--device", DEVICE] };
+        let given = base.iter().chain(&paths).chain(device).chain(options);
+        let args = Args::try_parse_from(given).unwrap();
         let config = Config {
             timeouts,
             ..Config::try_from(args).unwrap()

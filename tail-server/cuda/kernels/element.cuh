@@ -1,0 +1,51 @@
+// The types in which weights, activations and the KV cache are held, and how kernels read and write them.
+// All arithmetic is f32.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
+
+template <typename T> __device__ __forceinline__ T from_float(float value);
+template <> __device__ __forceinline__ float from_float<float>(float value) { return value; }
+template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+  return __float2bfloat16_rn(value);
+}
+template <> __device__ __forceinline__ __half from_float<__half>(float value) {
+  return __float2half_rn(value);
+}
+
+// Eight neighbours at a multiple of eight elements: 16 bytes, or 32 of f32, in whole 16-byte loads.
+template <typename T> struct Eight { uint4 words[sizeof(T) / 2]; };
+
+template <typename T> __device__ __forceinline__ Eight<T> load_eight(const T* from) {
+  Eight<T> eight;
+#pragma unroll
+  for (int i = 0; i < int(sizeof(T) / 2); i++) eight.words[i] = reinterpret_cast<const uint4*>(from)[i];
+  return eight;
+}
+
+template <typename T> __device__ __forceinline__ Eight<T> zero_eight() {
+  Eight<T> eight;
+#pragma unroll
+  for (int i = 0; i < int(sizeof(T) / 2); i++) eight.words[i] = make_uint4(0, 0, 0, 0);
+  return eight;
+}
+
+template <typename T> __device__ __forceinline__ void unpack(const Eight<T>& eight, float* out) {
+  const T* values = reinterpret_cast<const T*>(&eight);
+#pragma unroll
+  for (int i = 0; i < 8; i++) out[i] = to_float(values[i]);
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int offset = 16; offset; offset >>= 1) value += __shfl_xor_sync(~0u, value, offset);
+  return value;
+}
+
+// Defines NAME_f32, NAME_bf16 and NAME_f16: `BODY(T)` is the call of the template.
+#define FOR_EACH_TYPE(DEFINE) DEFINE(float, f32) DEFINE(__nv_bfloat16, bf16) DEFINE(__half, f16)

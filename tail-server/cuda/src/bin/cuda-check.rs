@@ -1,0 +1,69 @@
+//! `cuda-check`: compares every kernel and the whole tail with the CPU on one device, and measures steps.
+#![expect(clippy::print_stdout, reason = "a command-line tool talks to a person")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use headway_cuda::check::{self, Check, timing};
+use headway_cuda::{CudaError, Gpu};
+
+/// Compares the CUDA device with the CPU. Ends with 1 where a comparison fails.
+#[derive(clap::Parser)]
+#[command(name = "cuda-check", version)]
+struct Args {
+    /// A model, or a folder of models: .gguf files, and folders with config.json and *.safetensors.
+    #[arg(long, default_value = "tests/golden/tiny")]
+    models: PathBuf,
+    /// The device's number.
+    #[arg(long, default_value_t = 0)]
+    device: usize,
+    /// Measure steps too.
+    #[arg(long)]
+    time: bool,
+    /// Measure only.
+    #[arg(long)]
+    no_checks: bool,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(failed) => {
+            println!("{failed} checks FAILED");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            println!("FAILED: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns how many checks have failed.
+fn run(args: &Args) -> Result<usize, CudaError> {
+    let gpu = Gpu::open(args.device)?;
+    let (free, total) = gpu.memory_bytes()?;
+    println!(
+        "{}: {} of {} MiB free",
+        gpu.name()?,
+        free >> 20,
+        total >> 20
+    );
+    let (mut passed, mut failed) = (0, 0);
+    if !args.no_checks {
+        check::all(&gpu, &args.models, &mut |check: &Check| {
+            println!("{check}");
+            if check.passed() {
+                passed += 1;
+            } else {
+                failed += 1;
+            }
+        })?;
+        println!("{passed} checks ok, {failed} failed");
+    }
+    if args.time {
+        timing::all(&gpu, &mut |timing| println!("{timing}"))?;
+    }
+    Ok(failed)
+}

@@ -1,0 +1,60 @@
+//! The memory of a step between its kernels, taken once.
+
+use cudarc::driver::{CudaSlice, PinnedHostSlice};
+use headway_model::ModelConfig;
+
+use crate::calls::pinned;
+use crate::dtype::Dtype;
+use crate::error::CudaError;
+use crate::gpu::Gpu;
+
+/// Rows whose logits are in memory at a time: 64 rows of a vocabulary of 150,000 take 38 MB.
+pub const LOGITS_ROWS: usize = 64;
+
+/// Partial results of attention that there is memory for: 64 rows in 64 items each.
+pub(crate) const SLOTS: usize = 4096;
+
+/// Of `max_rows` rows each. Without a type: of the weights' type.
+pub(crate) struct Buffers {
+    /// The residual stream, f32.
+    pub(crate) x: CudaSlice<f32>,
+    /// After a norm.
+    pub(crate) normed: CudaSlice<u8>,
+    pub(crate) qkv: CudaSlice<u8>,
+    pub(crate) context: CudaSlice<u8>,
+    pub(crate) gate_up: CudaSlice<u8>,
+    pub(crate) gated: CudaSlice<u8>,
+    /// `[rows, head_dim / 2, 2]`.
+    pub(crate) angles: CudaSlice<f32>,
+    /// `[slots, heads, 2 + head_dim]`.
+    pub(crate) partial: CudaSlice<f32>,
+    /// `[LOGITS_ROWS, vocab_size]`.
+    pub(crate) logits: CudaSlice<f32>,
+    pub(crate) host_logits: PinnedHostSlice<f32>,
+}
+
+impl Buffers {
+    pub(crate) fn new(
+        gpu: &Gpu,
+        config: &ModelConfig,
+        dtype: Dtype,
+        max_rows: usize,
+    ) -> Result<Self, CudaError> {
+        // Of the logits' rows too, which are normed together.
+        let rows = max_rows.max(LOGITS_ROWS);
+        let typed = |columns: usize| gpu.zeros::<u8>(rows * columns * dtype.bytes());
+        let slot = config.num_attention_heads * (2 + config.head_dim);
+        Ok(Self {
+            x: gpu.zeros(rows * config.hidden_size)?,
+            normed: typed(config.hidden_size)?,
+            qkv: typed(config.q_size() + 2 * config.kv_size())?,
+            context: typed(config.q_size())?,
+            gate_up: typed(2 * config.intermediate_size)?,
+            gated: typed(config.intermediate_size)?,
+            angles: gpu.zeros(rows * config.head_dim)?,
+            partial: gpu.zeros(SLOTS * slot)?,
+            logits: gpu.zeros(LOGITS_ROWS * config.vocab_size)?,
+            host_logits: pinned(gpu.context(), LOGITS_ROWS * config.vocab_size)?,
+        })
+    }
+}

@@ -1,0 +1,203 @@
+//! Every call that the compiler cannot check: kernel launches, cuBLAS, and what cudarc marks as unsafe of the
+//! driver. All `unsafe` of the crate is here.
+//!
+//! A launch is right where its arguments are those of the kernel's declaration in `kernels/`, in their order, and
+//! where the memory named is as large as the kernel's comments say. `kernels.rs` sees to the first; its callers size
+//! the memory when they allocate it, and `step.rs` checks what a step says about it.
+#![expect(
+    unsafe_code,
+    reason = "kernels and cuBLAS are called through a foreign interface"
+)]
+
+use std::ffi::c_int;
+use std::sync::Arc;
+
+use cudarc::cublas::result::CublasError;
+use cudarc::cublas::sys::{
+    self as cublas, cublasComputeType_t, cublasGemmAlgo_t, cublasMath_t, cublasOperation_t,
+};
+use cudarc::cublas::{CudaBlas, result};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
+    LaunchConfig, PinnedHostSlice, PushKernelArg, ValidAsZeroBits, result as driver_result,
+    sys as driver,
+};
+
+use crate::dtype::Dtype;
+use crate::error::CudaError;
+use crate::gpu::Gpu;
+
+/// The driver's library is there.
+pub(crate) fn has_driver() -> bool {
+    // SAFETY: it loads the driver's library, whose initialisers are made to run in any process.
+    unsafe { driver::is_culib_present() }
+}
+
+/// cuBLAS's library is there.
+pub(crate) fn has_cublas() -> bool {
+    // SAFETY: as in `has_driver`.
+    unsafe { cublas::is_culib_present() }
+}
+
+/// Turns off cudarc's events for each memory range, which order several streams.
+pub(crate) fn use_one_stream(context: &CudaContext) {
+    // SAFETY: `Gpu` makes one stream and hands out no other, so that all work is in order by itself.
+    unsafe { context.disable_event_tracking() };
+}
+
+/// Host memory that the device reads and writes itself. Zeroed.
+pub(crate) fn pinned<V: DeviceRepr + ValidAsZeroBits>(
+    context: &Arc<CudaContext>,
+    len: usize,
+) -> Result<PinnedHostSlice<V>, DriverError> {
+    // SAFETY: the memory is written in full before anything reads it.
+    let mut memory = unsafe { context.alloc_pinned_with_flags::<V>(len, 0)? };
+    let start = memory.as_mut_ptr()?;
+    // SAFETY: `len` values are at `start`, nobody else knows of them, and zero is one of the type's values.
+    unsafe { std::ptr::write_bytes(start, 0, len) };
+    Ok(memory)
+}
+
+/// Starts the copy of the first `len` values to the device. They stay as they are until the stream has passed it.
+pub(crate) fn copy_up(
+    stream: &CudaStream,
+    from: &PinnedHostSlice<u32>,
+    to: &mut CudaSlice<u32>,
+    len: usize,
+) -> Result<(), DriverError> {
+    stream.context().bind_to_thread()?;
+    let from = &from.as_slice()?[..len];
+    let (address, _no_event) = to.slice_mut(..len).view_ptr_mut(stream);
+    // SAFETY: both have `len` values; the caller keeps the host's unchanged until the copy is done.
+    unsafe { driver_result::memcpy_htod_async(address, from, stream.cu_stream()) }
+}
+
+/// Copies the first `len` values from the device, and waits for all that was started before.
+pub(crate) fn copy_down(
+    stream: &CudaStream,
+    from: &CudaSlice<f32>,
+    to: &mut PinnedHostSlice<f32>,
+    len: usize,
+) -> Result<(), DriverError> {
+    stream.context().bind_to_thread()?;
+    let to = &mut to.as_mut_slice()?[..len];
+    let (address, _no_event) = from.slice(..len).view_ptr(stream);
+    // SAFETY: both have `len` values, and `to` is borrowed until the copy is done.
+    unsafe { driver_result::memcpy_dtoh_async(to, address, stream.cu_stream())? };
+    stream.synchronize()
+}
+
+/// Gives cuBLAS its memory, and keeps all of its sums in f32.
+pub(crate) fn set_up_blas(
+    blas: &CudaBlas,
+    stream: &CudaStream,
+    workspace: &CudaSlice<u8>,
+) -> Result<(), CublasError> {
+    let (address, _no_event) = workspace.device_ptr(stream);
+    // SAFETY: the handle is live, and `Gpu` keeps the workspace for as long as the handle.
+    unsafe {
+        cublas::cublasSetWorkspace_v2(*blas.handle(), address as *mut _, workspace.len())
+            .result()?;
+        let mode = cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+        cublas::cublasSetMathMode(*blas.handle(), mode).result()
+    }
+}
+
+/// `y = x Wᵀ`, row-major.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Product {
+    /// Of x and W.
+    pub(crate) dtype: Dtype,
+    /// Of y: `dtype`, or f32.
+    pub(crate) out: Dtype,
+    /// Adds to y.
+    pub(crate) accumulate: bool,
+    /// `[rows, columns]`.
+    pub(crate) x: u64,
+    /// `[outputs, columns]`.
+    pub(crate) weights: u64,
+    /// `[rows, outputs]`.
+    pub(crate) y: u64,
+    pub(crate) rows: usize,
+    pub(crate) outputs: usize,
+    pub(crate) columns: usize,
+}
+
+impl Product {
+    /// Starts the product.
+    pub(crate) fn start(self, gpu: &Gpu) -> Result<(), CudaError> {
+        let [rows, outputs, columns] = [self.rows, self.outputs, self.columns].map(|size| {
+            c_int::try_from(size).expect("sizes are bounded by ModelConfig and the step")
+        });
+        let alpha = 1_f32;
+        let beta = if self.accumulate { 1_f32 } else { 0_f32 };
+        gpu.context().bind_to_thread()?;
+        // cuBLAS is column-major: row-major [outputs, columns] is its [columns, outputs], to be transposed.
+        // SAFETY: the handle is live; alpha and beta are read before the call returns; the callers' memory has the
+        // sizes above, and stays until the stream has passed the product.
+        unsafe {
+            result::gemm_ex(
+                *gpu.blas().handle(),
+                cublasOperation_t::CUBLAS_OP_T,
+                cublasOperation_t::CUBLAS_OP_N,
+                outputs,
+                rows,
+                columns,
+                (&raw const alpha).cast(),
+                self.weights as *const _,
+                self.dtype.of_cublas(),
+                columns,
+                self.x as *const _,
+                self.dtype.of_cublas(),
+                columns,
+                (&raw const beta).cast(),
+                self.y as *mut _,
+                self.out.of_cublas(),
+                outputs,
+                cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Arg {
+    /// Of device memory; 0 is null.
+    Address(u64),
+    U32(u32),
+    U64(u64),
+    F32(f32),
+}
+
+/// Starts a kernel; does nothing for an empty grid, which the driver refuses. See the module's documentation for
+/// what makes it right.
+pub(crate) fn launch(
+    gpu: &Gpu,
+    function: &CudaFunction,
+    grid: [u32; 2],
+    threads: u32,
+    args: &[Arg],
+) -> Result<(), CudaError> {
+    if grid.contains(&0) {
+        return Ok(());
+    }
+    let mut builder = gpu.stream().launch_builder(function);
+    for arg in args {
+        match arg {
+            Arg::Address(value) | Arg::U64(value) => builder.arg(value),
+            Arg::U32(value) => builder.arg(value),
+            Arg::F32(value) => builder.arg(value),
+        };
+    }
+    let config = LaunchConfig {
+        grid_dim: (grid[0], grid[1], 1),
+        block_dim: (threads, 1, 1),
+        shared_mem_bytes: 0,
+    };
+    // SAFETY: the module's documentation says what makes a launch right, and who sees to it.
+    unsafe { builder.launch(config)? };
+    Ok(())
+}

@@ -1,0 +1,409 @@
+//! Every kernel but attention, and the products, on sizes that fill no block.
+
+use std::sync::Arc;
+
+use headway_model::config::{Architecture, RopeLayout, RopeScaling};
+use headway_model::rope::Rope;
+use headway_model::{BLOCK_POSITIONS, BlockId, KvTable, LayerRange, ModelConfig};
+
+use super::host::{down, rounded, up};
+use super::{Check, Random, difference};
+use crate::calls::Product;
+use crate::dtype::Dtype;
+use crate::error::CudaError;
+use crate::gpu::Gpu;
+use crate::kernels::{Kernels, NormRows, RopeKv};
+use crate::step::{Bounds, Input, Segment, Step};
+use crate::weights::heads_of;
+
+/// The layer in which the rotation's check writes keys and values.
+const ROPE_LAYER: usize = 2;
+
+pub(super) fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
+    for dtype in Dtype::ALL {
+        for (hidden, inter) in [(8, 1), (100, 77), (576, 1536), (4096, 4100)] {
+            report(&rows(gpu, dtype, hidden)?);
+            report(&silu(gpu, dtype, inter)?);
+        }
+        for (head_dim, heads, kv_heads) in [
+            (8, 1, 1),
+            (16, 4, 2),
+            (40, 14, 2),
+            (64, 9, 3),
+            (80, 5, 5),
+            (128, 32, 8),
+            (256, 2, 1),
+        ] {
+            for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
+                let mut config = config(heads, kv_heads, head_dim);
+                config.rope_layout = layout;
+                report(&rope_kv(gpu, dtype, &config)?);
+            }
+        }
+        for [rows, outputs, columns] in [
+            [1, 8, 8],
+            [3, 100, 96],
+            [7, 1000, 72],
+            [64, 960, 576],
+            [200, 129, 40],
+        ] {
+            for accumulate in [false, true] {
+                report(&product(gpu, dtype, [rows, outputs, columns], accumulate)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a kernel's result may be apart from the same arithmetic on the host.
+pub(super) const fn tolerance(dtype: Dtype) -> f64 {
+    match dtype {
+        Dtype::F32 => 1e-5,
+        Dtype::F16 => 1e-3,
+        Dtype::Bf16 => 8e-3,
+    }
+}
+
+/// A model of one layer with these heads; the other sizes are small.
+pub(super) fn config(heads: usize, kv_heads: usize, head_dim: usize) -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::Qwen3,
+        num_layers: 4,
+        hidden_size: 8,
+        intermediate_size: 8,
+        num_attention_heads: heads,
+        num_kv_heads: kv_heads,
+        head_dim,
+        vocab_size: 1000,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_layout: RopeLayout::Half,
+        rope_scaling: RopeScaling::None,
+        max_positions: 1 << 17,
+        tied_embeddings: true,
+        sliding_window: None,
+        sliding_window_start_layer: 0,
+    }
+}
+
+/// A table over the layers from `entry_layer` to the last one, with `positions` held, and blocks for `rows` more
+/// taken from `free`.
+pub(super) fn table(
+    config: &ModelConfig,
+    entry_layer: usize,
+    [positions, rows]: [usize; 2],
+    free: &mut impl Iterator<Item = u32>,
+) -> KvTable {
+    let layers = LayerRange::new(entry_layer, config.num_layers);
+    let mut table = KvTable::new(layers);
+    for _ in 0..KvTable::columns_for(positions + rows) {
+        let column: Vec<BlockId> = free.by_ref().take(layers.len()).map(BlockId).collect();
+        table.push_column(&column);
+    }
+    table.advance(positions);
+    table
+}
+
+/// Bounds that the checks stay within.
+pub(super) fn bounds(config: &ModelConfig, kv_blocks: usize, item_positions: usize) -> Bounds {
+    Bounds {
+        max_rows: 4096,
+        kv_blocks,
+        slots: 4096,
+        item_positions,
+        layers: LayerRange::new(0, config.num_layers),
+    }
+}
+
+/// Token ids and hidden states become rows; the wanted ones are normed.
+fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError> {
+    let mut random = Random(hidden as u64);
+    let mut config = config(1, 1, 8);
+    config.hidden_size = hidden;
+    let kernels = Kernels::new(gpu, dtype, heads_of(&config)?)?;
+    let embedding = rounded(&random.values(config.vocab_size * hidden), dtype);
+    let states = random.values(3 * hidden);
+    let token_ids = [0, 999, 17, 500];
+    let weight = random.values(hidden);
+    let mut free = 0..64;
+    let tables = [
+        table(&config, 0, [0, 4], &mut free),
+        table(&config, 2, [5, 3], &mut free),
+    ];
+    let segments = [
+        Segment {
+            entry_layer: 0,
+            rows: 4,
+            input: Input::TokenIds(&token_ids),
+            table: &tables[0],
+        },
+        Segment {
+            entry_layer: 2,
+            rows: 3,
+            input: Input::HiddenStates(&states),
+            table: &tables[1],
+        },
+    ];
+    let wanted = [1, 3, 6];
+    let mut step = Step::new(gpu, 16)?;
+    step.upload(gpu, &config, &bounds(&config, 64, 64), &segments, &wanted)?;
+
+    let x = up(gpu, &vec![9.0; 7 * hidden], Dtype::F32)?;
+    let out = up(gpu, &vec![9.0; 3 * hidden], dtype)?;
+    let device_embedding = up(gpu, &embedding, dtype)?;
+    let device_weight = up(gpu, &weight, Dtype::F32)?;
+    let width = u32::try_from(hidden).expect("sizes of the checks are small");
+    let address = |memory| gpu.address(memory);
+    let step = step.address(gpu);
+    kernels.assemble(
+        gpu,
+        [address(&x), address(&device_embedding), step],
+        7,
+        width,
+    )?;
+    let norm = [address(&x), address(&device_weight), address(&out), step];
+    kernels.rms_norm(gpu, norm, NormRows::Wanted { first: 1, count: 2 }, width)?;
+
+    let mut expected: Vec<f32> = Vec::new();
+    for token_id in token_ids {
+        expected.extend(&embedding[token_id as usize * hidden..][..hidden]);
+    }
+    expected.extend(&states);
+    let assembled = difference(&down(gpu, &x, Dtype::F32)?, &expected);
+    let mut normed = Vec::new();
+    for row in [3, 6] {
+        normed.extend(host_norm(
+            &expected[row * hidden..][..hidden],
+            &weight,
+            config.rms_norm_eps,
+        ));
+    }
+    normed.extend(vec![9.0; hidden]);
+    let normed = difference(&down(gpu, &out, dtype)?, &normed);
+    Ok(Check {
+        name: format!("assemble and norm {} hidden {hidden}", dtype.name()),
+        // Assembling changes no bit.
+        difference: if assembled == 0.0 {
+            normed
+        } else {
+            f64::INFINITY
+        },
+        tolerance: tolerance(dtype),
+        note: String::new(),
+    })
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "the reference is f64"
+)]
+fn host_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let mean = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / x.len() as f64;
+    let scale = 1.0 / (mean + f64::from(eps)).sqrt();
+    let values = x.iter().zip(weight);
+    values
+        .map(|(x, weight)| (f64::from(*x) * scale * f64::from(*weight)) as f32)
+        .collect()
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the reference is f64")]
+fn silu(gpu: &Arc<Gpu>, dtype: Dtype, size: usize) -> Result<Check, CudaError> {
+    const ROWS: usize = 5;
+    let mut random = Random(size as u64);
+    let kernels = Kernels::new(gpu, dtype, heads_of(&config(1, 1, 8))?)?;
+    let values: Vec<f32> = random
+        .values(ROWS * 2 * size)
+        .iter()
+        .map(|value| 12.0 * value)
+        .collect();
+    let values = rounded(&values, dtype);
+    let gate_up = up(gpu, &values, dtype)?;
+    let out = up(gpu, &vec![0.0; ROWS * size], dtype)?;
+    let width = u32::try_from(size).expect("sizes of the checks are small");
+    kernels.silu_mul(gpu, [gpu.address(&gate_up), gpu.address(&out)], 5, width)?;
+    let mut expected = Vec::new();
+    for row in values.chunks_exact(2 * size) {
+        let (gate, up) = row.split_at(size);
+        expected.extend(gate.iter().zip(up).map(|(gate, up)| {
+            let gate = f64::from(*gate);
+            (gate / (1.0 + (-gate).exp()) * f64::from(*up)) as f32
+        }));
+    }
+    Ok(Check {
+        name: format!("silu · up {} size {size}", dtype.name()),
+        difference: difference(&down(gpu, &out, dtype)?, &expected),
+        tolerance: tolerance(dtype),
+        note: String::new(),
+    })
+}
+
+/// `y = x Wᵀ` against f64 sums: in the weights' type, or added to f32.
+#[expect(clippy::cast_possible_truncation, reason = "the reference is f64")]
+fn product(
+    gpu: &Arc<Gpu>,
+    dtype: Dtype,
+    [rows, outputs, columns]: [usize; 3],
+    accumulate: bool,
+) -> Result<Check, CudaError> {
+    let mut random = Random((rows * outputs + columns) as u64);
+    let x = rounded(&random.values(rows * columns), dtype);
+    let weights = rounded(&random.values(outputs * columns), dtype);
+    let before = random.values(rows * outputs);
+    let out = if accumulate { Dtype::F32 } else { dtype };
+    let y = up(gpu, &before, out)?;
+    let (device_x, device_weights) = (up(gpu, &x, dtype)?, up(gpu, &weights, dtype)?);
+    let product = Product {
+        dtype,
+        out,
+        accumulate,
+        x: gpu.address(&device_x),
+        weights: gpu.address(&device_weights),
+        y: gpu.address(&y),
+        rows,
+        outputs,
+        columns,
+    };
+    product.start(gpu)?;
+    let mut expected = Vec::with_capacity(rows * outputs);
+    for x in x.chunks_exact(columns) {
+        for weights in weights.chunks_exact(columns) {
+            let sum: f64 = x
+                .iter()
+                .zip(weights)
+                .map(|(x, w)| f64::from(*x) * f64::from(*w))
+                .sum();
+            let before = if accumulate {
+                f64::from(before[expected.len()])
+            } else {
+                0.0
+            };
+            expected.push((sum + before) as f32);
+        }
+    }
+    let into = if accumulate { "added to f32" } else { "" };
+    Ok(Check {
+        name: format!("product {} {rows}×{columns}×{outputs} {into}", dtype.name()),
+        difference: difference(&down(gpu, &y, out)?, &expected),
+        tolerance: tolerance(out),
+        note: String::new(),
+    })
+}
+
+/// q is rotated in place; k and v lie in their blocks, and nothing else is touched.
+fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, CudaError> {
+    const ROWS: usize = 37;
+    const BLOCKS: usize = 24;
+    const UNTOUCHED: f32 = 9.0;
+    let (dim, kv_heads) = (config.head_dim, config.num_kv_heads);
+    let heads = config.num_attention_heads + 2 * kv_heads;
+    let mut random = Random((dim * heads) as u64);
+    let kernels = Kernels::new(gpu, dtype, heads_of(config)?)?;
+    let qkv = rounded(&random.values(ROWS * heads * dim), dtype);
+    let [bias, q_norm, k_norm] = [heads * dim, dim, dim].map(|len| random.values(len));
+    let mut free = random.permutation(BLOCKS).into_iter();
+    let first = 45;
+    let table = table(config, 1, [first, ROWS], &mut free);
+    let states = vec![0.0; ROWS * config.hidden_size];
+    let segment = Segment {
+        entry_layer: 1,
+        rows: ROWS,
+        input: Input::HiddenStates(&states),
+        table: &table,
+    };
+    let mut step = Step::new(gpu, 16)?;
+    step.upload(gpu, config, &bounds(config, BLOCKS, 64), &[segment], &[])?;
+
+    let rope = Rope::new(config);
+    let frequencies = up(gpu, rope.inverse_frequencies(), Dtype::F32)?;
+    let angles = up(gpu, &vec![0.0; ROWS * dim], Dtype::F32)?;
+    let kv_len = BLOCKS * 2 * kv_heads * BLOCK_POSITIONS * dim;
+    let kv = up(gpu, &vec![UNTOUCHED; kv_len], dtype)?;
+    let device_qkv = up(gpu, &qkv, dtype)?;
+    let vectors = [&bias, &q_norm, &k_norm].map(|vector| up(gpu, vector, Dtype::F32));
+    let [device_bias, device_q_norm, device_k_norm] = vectors;
+    let (device_bias, device_q_norm, device_k_norm) =
+        (device_bias?, device_q_norm?, device_k_norm?);
+    let address = |memory| gpu.address(memory);
+    let step = step.address(gpu);
+    kernels.angles(
+        gpu,
+        [address(&angles), address(&frequencies), step],
+        37,
+        rope.attention_factor(),
+    )?;
+    let what = RopeKv {
+        qkv: address(&device_qkv),
+        kv: address(&kv),
+        angles: address(&angles),
+        bias: address(&device_bias),
+        q_norm: address(&device_q_norm),
+        k_norm: address(&device_k_norm),
+    };
+    let layer = u32::try_from(ROPE_LAYER).expect("sizes of the checks are small");
+    kernels.rope_kv(gpu, what, step, layer, 37)?;
+
+    let vectors = [&bias[..], &q_norm, &k_norm];
+    let [expected_q, expected_kv] = host_rope_kv(
+        config,
+        &table,
+        &rope,
+        vectors,
+        [&qkv, &vec![UNTOUCHED; kv_len]],
+    );
+    let q = difference(&down(gpu, &device_qkv, dtype)?, &expected_q);
+    let kv = difference(&down(gpu, &kv, dtype)?, &expected_kv);
+    Ok(Check {
+        name: format!(
+            "rope and KV write {} head_dim {dim} heads {heads} {:?}",
+            dtype.name(),
+            config.rope_layout
+        ),
+        difference: q.max(kv),
+        tolerance: tolerance(dtype),
+        note: String::new(),
+    })
+}
+
+/// What [`rope_kv`] expects: `[qkv, kv]` as they are to become. `vectors`: bias, q norm and k norm.
+fn host_rope_kv(
+    config: &ModelConfig,
+    table: &KvTable,
+    rope: &Rope,
+    [bias, q_norm, k_norm]: [&[f32]; 3],
+    [qkv, kv]: [&[f32]; 2],
+) -> [Vec<f32>; 2] {
+    let (dim, kv_heads, q_heads) = (
+        config.head_dim,
+        config.num_kv_heads,
+        config.num_attention_heads,
+    );
+    let heads = q_heads + 2 * kv_heads;
+    let (mut new_qkv, mut new_kv) = (qkv.to_vec(), kv.to_vec());
+    for (index, values) in qkv.chunks_exact(dim).enumerate() {
+        let (row, head) = (index / heads, index % heads);
+        let position = table.len() + row;
+        let block = table.block(ROPE_LAYER, position / BLOCK_POSITIONS).0 as usize;
+        let kv_at = |part: usize, kv_head: usize| {
+            let head = (block * 2 + part) * kv_heads + kv_head;
+            (head * BLOCK_POSITIONS + position % BLOCK_POSITIONS) * dim
+        };
+        let bias = &bias[head * dim..];
+        let biased: Vec<f32> = values.iter().zip(bias).map(|(x, bias)| x + bias).collect();
+        if head >= q_heads + kv_heads {
+            let at = kv_at(1, head - q_heads - kv_heads);
+            new_kv[at..at + dim].copy_from_slice(&biased);
+            continue;
+        }
+        let norm = if head < q_heads { q_norm } else { k_norm };
+        let mut rotated = host_norm(&biased, norm, config.rms_norm_eps);
+        rope.rotate(&mut rotated, position);
+        let to = if head < q_heads {
+            &mut new_qkv[index * dim..][..dim]
+        } else {
+            &mut new_kv[kv_at(0, head - q_heads)..][..dim]
+        };
+        to.copy_from_slice(&rotated);
+    }
+    [new_qkv, new_kv]
+}

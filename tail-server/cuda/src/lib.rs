@@ -1,0 +1,39 @@
+//! The tail layers of a model on an NVIDIA GPU.
+//!
+//! Place on the path: below the tail server's engine, in the place of the model crate's decoder. It takes a step's
+//! rows as token ids or hidden states, with the tables that say where the sessions' keys and values lie, and gives
+//! logits. Sampling and sessions are the engine's.
+//!
+//! Our own kernels (`kernels/`) do what lies between matrix products, cuBLAS does those. The residual stream is
+//! f32; weights, activations and the KV memory are of the weights' type; every sum is f32.
+//!
+//! Invariants:
+//! - One stream runs everything, in the order of the calls. Nothing is allocated in a step, unless a step is larger
+//!   than any before it in what the host has to say about it.
+//! - Kernels find positions, tables and items in device memory: between steps of the same size only that memory
+//!   changes.
+//! - After a fault of the device nothing is started any more: every later call returns [`CudaError::Broken`].
+//! - The program starts without a driver. Libraries are loaded when [`Gpu::open`] finds them.
+//!
+//! A row's result depends on the batch where cuBLAS chooses another algorithm for another number of rows; the other
+//! kernels give a row the same bits in any batch of decoding sessions.
+#![cfg(feature = "cuda")]
+
+mod buffers;
+mod calls;
+pub mod check;
+mod dtype;
+mod error;
+mod gpu;
+mod kernels;
+mod step;
+mod tail;
+mod weights;
+
+pub use self::buffers::LOGITS_ROWS;
+pub use self::dtype::Dtype;
+pub use self::error::CudaError;
+pub use self::gpu::{Gpu, is_present};
+pub use self::step::{Input, Segment};
+pub use self::tail::{Tail, TailSizes, Times};
+pub use self::weights::TailWeights;

@@ -1,0 +1,352 @@
+//! What the host says about a step: positions, tables, how attention is cut into items, and what comes in.
+//!
+//! All of it is one array of 32-bit words in pinned memory, which one copy brings to the device.
+//! `kernels/step.cuh` is the reader. The first words say where the parts begin; each part begins at a multiple of
+//! four words.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaSlice, PinnedHostSlice};
+use headway_model::{BLOCK_POSITIONS, ForwardError, KvTable, LayerRange, ModelConfig};
+
+use crate::calls::{copy_up, pinned};
+use crate::error::CudaError;
+use crate::gpu::Gpu;
+
+const _: () = assert!(
+    BLOCK_POSITIONS == 32,
+    "kernels/step.cuh has the same number"
+);
+
+/// Words of the header, and of a row.
+const HEADER_WORDS: usize = 8;
+const ROW_WORDS: usize = 8;
+/// Words of an item, and of a merge.
+const ITEM_WORDS: usize = 4;
+
+/// Marks a source as a token id.
+const TOKEN_ID: u32 = 1 << 31;
+/// In the place of a slot: the item's result is the row's.
+const DIRECT: u32 = u32::MAX;
+
+/// Rows of a segment up to which its rows' positions are cut into several items. A longer one is a prompt, whose
+/// rows are work enough for the whole device.
+const CUT_ROWS: usize = 16;
+/// The most items of a row.
+const ROW_ITEMS: usize = 64;
+
+/// Rows of one session in a step; the first stands at position `table.len()`.
+pub struct Segment<'a> {
+    /// First layer the rows pass.
+    pub entry_layer: usize,
+    /// Number of consecutive positions; at least one.
+    pub rows: usize,
+    /// What the rows are made of.
+    pub input: Input<'a>,
+    /// Blocks of the layers from `entry_layer` to the last one, with room for the rows.
+    pub table: &'a KvTable,
+}
+
+/// What rows are made of.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// One for each row.
+    TokenIds(&'a [u32]),
+    /// `[rows, hidden_size]`.
+    HiddenStates(&'a [f32]),
+}
+
+/// How much there is for the layers to do once the segments up to one have joined.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Joined {
+    pub(crate) entry_layer: usize,
+    pub(crate) rows: u32,
+    pub(crate) items: u32,
+    pub(crate) merges: u32,
+}
+
+/// What bounds a step.
+#[derive(Clone, Debug)]
+pub(crate) struct Bounds {
+    pub(crate) max_rows: usize,
+    /// Blocks of the KV memory.
+    pub(crate) kv_blocks: usize,
+    /// Partial results that there is memory for.
+    pub(crate) slots: usize,
+    /// Positions of an item, unless the row has more than [`ROW_ITEMS`] times as many.
+    pub(crate) item_positions: usize,
+    pub(crate) layers: LayerRange,
+}
+
+/// The words, on both sides, and what the launches must know of them.
+pub(crate) struct Step {
+    host: PinnedHostSlice<u32>,
+    device: CudaSlice<u32>,
+    items: Vec<[u32; ITEM_WORDS]>,
+    merges: Vec<[u32; ITEM_WORDS]>,
+    joined: Vec<Joined>,
+    rows: usize,
+}
+
+impl Step {
+    /// With room for `words`; it grows where a step needs more.
+    pub(crate) fn new(gpu: &Arc<Gpu>, words: usize) -> Result<Self, CudaError> {
+        Ok(Self {
+            host: pinned(gpu.context(), words)?,
+            device: gpu.zeros(words)?,
+            items: Vec::new(),
+            merges: Vec::new(),
+            joined: Vec::new(),
+            rows: 0,
+        })
+    }
+
+    /// Where the kernels find it.
+    pub(crate) fn address(&self, gpu: &Gpu) -> u64 {
+        gpu.address(&self.device)
+    }
+
+    /// All rows of the step.
+    pub(crate) const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// One for each segment, in order of their entry layers.
+    pub(crate) fn joined(&self) -> &[Joined] {
+        &self.joined
+    }
+
+    /// Writes the step and starts its copy. The last step's work must be done. `wanted`: rows whose logits are
+    /// wanted.
+    pub(crate) fn upload(
+        &mut self,
+        gpu: &Arc<Gpu>,
+        config: &ModelConfig,
+        bounds: &Bounds,
+        segments: &[Segment<'_>],
+        wanted: &[u32],
+    ) -> Result<(), CudaError> {
+        check(config, bounds, segments)?;
+        self.cut(bounds, segments);
+        let parts = Parts::new(config, self, segments, wanted);
+        if parts.words > self.host.len() {
+            let words = parts.words.next_power_of_two();
+            self.host = pinned(gpu.context(), words)?;
+            self.device = gpu.zeros(words)?;
+        }
+        let words = &mut self.host.as_mut_slice()?[..parts.words];
+        words[..6].copy_from_slice(&parts.starts.map(word));
+        write_rows(words, &parts, segments, config.hidden_size);
+        let [_, _, items_at, merges_at, _, wanted_at] = parts.starts;
+        words[items_at..][..self.items.len() * ITEM_WORDS]
+            .copy_from_slice(self.items.as_flattened());
+        words[merges_at..][..self.merges.len() * ITEM_WORDS]
+            .copy_from_slice(self.merges.as_flattened());
+        words[wanted_at..][..wanted.len()].copy_from_slice(wanted);
+        copy_up(gpu.stream(), &self.host, &mut self.device, parts.words)?;
+        Ok(())
+    }
+
+    /// Cuts each row's positions into items. How a row of a session that decodes is cut depends on its position
+    /// alone, for as long as there are slots.
+    fn cut(&mut self, bounds: &Bounds, segments: &[Segment<'_>]) {
+        self.items.clear();
+        self.merges.clear();
+        self.joined.clear();
+        let (mut row, mut slots) = (0, 0);
+        for segment in segments {
+            for index in 0..segment.rows {
+                let seen = segment.table.len() + index + 1;
+                let wanted = seen.div_ceil(bounds.item_positions).clamp(1, ROW_ITEMS);
+                let len = seen.div_ceil(wanted).next_multiple_of(BLOCK_POSITIONS);
+                let count = seen.div_ceil(len);
+                if segment.rows > CUT_ROWS || count == 1 || slots + count > bounds.slots {
+                    self.items.push([word(row), 0, word(seen), DIRECT]);
+                } else {
+                    self.merges.push([word(row), word(slots), word(count), 0]);
+                    let item = |i| {
+                        [
+                            word(row),
+                            word(i * len),
+                            word(seen.min((i + 1) * len)),
+                            word(slots + i),
+                        ]
+                    };
+                    self.items.extend((0..count).map(item));
+                    slots += count;
+                }
+                row += 1;
+            }
+            self.joined.push(Joined {
+                entry_layer: segment.entry_layer,
+                rows: word(row),
+                items: word(self.items.len()),
+                merges: word(self.merges.len()),
+            });
+        }
+        self.rows = row;
+    }
+}
+
+/// Where the parts begin: rows, tables, items, merges, hidden states, wanted rows.
+struct Parts {
+    starts: [usize; 6],
+    words: usize,
+}
+
+impl Parts {
+    fn new(config: &ModelConfig, step: &Step, segments: &[Segment<'_>], wanted: &[u32]) -> Self {
+        let tables: usize = segments.iter().map(|segment| table_words(segment)).sum();
+        let hidden_rows: usize = segments
+            .iter()
+            .filter(|segment| matches!(segment.input, Input::HiddenStates(_)))
+            .map(|segment| segment.rows)
+            .sum();
+        let lens = [
+            step.rows * ROW_WORDS,
+            tables,
+            step.items.len() * ITEM_WORDS,
+            step.merges.len() * ITEM_WORDS,
+            hidden_rows * config.hidden_size,
+            wanted.len(),
+        ];
+        let mut words = HEADER_WORDS;
+        let starts = lens.map(|len| {
+            let start = words;
+            words = (words + len).next_multiple_of(4);
+            start
+        });
+        Self { starts, words }
+    }
+}
+
+/// Words of a segment's table: its columns up to the last row's.
+fn table_words(segment: &Segment<'_>) -> usize {
+    KvTable::columns_for(segment.table.len() + segment.rows) * segment.table.layers().len()
+}
+
+fn write_rows(words: &mut [u32], parts: &Parts, segments: &[Segment<'_>], hidden_size: usize) {
+    let [rows_at, tables_at, _, _, hidden_at, _] = parts.starts;
+    let (mut row, mut table, mut hidden_row) = (0, 0, 0);
+    for segment in segments {
+        let blocks = &segment.table.blocks()[..table_words(segment)];
+        let to = words[tables_at + table..].iter_mut();
+        to.zip(blocks).for_each(|(to, block)| *to = block.0);
+        for index in 0..segment.rows {
+            let source = match segment.input {
+                Input::TokenIds(token_ids) => token_ids[index] | TOKEN_ID,
+                Input::HiddenStates(_) => word(hidden_row + index),
+            };
+            words[rows_at + (row + index) * ROW_WORDS..][..ROW_WORDS].copy_from_slice(&[
+                word(segment.table.len() + index),
+                word(table),
+                word(segment.table.layers().len()),
+                word(segment.table.layers().start),
+                source,
+                0,
+                0,
+                0,
+            ]);
+        }
+        if let Input::HiddenStates(values) = segment.input {
+            let to = words[hidden_at + hidden_row * hidden_size..].iter_mut();
+            to.zip(values).for_each(|(to, value)| *to = value.to_bits());
+            hidden_row += segment.rows;
+        }
+        row += segment.rows;
+        table += blocks.len();
+    }
+}
+
+/// Refuses what would make a kernel read or write outside its memory.
+fn check(config: &ModelConfig, bounds: &Bounds, segments: &[Segment<'_>]) -> Result<(), CudaError> {
+    let rows = segments.iter().map(|segment| segment.rows).sum();
+    if rows > bounds.max_rows {
+        let most = bounds.max_rows;
+        return Err(CudaError::Rows { rows, most });
+    }
+    assert!(
+        segments.is_sorted_by_key(|segment| segment.entry_layer),
+        "segments are ordered by entry layer"
+    );
+    for segment in segments {
+        check_input(config, bounds, segment)?;
+        check_table(config, bounds, segment)?;
+    }
+    Ok(())
+}
+
+fn check_input(
+    config: &ModelConfig,
+    bounds: &Bounds,
+    segment: &Segment<'_>,
+) -> Result<(), ForwardError> {
+    let shape = |found, columns| ForwardError::Shape {
+        found,
+        rows: segment.rows,
+        columns,
+    };
+    match segment.input {
+        Input::HiddenStates(values) if values.len() != segment.rows * config.hidden_size => {
+            Err(shape(values.len(), config.hidden_size))
+        }
+        Input::HiddenStates(_) => Ok(()),
+        Input::TokenIds(_) if bounds.layers.start > 0 => Err(ForwardError::Layer {
+            layer: 0,
+            loaded: bounds.layers,
+        }),
+        Input::TokenIds(token_ids) if token_ids.len() != segment.rows => {
+            Err(shape(token_ids.len(), 1))
+        }
+        Input::TokenIds(token_ids) => {
+            let vocab_size = config.vocab_size;
+            match token_ids.iter().find(|&&id| id as usize >= vocab_size) {
+                Some(&token_id) => Err(ForwardError::TokenId {
+                    token_id,
+                    vocab_size,
+                }),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+fn check_table(
+    config: &ModelConfig,
+    bounds: &Bounds,
+    segment: &Segment<'_>,
+) -> Result<(), ForwardError> {
+    let Segment {
+        entry_layer,
+        rows,
+        table,
+        ..
+    } = *segment;
+    // A table's capacity is a number of whole blocks, past the model's last position.
+    let capacity = table.capacity().min(config.max_positions);
+    if table.len() + rows > capacity {
+        return Err(ForwardError::CacheFull {
+            len: table.len(),
+            capacity,
+            rows,
+        });
+    }
+    for (layer, held) in [(entry_layer, bounds.layers), (entry_layer, table.layers())] {
+        if layer < held.start || held.end != bounds.layers.end {
+            return Err(ForwardError::Layer {
+                layer,
+                loaded: held,
+            });
+        }
+    }
+    let num_blocks = bounds.kv_blocks;
+    let blocks = &table.blocks()[..table_words(segment)];
+    match blocks.iter().find(|block| block.0 as usize >= num_blocks) {
+        Some(&block) => Err(ForwardError::Block { block, num_blocks }),
+        None => Ok(()),
+    }
+}
+
+fn word(value: usize) -> u32 {
+    u32::try_from(value).expect("rows, positions and tables of a step are far below 2^32")
+}

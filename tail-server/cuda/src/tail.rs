@@ -1,0 +1,373 @@
+//! The tail at work: a step's rows through the layers, and their logits.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUevent_flags;
+use cudarc::driver::{CudaEvent, CudaSlice};
+use headway_model::{BLOCK_POSITIONS, ModelConfig};
+
+use crate::buffers::{Buffers, LOGITS_ROWS, SLOTS};
+use crate::calls::{Product, copy_down};
+use crate::dtype::Dtype;
+use crate::error::CudaError;
+use crate::gpu::Gpu;
+use crate::kernels::{Attend, Kernels, NormRows, RopeKv};
+use crate::step::{Bounds, Joined, Segment, Step};
+use crate::weights::{LayerWeights, TailWeights, heads_of};
+
+/// How much memory a tail takes, beside its weights.
+#[derive(Clone, Copy, Debug)]
+pub struct TailSizes {
+    /// The most rows of a step.
+    pub max_rows: usize,
+    /// Blocks of KV memory.
+    pub kv_blocks: usize,
+    /// Positions that one thread block attends to; a row with more is computed by several at a time.
+    pub item_positions: usize,
+}
+
+impl TailSizes {
+    /// With the usual `item_positions`.
+    #[must_use]
+    pub const fn new(max_rows: usize, kv_blocks: usize) -> Self {
+        Self {
+            max_rows,
+            kv_blocks,
+            item_positions: 128,
+        }
+    }
+}
+
+/// How long the device took for a step, in nanoseconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// The first layer that ran: the lowest entry layer.
+    pub first_layer: usize,
+    /// Each layer from `first_layer` to the last one, what the device waited in it for the host included.
+    pub layers_ns: Vec<u64>,
+    /// Final norm and lm_head.
+    pub logits_ns: u64,
+}
+
+/// Weights, KV memory and the buffers of a step.
+pub struct Tail {
+    weights: TailWeights,
+    kernels: Kernels,
+    bounds: Bounds,
+    step: Step,
+    kv: CudaSlice<u8>,
+    buffers: Buffers,
+    /// Before the first layer, and after each.
+    layer_events: Vec<CudaEvent>,
+    logits_events: [CudaEvent; 2],
+    times: Times,
+    /// Why nothing is started any more.
+    fault: Option<String>,
+}
+
+impl Tail {
+    /// Takes all memory that steps need.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`] where the device has too little memory.
+    pub fn new(weights: TailWeights, sizes: TailSizes) -> Result<Self, CudaError> {
+        let gpu = Arc::clone(&weights.gpu);
+        let config = &weights.config;
+        let kernels = Kernels::new(&gpu, weights.dtype, heads_of(config)?)?;
+        let kv = gpu.zeros(sizes.kv_blocks * Self::block_bytes(config, weights.dtype))?;
+        let buffers = Buffers::new(&gpu, config, weights.dtype, sizes.max_rows)?;
+        let event = || {
+            gpu.context()
+                .new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))
+        };
+        let layer_events = (0..=weights.layers.len())
+            .map(|_| event())
+            .collect::<Result<_, _>>()?;
+        let logits_events = [event()?, event()?];
+        let step = Step::new(&gpu, (1 << 16) + sizes.max_rows * (config.hidden_size + 64))?;
+        gpu.stream().synchronize()?;
+        Ok(Self {
+            kernels,
+            bounds: Bounds {
+                max_rows: sizes.max_rows,
+                kv_blocks: sizes.kv_blocks,
+                slots: SLOTS,
+                item_positions: sizes.item_positions.max(BLOCK_POSITIONS),
+                layers: weights.layers,
+            },
+            step,
+            kv,
+            buffers,
+            layer_events,
+            logits_events,
+            times: Times::default(),
+            fault: None,
+            weights,
+        })
+    }
+
+    /// Bytes of one block of KV memory, `[keys or values, kv_head, position, head_dim]`.
+    #[must_use]
+    pub const fn block_bytes(config: &ModelConfig, dtype: Dtype) -> usize {
+        2 * config.kv_size() * BLOCK_POSITIONS * dtype.bytes()
+    }
+
+    /// The weights it runs.
+    #[must_use]
+    pub const fn weights(&self) -> &TailWeights {
+        &self.weights
+    }
+
+    /// Starts a step: the rows of `segments`, which are ordered by entry layer, through their layers. Keys and
+    /// values are written; the tables do not advance. `wanted`: rows of the batch whose logits will be asked for.
+    ///
+    /// Returns before the device is done. [`Tail::finish`] ends the step.
+    ///
+    /// # Errors
+    /// [`CudaError::Forward`] or [`CudaError::Rows`] where the rows do not fit, and nothing has been started;
+    /// otherwise the device's fault, see [`CudaError::Broken`].
+    pub fn start(&mut self, segments: &[Segment<'_>], wanted: &[u32]) -> Result<(), CudaError> {
+        self.guarded(|tail| tail.start_step(segments, wanted))
+    }
+
+    /// The logits after the wanted rows `range`, `[range.len(), vocab_size]`; at most [`LOGITS_ROWS`] of them.
+    /// Waits for the device.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn logits(&mut self, range: Range<usize>) -> Result<&mut [f32], CudaError> {
+        assert!(
+            range.len() <= LOGITS_ROWS,
+            "no more rows than there is memory for"
+        );
+        let len = range.len() * self.weights.config.vocab_size;
+        self.guarded(|tail| tail.compute_logits(range))?;
+        Ok(&mut self.buffers.host_logits.as_mut_slice()?[..len])
+    }
+
+    /// Waits until the device has done the step, and tells how long it took.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn finish(&mut self) -> Result<Times, CudaError> {
+        self.guarded(|tail| {
+            tail.weights.gpu.stream().synchronize()?;
+            let ran = tail.times.layers_ns.len();
+            for (layer_ns, events) in tail
+                .times
+                .layers_ns
+                .iter_mut()
+                .zip(tail.layer_events[..=ran].windows(2))
+            {
+                *layer_ns = nanoseconds(events[0].elapsed_ms(&events[1])?);
+            }
+            Ok(std::mem::take(&mut tail.times))
+        })
+    }
+
+    /// Fills the KV memory, for measurements.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn fill_kv(&mut self, scale: f32) -> Result<(), CudaError> {
+        let gpu = &self.weights.gpu;
+        let count = self.kv.len() / self.weights.dtype.bytes();
+        self.kernels
+            .fill_random(gpu, gpu.address(&self.kv), count, scale, 0)
+    }
+
+    /// Runs nothing after a fault, and remembers the first one.
+    fn guarded<T>(
+        &mut self,
+        run: impl FnOnce(&mut Self) -> Result<T, CudaError>,
+    ) -> Result<T, CudaError> {
+        if let Some(fault) = &self.fault {
+            let fault = fault.clone();
+            return Err(CudaError::Broken { fault });
+        }
+        run(self).inspect_err(|error| {
+            if error.is_fault() {
+                self.fault = Some(error.to_string());
+            }
+        })
+    }
+
+    fn start_step(&mut self, segments: &[Segment<'_>], wanted: &[u32]) -> Result<(), CudaError> {
+        let gpu = Arc::clone(&self.weights.gpu);
+        let TailWeights { config, layers, .. } = &self.weights;
+        self.step
+            .upload(&gpu, config, &self.bounds, segments, wanted)?;
+        let first_layer = segments
+            .first()
+            .map_or(layers.end, |segment| segment.entry_layer);
+        self.times = Times {
+            first_layer,
+            layers_ns: vec![0; layers.end - first_layer],
+            logits_ns: 0,
+        };
+
+        let step = self.step.address(&gpu);
+        let x = gpu.address(&self.buffers.x);
+        let rows = small(self.step.rows());
+        let embedding = self
+            .weights
+            .embedding
+            .as_ref()
+            .map_or(0, |matrix| gpu.address(&**matrix));
+        self.kernels
+            .assemble(&gpu, [x, embedding, step], rows, small(config.hidden_size))?;
+        let angles = gpu.address(&self.buffers.angles);
+        let frequencies = gpu.address(&self.weights.inverse_frequencies);
+        let factor = self.weights.attention_factor;
+        self.kernels
+            .angles(&gpu, [angles, frequencies, step], rows, factor)?;
+
+        self.layer_events[0].record(gpu.stream())?;
+        let mut joined = Joined::default();
+        let mut joining = self.step.joined().iter().peekable();
+        for (index, layer) in (first_layer..layers.end).enumerate() {
+            while let Some(next) = joining.next_if(|next| next.entry_layer <= layer) {
+                joined = *next;
+            }
+            self.run_layer(&gpu, layer, joined)?;
+            self.layer_events[index + 1].record(gpu.stream())?;
+        }
+        Ok(())
+    }
+
+    /// One layer on the first `joined.rows` rows.
+    fn run_layer(&self, gpu: &Gpu, layer: usize, joined: Joined) -> Result<(), CudaError> {
+        let config = &self.weights.config;
+        let weights: &LayerWeights = &self.weights.blocks[layer - self.weights.layers.start];
+        let (buffers, kernels) = (&self.buffers, &self.kernels);
+        let step = self.step.address(gpu);
+        let [x, normed, qkv] = [
+            gpu.address(&buffers.x),
+            gpu.address(&buffers.normed),
+            gpu.address(&buffers.qkv),
+        ];
+        let [context, gate_up, gated] =
+            [&buffers.context, &buffers.gate_up, &buffers.gated].map(|buffer| gpu.address(buffer));
+        let (hidden, inter) = (config.hidden_size, config.intermediate_size);
+        let norm = |weight: &CudaSlice<f32>| {
+            let rows = NormRows::First(joined.rows);
+            kernels.rms_norm(
+                gpu,
+                [x, gpu.address(weight), normed, step],
+                rows,
+                small(hidden),
+            )
+        };
+        let product =
+            |from: u64, matrix: &CudaSlice<u8>, y: u64, [outputs, columns]: [usize; 2]| Product {
+                dtype: self.weights.dtype,
+                out: self.weights.dtype,
+                accumulate: false,
+                x: from,
+                weights: gpu.address(matrix),
+                y,
+                rows: joined.rows as usize,
+                outputs,
+                columns,
+            };
+        // Added to the residual stream by the product itself.
+        let onto_x = |product| Product {
+            out: Dtype::F32,
+            accumulate: true,
+            ..product
+        };
+
+        norm(&weights.attention_norm)?;
+        let qkv_size = config.q_size() + 2 * config.kv_size();
+        product(normed, &weights.qkv, qkv, [qkv_size, hidden]).start(gpu)?;
+        let optional =
+            |vector: Option<&CudaSlice<f32>>| vector.map_or(0, |vector| gpu.address(vector));
+        let kv = gpu.address(&self.kv);
+        let rope_kv = RopeKv {
+            qkv,
+            kv,
+            angles: gpu.address(&buffers.angles),
+            bias: optional(weights.qkv_bias.as_ref()),
+            q_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[0])),
+            k_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[1])),
+        };
+        kernels.rope_kv(gpu, rope_kv, step, small(layer), joined.rows)?;
+        let attend = Attend {
+            qkv,
+            kv,
+            out: context,
+            partial: gpu.address(&buffers.partial),
+            window: config
+                .window_of(layer)
+                .map_or(0, |window| u32::try_from(window).unwrap_or(0)),
+            items: joined.items,
+            merges: joined.merges,
+        };
+        kernels.attend(gpu, attend, step, small(layer))?;
+        onto_x(product(
+            context,
+            &weights.output,
+            x,
+            [hidden, config.q_size()],
+        ))
+        .start(gpu)?;
+
+        norm(&weights.mlp_norm)?;
+        product(normed, &weights.gate_up, gate_up, [2 * inter, hidden]).start(gpu)?;
+        kernels.silu_mul(gpu, [gate_up, gated], joined.rows, small(inter))?;
+        onto_x(product(gated, &weights.down, x, [hidden, inter])).start(gpu)
+    }
+
+    fn compute_logits(&mut self, range: Range<usize>) -> Result<(), CudaError> {
+        let gpu = Arc::clone(&self.weights.gpu);
+        let TailWeights { config, dtype, .. } = &self.weights;
+        let buffers = &mut self.buffers;
+        self.logits_events[0].record(gpu.stream())?;
+        let [x, normed] = [gpu.address(&buffers.x), gpu.address(&buffers.normed)];
+        let norm = gpu.address(&self.weights.output_norm);
+        let rows = NormRows::Wanted {
+            first: small(range.start),
+            count: small(range.len()),
+        };
+        let step = self.step.address(&gpu);
+        self.kernels.rms_norm(
+            &gpu,
+            [x, norm, normed, step],
+            rows,
+            small(config.hidden_size),
+        )?;
+        let product = Product {
+            dtype: *dtype,
+            out: Dtype::F32,
+            accumulate: false,
+            x: normed,
+            weights: gpu.address(&*self.weights.lm_head),
+            y: gpu.address(&buffers.logits),
+            rows: range.len(),
+            outputs: config.vocab_size,
+            columns: config.hidden_size,
+        };
+        product.start(&gpu)?;
+        self.logits_events[1].record(gpu.stream())?;
+        let len = range.len() * config.vocab_size;
+        copy_down(gpu.stream(), &buffers.logits, &mut buffers.host_logits, len)?;
+        let elapsed_ms = self.logits_events[0].elapsed_ms(&self.logits_events[1])?;
+        self.times.logits_ns += nanoseconds(elapsed_ms);
+        Ok(())
+    }
+}
+
+fn small(size: usize) -> u32 {
+    u32::try_from(size).expect("sizes are bounded by ModelConfig and the step")
+}
+
+/// The device's clock counts half microseconds.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a time is not negative, and saturates"
+)]
+fn nanoseconds(elapsed_ms: f32) -> u64 {
+    (f64::from(elapsed_ms) * 1e6) as u64
+}

@@ -1,0 +1,115 @@
+//! The engine's device on an NVIDIA GPU.
+
+use std::time::Instant;
+
+use headway_cuda::{CudaError, Input, LOGITS_ROWS, Segment, Tail, TailSizes, TailWeights, Times};
+use headway_model::sampler::Sampled;
+
+use super::device::{Device, DeviceError, Member, MemberRows, StepRun};
+use super::sampling::{advance, verify, wanted_rows};
+use crate::accounting::StepTimes;
+
+/// The tail layers on one GPU.
+pub(crate) struct CudaDevice {
+    tail: Tail,
+    vocab_size: usize,
+}
+
+impl CudaDevice {
+    /// Takes the memory of `kv_blocks` blocks and of steps of at most `step_tokens` rows.
+    ///
+    /// # Errors
+    /// [`CudaError::Driver`] where the GPU has too little.
+    pub(crate) fn new(
+        weights: TailWeights,
+        kv_blocks: usize,
+        step_tokens: usize,
+    ) -> Result<Self, CudaError> {
+        let vocab_size = weights.config().vocab_size;
+        let tail = Tail::new(weights, TailSizes::new(step_tokens, kv_blocks))?;
+        Ok(Self { tail, vocab_size })
+    }
+}
+
+impl Device for CudaDevice {
+    fn run(
+        &mut self,
+        members: &mut [Member<'_>],
+        started: Instant,
+    ) -> Result<StepRun, DeviceError> {
+        let wanted = wanted_rows(members);
+        // Bounded by the rows of a step.
+        let rows: Vec<u32> = wanted
+            .iter()
+            .map(|wanted| u32::try_from(wanted.row).unwrap_or(u32::MAX))
+            .collect();
+        let segments: Vec<Segment<'_>> = members.iter().map(segment).collect();
+        self.tail.start(&segments, &rows)?;
+        let begun_ns = nanoseconds(started);
+
+        let mut samples: Vec<Vec<Sampled>> = members.iter().map(|_| Vec::new()).collect();
+        for (chunk, wanted) in wanted.chunks(LOGITS_ROWS).enumerate() {
+            let first = chunk * LOGITS_ROWS;
+            let logits = self.tail.logits(first..first + wanted.len())?;
+            for (wanted, logits) in wanted.iter().zip(logits.chunks_mut(self.vocab_size)) {
+                verify(members, &mut samples, wanted, logits);
+            }
+        }
+        let times = self.tail.finish()?;
+        advance(members, &samples);
+        Ok(StepRun {
+            times: step_times(times, begun_ns, nanoseconds(started)),
+            samples,
+        })
+    }
+}
+
+fn segment<'a>(member: &'a Member<'_>) -> Segment<'a> {
+    Segment {
+        entry_layer: member.entry_layer,
+        rows: member.rows,
+        input: match member.input {
+            MemberRows::TokenIds(token_ids) => Input::TokenIds(token_ids),
+            MemberRows::HiddenStates(values) => Input::HiddenStates(values),
+        },
+        table: &*member.table,
+    }
+}
+
+/// The layers' times are the device's own. What is left of the step's time is the host's, before the layers and
+/// behind them; the host goes on while the device computes, so what it took to start the step is counted only as
+/// far as there is time left.
+fn step_times(times: Times, begun_ns: u64, ended_ns: u64) -> StepTimes {
+    let in_layers_ns: u64 = times.layers_ns.iter().sum();
+    let left_ns = ended_ns.saturating_sub(in_layers_ns);
+    let assemble_ns = begun_ns.min(left_ns);
+    StepTimes {
+        assemble_ns,
+        first_layer: times.first_layer,
+        layers_ns: times.layers_ns,
+        finish_ns: left_ns - assemble_ns,
+    }
+}
+
+fn nanoseconds(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn laps_add_up_to_the_time_of_the_step() {
+        let times = |layers_ns: &[u64]| Times {
+            first_layer: 3,
+            layers_ns: layers_ns.to_vec(),
+            logits_ns: 7,
+        };
+        assert_eq!(step_times(times(&[20, 30]), 10, 100).busy_ns(), 100);
+        // The host was still starting while the device computed.
+        let overlapped = step_times(times(&[20, 30]), 90, 100);
+        assert_eq!((overlapped.assemble_ns, overlapped.finish_ns), (50, 0));
+        assert_eq!(overlapped.busy_ns(), 100);
+    }
+}
