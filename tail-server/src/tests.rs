@@ -21,10 +21,11 @@ async fn start(options: &[&str]) -> (Server, SyncSender<Fault>, TempDir) {
     let cache = tempfile::tempdir().unwrap();
     let (tell, told) = sync_channel(1);
     let device = move |layers, kv_blocks| {
-        let decoder = match layers {
-            TailLayers::Cpu(decoder) => decoder,
-            #[cfg(feature = "cuda")]
-            TailLayers::Cuda(_) => panic!("the CPU was asked for"),
+        #[cfg(not(feature = "cuda"))]
+        let TailLayers::Cpu(decoder) = layers;
+        #[cfg(feature = "cuda")]
+        let TailLayers::Cpu(decoder) = layers else {
+            panic!("the CPU was asked for");
         };
         let (device, choose) = FaultyDevice::new(CpuDevice::new(decoder, kv_blocks));
         tell.send(choose).unwrap();
