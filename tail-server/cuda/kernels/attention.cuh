@@ -6,6 +6,7 @@
 // beside whatever other rows it is computed.
 #pragma once
 #include "element.cuh"
+#include "overlap.cuh"
 #include "step.cuh"
 
 constexpr int ATTEND_THREADS = 128;
@@ -16,18 +17,20 @@ constexpr int IN_FLIGHT = 2;
 constexpr float LOWEST = -1e30f;
 
 // LANES threads hold the elements of one position, eight each: head_dim is at most 8 · LANES.
-// `qkv`: [row, qkv_heads, head_dim], of which the first `heads` are rotated queries. `out`: [row, heads, head_dim].
+// `q`: [row, heads, head_dim], rotated. `out`: [row, heads, head_dim].
 // `partial`: [slot, heads, 2 + head_dim]: largest score and sum of weights, then the weighted values; f32.
 // `scale`: what scores are multiplied with, times log2(e). `window`: positions a row sees, 0 for all.
 // Grid: items, kv_heads · groups of GROUP query heads.
 template <typename T, int LANES, int GROUP>
-__device__ __forceinline__ void attend(const T* qkv, const T* kv, T* out, float* partial, const uint32_t* step,
+__device__ __forceinline__ void attend(const T* queries, const T* kv, T* out, float* partial, const uint32_t* step,
                                        uint32_t layer, uint32_t heads, uint32_t kv_heads, uint32_t head_dim,
                                        uint32_t window, float scale) {
   constexpr int LANE_GROUPS = ATTEND_THREADS / LANES;
   __shared__ float largest_of[ATTEND_WARPS][GROUP], sum_of[ATTEND_WARPS][GROUP];
   __shared__ float values_of[ATTEND_WARPS][GROUP][8 * LANES];
 
+  let_next_start();
+  wait_for_previous();
   Item item = part_of<Item>(step, ITEMS)[blockIdx.x];
   Row row = part_of<Row>(step, ROWS)[item.row];
   const uint32_t* tables = part_of<uint32_t>(step, TABLES);
@@ -46,8 +49,8 @@ __device__ __forceinline__ void attend(const T* qkv, const T* kv, T* out, float*
   for (int g = 0; g < GROUP; g++) {
     Eight<T> query = zero_eight<T>();
     if (holds && g < count) {
-      size_t head = (size_t)item.row * (heads + 2 * kv_heads) + first_head + g;
-      query = load_eight(qkv + head * head_dim + lane * 8);
+      size_t head = (size_t)item.row * heads + first_head + g;
+      query = load_eight(queries + head * head_dim + lane * 8);
     }
     unpack(query, q[g]);
     largest[g] = LOWEST;
@@ -171,6 +174,8 @@ __device__ __forceinline__ void attend(const T* qkv, const T* kv, T* out, float*
 template <typename T>
 __device__ __forceinline__ void merge(const float* partial, T* out, const uint32_t* step, uint32_t heads,
                                       uint32_t head_dim) {
+  let_next_start();
+  wait_for_previous();
   Merge what = part_of<Merge>(step, MERGES)[blockIdx.x];
   uint32_t head = blockIdx.y, element = threadIdx.x;
   if (element >= head_dim) return;
@@ -188,9 +193,9 @@ __device__ __forceinline__ void merge(const float* partial, T* out, const uint32
 
 #define ATTEND(T, NAME, LANES, GROUP)                                                                         \
   extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend_##NAME##_##LANES##_##GROUP(             \
-      const T* qkv, const T* kv, T* out, float* partial, const uint32_t* step, uint32_t layer,                \
+      const T* q, const T* kv, T* out, float* partial, const uint32_t* step, uint32_t layer,                \
       uint32_t heads, uint32_t kv_heads, uint32_t head_dim, uint32_t window, float scale) {                   \
-    attend<T, LANES, GROUP>(qkv, kv, out, partial, step, layer, heads, kv_heads, head_dim, window, scale);    \
+    attend<T, LANES, GROUP>(q, kv, out, partial, step, layer, heads, kv_heads, head_dim, window, scale);    \
   }
 #define ATTEND_GROUPS(T, NAME, LANES)                                                                         \
   ATTEND(T, NAME, LANES, 1) ATTEND(T, NAME, LANES, 4) ATTEND(T, NAME, LANES, 8)

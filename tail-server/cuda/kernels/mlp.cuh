@@ -1,10 +1,13 @@
 // Between the two products of the gated MLP; and values for measurements.
 #pragma once
 #include "element.cuh"
+#include "overlap.cuh"
 
 // out = silu(gate) · up. `gate_up`: [row, 2, size], `out`: [row, size]. Grid: rows, size over the threads.
 template <typename T>
 __device__ __forceinline__ void silu_mul(const T* gate_up, T* out, uint32_t size) {
+  let_next_start();
+  wait_for_previous();
   uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
   if (i >= size) return;
   size_t row = blockIdx.x;
@@ -15,6 +18,7 @@ __device__ __forceinline__ void silu_mul(const T* gate_up, T* out, uint32_t size
 // Uniform pseudo-random values in (-scale, scale), which depend on `seed` and the index alone.
 template <typename T>
 __device__ __forceinline__ void fill_random(T* out, uint64_t count, float scale, uint32_t seed) {
+  wait_for_previous();
   uint64_t stride = (uint64_t)gridDim.x * blockDim.x;
   for (uint64_t i = (uint64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
     // SplitMix64.

@@ -2,23 +2,28 @@
 // keys and values to the KV memory.
 #pragma once
 #include "element.cuh"
+#include "overlap.cuh"
 #include "step.cuh"
 
 constexpr int ROPE_WARPS = 4;
 
-// One warp for each row and head. `qkv`: [row, heads + 2 kv_heads, head_dim]; q is written back in place, k and v
-// go to the row's block. `bias`, `q_norm` and `k_norm` may be null. head_dim is at most 256.
+// One warp for each row and head. `qkv`: the sum of `planes` products f32 [plane, row, heads + 2 kv_heads, head_dim],
+// added in their order. q goes to `q`, [row, heads, head_dim], k and v to the row's block. `bias`, `q_norm` and
+// `k_norm` may be null. head_dim is at most 256. `layer`: of the model; `tail_layer`: counted from the tail's first.
 // Grid: rows, heads of all three kinds over ROPE_WARPS.
 template <typename T>
-__device__ __forceinline__ void rope_kv(T* qkv, T* kv, const float2* angles, const uint32_t* step,
-                                        const float* bias, const float* q_norm, const float* k_norm,
-                                        uint32_t layer, uint32_t heads, uint32_t kv_heads, uint32_t head_dim,
+__device__ __forceinline__ void rope_kv(const float* qkv, uint32_t planes, uint64_t plane_stride, T* q, T* kv,
+                                        const float2* angles, const uint32_t* step, const float* bias,
+                                        const float* q_norm, const float* k_norm, uint32_t layer,
+                                        uint32_t tail_layer, uint32_t heads, uint32_t kv_heads, uint32_t head_dim,
                                         uint32_t interleaved, float eps) {
   uint32_t row_index = blockIdx.x, lane = threadIdx.x % 32;
   uint32_t head = blockIdx.y * ROPE_WARPS + threadIdx.x / 32;
-  if (head >= heads + 2 * kv_heads) return;
+  let_next_start();
+  wait_for_previous();
+  if (head >= heads + 2 * kv_heads || row_index >= work_of(step, tail_layer).rows) return;
   Row row = part_of<Row>(step, ROWS)[row_index];
-  T* from = qkv + ((size_t)row_index * (heads + 2 * kv_heads) + head) * head_dim;
+  const float* from = qkv + ((size_t)row_index * (heads + 2 * kv_heads) + head) * head_dim;
   if (bias) bias += head * head_dim;
   bool is_query = head < heads, is_value = head >= heads + kv_heads;
   uint32_t half = head_dim / 2;
@@ -32,8 +37,11 @@ __device__ __forceinline__ void rope_kv(T* qkv, T* kv, const float2* angles, con
     first[i] = second[i] = 0;
     if (pair < half) {
       uint32_t a = interleaved ? 2 * pair : pair, b = interleaved ? 2 * pair + 1 : pair + half;
-      first[i] = to_float(from[a]) + (bias ? bias[a] : 0.f);
-      second[i] = to_float(from[b]) + (bias ? bias[b] : 0.f);
+      for (uint32_t plane = 0; plane < planes; plane++) {
+        first[i] += from[plane * plane_stride + a];
+        second[i] += from[plane * plane_stride + b];
+      }
+      if (bias) first[i] += bias[a], second[i] += bias[b];
     }
     squares += first[i] * first[i] + second[i] * second[i];
   }
@@ -50,7 +58,7 @@ __device__ __forceinline__ void rope_kv(T* qkv, T* kv, const float2* angles, con
     }
   }
 
-  T* to = from;
+  T* to = q + ((size_t)row_index * heads + head) * head_dim;
   if (!is_query) {
     uint32_t block = block_of(part_of<uint32_t>(step, TABLES), row, layer, row.position);
     uint32_t kv_head = is_value ? head - heads - kv_heads : head - heads;
@@ -70,11 +78,12 @@ __device__ __forceinline__ void rope_kv(T* qkv, T* kv, const float2* angles, con
 
 #define DEFINE(T, NAME)                                                                                       \
   extern "C" __global__ void __launch_bounds__(32 * ROPE_WARPS)                                               \
-      rope_kv_##NAME(T* qkv, T* kv, const float2* angles, const uint32_t* step, const float* bias,            \
-                     const float* q_norm, const float* k_norm, uint32_t layer, uint32_t heads,                \
+      rope_kv_##NAME(const float* qkv, uint32_t planes, uint64_t plane_stride, T* q, T* kv,                   \
+                     const float2* angles, const uint32_t* step, const float* bias, const float* q_norm,      \
+                     const float* k_norm, uint32_t layer, uint32_t tail_layer, uint32_t heads,                \
                      uint32_t kv_heads, uint32_t head_dim, uint32_t interleaved, float eps) {                 \
-    rope_kv<T>(qkv, kv, angles, step, bias, q_norm, k_norm, layer, heads, kv_heads, head_dim, interleaved,    \
-               eps);                                                                                          \
+    rope_kv<T>(qkv, planes, plane_stride, q, kv, angles, step, bias, q_norm, k_norm, layer, tail_layer,       \
+               heads, kv_heads, head_dim, interleaved, eps);                                                  \
   }
 FOR_EACH_TYPE(DEFINE)
 #undef DEFINE

@@ -1,13 +1,17 @@
 // From what came in to rows of the residual stream, and the norm before each matrix.
 #pragma once
 #include "element.cuh"
+#include "overlap.cuh"
 #include "step.cuh"
 
 // x[row] = the row's hidden states, or its token's embedding. Grid: rows.
 template <typename T>
 __device__ __forceinline__ void assemble(float* x, const T* embedding, const uint32_t* step,
                                          uint32_t hidden_size) {
+  let_next_start();
+  wait_for_previous();
   uint32_t row = blockIdx.x;
+  if (row >= all_rows(step)) return;
   uint32_t source = part_of<Row>(step, ROWS)[row].source;
   float* to = x + (size_t)row * hidden_size;
   if (source & TOKEN_ID) {
@@ -23,7 +27,10 @@ __device__ __forceinline__ void assemble(float* x, const T* embedding, const uin
 // as in the model crate. Grid: rows.
 extern "C" __global__ void angles(float2* out, const float* inverse_frequencies, const uint32_t* step,
                                   uint32_t half, float factor) {
+  let_next_start();
+  wait_for_previous();
   uint32_t row = blockIdx.x;
+  if (row >= all_rows(step)) return;
   float position = (float)part_of<Row>(step, ROWS)[row].position;
   for (uint32_t i = threadIdx.x; i < half; i += blockDim.x) {
     double sine, cosine;
@@ -32,19 +39,53 @@ extern "C" __global__ void angles(float2* out, const float* inverse_frequencies,
   }
 }
 
-// out[i] = x[row i] / sqrt(mean(x²) + eps) · weight. Grid: rows. Row i is i itself, or entry `first_wanted + i` of
-// WANTED where `gather` is set.
+// The residual stream's rows with a product added, and their norm: out[i] = x[row i] / sqrt(mean(x²) + eps) · weight.
+//
+// The product is a sum of planes, f32 [plane, row, hidden_size], added in their order. Grid: rows, or the wanted ones
+// from `first_wanted` on, whose x is left as it is. hidden_size is a multiple of 4, at most 16,384.
+enum NormRows {
+  BEFORE_LAYER, // rows that join at this layer have no product yet
+  WITHIN_LAYER,
+  WANTED_ROWS,
+};
 constexpr int NORM_THREADS = 512;
+constexpr int NORM_TURNS = 8;
 template <typename T>
-__device__ __forceinline__ void rms_norm(const float* x, const float* weight, T* out, const uint32_t* step,
-                                         uint32_t hidden_size, float eps, uint32_t gather,
-                                         uint32_t first_wanted) {
+__device__ __forceinline__ void add_norm(float* x, const float* planes, uint32_t plane_count, uint64_t plane_stride,
+                                         const float* weight, T* out, const uint32_t* step, uint32_t layer,
+                                         uint32_t hidden_size, float eps, uint32_t rows, uint32_t first_wanted) {
   __shared__ float sums[NORM_THREADS / 32];
+  let_next_start();
+  float4 weights[NORM_TURNS], values[NORM_TURNS];
+#pragma unroll
+  for (int turn = 0; turn < NORM_TURNS; turn++) {
+    uint32_t i = (turn * NORM_THREADS + threadIdx.x) * 4;
+    if (i < hidden_size) weights[turn] = *reinterpret_cast<const float4*>(weight + i);
+  }
+  wait_for_previous();
+  LayerWork work = work_of(step, layer);
   uint32_t row = blockIdx.x;
-  if (gather) row = part_of<uint32_t>(step, WANTED)[first_wanted + row];
+  if (rows == WANTED_ROWS) row = part_of<uint32_t>(step, WANTED)[first_wanted + row];
+  else if (row >= work.rows) return;
+  bool has_product = row < (rows == WITHIN_LAYER ? work.rows : work.rows_before);
   x += (size_t)row * hidden_size;
+  planes += (size_t)row * hidden_size;
   float sum = 0;
-  for (uint32_t i = threadIdx.x; i < hidden_size; i += NORM_THREADS) sum += x[i] * x[i];
+#pragma unroll
+  for (int turn = 0; turn < NORM_TURNS; turn++) {
+    uint32_t i = (turn * NORM_THREADS + threadIdx.x) * 4;
+    if (i >= hidden_size) break;
+    float4 value = *reinterpret_cast<const float4*>(x + i);
+    if (has_product) {
+      for (uint32_t plane = 0; plane < plane_count; plane++) {
+        float4 more = *reinterpret_cast<const float4*>(planes + plane * plane_stride + i);
+        value.x += more.x, value.y += more.y, value.z += more.z, value.w += more.w;
+      }
+      if (rows != WANTED_ROWS) *reinterpret_cast<float4*>(x + i) = value;
+    }
+    sum += value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w;
+    values[turn] = value;
+  }
   sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
   __syncthreads();
@@ -53,8 +94,15 @@ __device__ __forceinline__ void rms_norm(const float* x, const float* weight, T*
   for (int i = 0; i < NORM_THREADS / 32; i++) sum += sums[i];
   float scale = 1.f / sqrtf(sum / (float)hidden_size + eps);
   out += (size_t)blockIdx.x * hidden_size;
-  for (uint32_t i = threadIdx.x; i < hidden_size; i += NORM_THREADS)
-    out[i] = from_float<T>(x[i] * scale * weight[i]);
+#pragma unroll
+  for (int turn = 0; turn < NORM_TURNS; turn++) {
+    uint32_t i = (turn * NORM_THREADS + threadIdx.x) * 4;
+    if (i >= hidden_size) break;
+    out[i] = from_float<T>(values[turn].x * scale * weights[turn].x);
+    out[i + 1] = from_float<T>(values[turn].y * scale * weights[turn].y);
+    out[i + 2] = from_float<T>(values[turn].z * scale * weights[turn].z);
+    out[i + 3] = from_float<T>(values[turn].w * scale * weights[turn].w);
+  }
 }
 
 #define DEFINE(T, NAME)                                                                                       \
@@ -63,9 +111,11 @@ __device__ __forceinline__ void rms_norm(const float* x, const float* weight, T*
     assemble<T>(x, embedding, step, hidden_size);                                                             \
   }                                                                                                           \
   extern "C" __global__ void __launch_bounds__(NORM_THREADS)                                                  \
-      rms_norm_##NAME(const float* x, const float* weight, T* out, const uint32_t* step,                      \
-                      uint32_t hidden_size, float eps, uint32_t gather, uint32_t first_wanted) {              \
-    rms_norm<T>(x, weight, out, step, hidden_size, eps, gather, first_wanted);                                \
+      add_norm_##NAME(float* x, const float* planes, uint32_t plane_count, uint64_t plane_stride,             \
+                      const float* weight, T* out, const uint32_t* step, uint32_t layer,                      \
+                      uint32_t hidden_size, float eps, uint32_t rows, uint32_t first_wanted) {                \
+    add_norm<T>(x, planes, plane_count, plane_stride, weight, out, step, layer, hidden_size, eps, rows,       \
+                first_wanted);                                                                                \
   }
 FOR_EACH_TYPE(DEFINE)
 #undef DEFINE

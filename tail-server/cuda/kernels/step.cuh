@@ -8,7 +8,9 @@
 constexpr uint32_t BLOCK_POSITIONS = 32;
 
 // Words of the header: where each part begins.
-enum StepPart { ROWS, TABLES, ITEMS, MERGES, HIDDEN_STATES, WANTED };
+enum StepPart { ROWS, TABLES, ITEMS, MERGES, HIDDEN_STATES, WANTED, LAYERS };
+// Behind the parts' words: the number of rows.
+constexpr int ALL_ROWS = 7;
 
 // One row of the batch.
 struct Row {
@@ -38,9 +40,24 @@ struct Merge {
   uint32_t unused;
 };
 
+// What there is for a layer to do. The rows that a layer computes are the first ones of the batch.
+struct LayerWork {
+  uint32_t rows;
+  uint32_t items;
+  uint32_t merges;
+  uint32_t rows_before; // rows of the layer before
+};
+
 template <typename Part>
 __device__ __forceinline__ const Part* part_of(const uint32_t* step, StepPart part) {
   return reinterpret_cast<const Part*>(step + step[part]);
+}
+
+__device__ __forceinline__ uint32_t all_rows(const uint32_t* step) { return step[ALL_ROWS]; }
+
+// `layer`: counted from the tail's first one; one past the last stands for what follows the layers.
+__device__ __forceinline__ LayerWork work_of(const uint32_t* step, uint32_t layer) {
+  return part_of<LayerWork>(step, LAYERS)[layer];
 }
 
 // The block that holds `position` of the row's session in `layer`.

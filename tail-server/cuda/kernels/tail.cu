@@ -1,5 +1,4 @@
-// All kernels of the tail, as one translation unit. See the files for what they do and how they are launched.
-#include "attention.cuh"
+// What lies between products and attention.
 #include "mlp.cuh"
 #include "rope_kv.cuh"
 #include "rows.cuh"

@@ -20,7 +20,12 @@ pub(crate) struct Buffers {
     pub(crate) x: CudaSlice<f32>,
     /// After a norm.
     pub(crate) normed: CudaSlice<u8>,
-    pub(crate) qkv: CudaSlice<u8>,
+    /// f32, as the products come.
+    pub(crate) qkv: CudaSlice<f32>,
+    /// Rotated queries.
+    pub(crate) q: CudaSlice<u8>,
+    /// What is to be added to the residual stream, f32.
+    pub(crate) product: CudaSlice<f32>,
     pub(crate) context: CudaSlice<u8>,
     pub(crate) gate_up: CudaSlice<u8>,
     pub(crate) gated: CudaSlice<u8>,
@@ -47,7 +52,9 @@ impl Buffers {
         Ok(Self {
             x: gpu.zeros(rows * config.hidden_size)?,
             normed: typed(config.hidden_size)?,
-            qkv: typed(config.q_size() + 2 * config.kv_size())?,
+            qkv: gpu.zeros(rows * (config.q_size() + 2 * config.kv_size()))?,
+            q: typed(config.q_size())?,
+            product: gpu.zeros(rows * config.hidden_size)?,
             context: typed(config.q_size())?,
             gate_up: typed(2 * config.intermediate_size)?,
             gated: typed(config.intermediate_size)?,

@@ -9,7 +9,7 @@
     reason = "kernels and cuBLAS are called through a foreign interface"
 )]
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
 use cudarc::cublas::result::CublasError;
@@ -17,10 +17,10 @@ use cudarc::cublas::sys::{
     self as cublas, cublasComputeType_t, cublasGemmAlgo_t, cublasMath_t, cublasOperation_t,
 };
 use cudarc::cublas::{CudaBlas, result};
+use cudarc::driver::sys::CUfunction_attribute_enum;
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
-    LaunchConfig, PinnedHostSlice, PushKernelArg, ValidAsZeroBits, result as driver_result,
-    sys as driver,
+    PinnedHostSlice, ValidAsZeroBits, result as driver_result, sys as driver,
 };
 
 use crate::dtype::Dtype;
@@ -110,8 +110,6 @@ pub(crate) struct Product {
     pub(crate) dtype: Dtype,
     /// Of y: `dtype`, or f32.
     pub(crate) out: Dtype,
-    /// Adds to y.
-    pub(crate) accumulate: bool,
     /// `[rows, columns]`.
     pub(crate) x: u64,
     /// `[outputs, columns]`.
@@ -129,8 +127,7 @@ impl Product {
         let [rows, outputs, columns] = [self.rows, self.outputs, self.columns].map(|size| {
             c_int::try_from(size).expect("sizes are bounded by ModelConfig and the step")
         });
-        let alpha = 1_f32;
-        let beta = if self.accumulate { 1_f32 } else { 0_f32 };
+        let (alpha, beta) = (1_f32, 0_f32);
         gpu.context().bind_to_thread()?;
         // cuBLAS is column-major: row-major [outputs, columns] is its [columns, outputs], to be transposed.
         // SAFETY: the handle is live; alpha and beta are read before the call returns; the callers' memory has the
@@ -172,32 +169,81 @@ pub(crate) enum Arg {
     F32(f32),
 }
 
+impl Arg {
+    /// Where the value lies, for as long as the argument does.
+    const fn pointer(&self) -> *mut c_void {
+        match self {
+            Self::Address(value) | Self::U64(value) => (&raw const *value).cast_mut().cast(),
+            Self::U32(value) => (&raw const *value).cast_mut().cast(),
+            Self::F32(value) => (&raw const *value).cast_mut().cast(),
+        }
+    }
+}
+
+/// What a kernel is started with, beside its arguments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Launch {
+    pub(crate) grid: [u32; 2],
+    pub(crate) threads: u32,
+    /// Dynamic shared memory, in bytes; [`allow_shared`] first where it is more than 48 KiB.
+    pub(crate) shared_bytes: u32,
+}
+
+/// Lets a kernel be started with so much dynamic shared memory.
+pub(crate) fn allow_shared(function: &CudaFunction, bytes: u32) -> Result<(), DriverError> {
+    let attribute = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let bytes = i32::try_from(bytes).unwrap_or(i32::MAX);
+    function.set_attribute(attribute, bytes)
+}
+
 /// Starts a kernel; does nothing for an empty grid, which the driver refuses. See the module's documentation for
-/// what makes it right.
+/// what makes it right. Where the device can, the kernel starts before the one in front of it has ended, and waits
+/// for it by itself: `kernels/overlap.cuh`.
 pub(crate) fn launch(
     gpu: &Gpu,
     function: &CudaFunction,
-    grid: [u32; 2],
-    threads: u32,
+    launch: Launch,
     args: &[Arg],
 ) -> Result<(), CudaError> {
-    if grid.contains(&0) {
+    let Launch {
+        grid: [x, y],
+        threads,
+        shared_bytes,
+    } = launch;
+    if x == 0 || y == 0 {
         return Ok(());
     }
-    let mut builder = gpu.stream().launch_builder(function);
-    for arg in args {
-        match arg {
-            Arg::Address(value) | Arg::U64(value) => builder.arg(value),
-            Arg::U32(value) => builder.arg(value),
-            Arg::F32(value) => builder.arg(value),
-        };
-    }
-    let config = LaunchConfig {
-        grid_dim: (grid[0], grid[1], 1),
-        block_dim: (threads, 1, 1),
-        shared_mem_bytes: 0,
+    let mut params: Vec<*mut c_void> = args.iter().map(Arg::pointer).collect();
+    let mut overlap = driver::CUlaunchAttribute {
+        id: driver::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value: driver::CUlaunchAttributeValue {
+            programmaticStreamSerializationAllowed: 1,
+        },
     };
-    // SAFETY: the module's documentation says what makes a launch right, and who sees to it.
-    unsafe { builder.launch(config)? };
+    let config = driver::CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: 1,
+        blockDimX: threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: shared_bytes,
+        hStream: gpu.stream().cu_stream(),
+        attrs: &raw mut overlap,
+        numAttrs: u32::from(gpu.overlaps()),
+    };
+    gpu.context().bind_to_thread()?;
+    // SAFETY: the module's documentation says what makes a launch right, and who sees to it; the driver reads
+    // attributes and arguments before it returns.
+    unsafe {
+        driver::cuLaunchKernelEx(
+            &raw const config,
+            function.cu_function(),
+            params.as_mut_ptr(),
+            std::ptr::null_mut(),
+        )
+        .result()?;
+    }
     Ok(())
 }

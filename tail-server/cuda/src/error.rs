@@ -33,6 +33,12 @@ pub enum CudaError {
         /// What would be right.
         expected: &'static str,
     },
+    /// The kernels built into this program lack one.
+    #[error("the program was built without the kernel {name} for this device")]
+    NoKernel {
+        /// As in `kernels/`.
+        name: String,
+    },
     /// A call of the driver failed.
     #[error("the CUDA driver: {0}")]
     Driver(#[from] DriverError),

@@ -12,8 +12,11 @@ use cudarc::nvrtc::Ptx;
 use crate::calls;
 use crate::error::CudaError;
 
-/// The kernels, for every supported device. `build.rs` makes it.
-const KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tail.fatbin"));
+/// The kernels, for every supported device. `build.rs` makes them.
+const KERNELS: &[&[u8]] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// Hopper: the first devices on which a kernel can start before the one in front of it has ended.
+const HOPPER: i32 = 9;
 
 /// Memory that cuBLAS may use, so that it allocates none itself.
 const WORKSPACE_BYTES: usize = 32 << 20;
@@ -25,7 +28,9 @@ pub struct Gpu {
     blas: CudaBlas,
     /// In use by `blas`.
     _workspace: CudaSlice<u8>,
-    module: Arc<CudaModule>,
+    modules: Vec<Arc<CudaModule>>,
+    is_hopper: bool,
+    overlaps: bool,
 }
 
 /// True where there is a driver with at least one device, and cuBLAS.
@@ -59,13 +64,19 @@ impl Gpu {
         let blas = CudaBlas::new(Arc::clone(&stream))?;
         let workspace = stream.alloc_zeros(WORKSPACE_BYTES)?;
         calls::set_up_blas(&blas, &stream, &workspace)?;
-        let module = context.load_module(Ptx::from_binary(KERNELS.to_vec()))?;
+        let modules = KERNELS
+            .iter()
+            .map(|binary| context.load_module(Ptx::from_binary(binary.to_vec())))
+            .collect::<Result<_, _>>()?;
+        let (major, _minor) = context.compute_capability()?;
         Ok(Arc::new(Self {
             context,
             stream,
             blas,
             _workspace: workspace,
-            module,
+            modules,
+            is_hopper: major == HOPPER,
+            overlaps: major >= HOPPER,
         }))
     }
 
@@ -93,12 +104,28 @@ impl Gpu {
         &self.stream
     }
 
+    /// Kernels made for this generation alone run here.
+    pub(crate) const fn is_hopper(&self) -> bool {
+        self.is_hopper
+    }
+
+    /// A kernel may start before the one in front of it has ended.
+    pub(crate) const fn overlaps(&self) -> bool {
+        self.overlaps
+    }
+
     pub(crate) const fn blas(&self) -> &CudaBlas {
         &self.blas
     }
 
     pub(crate) fn function(&self, name: &str) -> Result<CudaFunction, CudaError> {
-        Ok(self.module.load_function(name)?)
+        let found = self
+            .modules
+            .iter()
+            .find_map(|module| module.load_function(name).ok());
+        found.ok_or_else(|| CudaError::NoKernel {
+            name: name.to_owned(),
+        })
     }
 
     /// Zeroed memory for `len` values.

@@ -2,7 +2,7 @@
 
 use cudarc::driver::CudaFunction;
 
-use crate::calls::{Arg, launch};
+use crate::calls::{Arg, Launch, launch};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
@@ -12,7 +12,7 @@ pub(crate) struct Kernels {
     heads: Heads,
     assemble: CudaFunction,
     angles: CudaFunction,
-    rms_norm: CudaFunction,
+    add_norm: CudaFunction,
     rope_kv: CudaFunction,
     attend: CudaFunction,
     /// Query heads that one thread block of `attend` computes.
@@ -33,11 +33,35 @@ pub(crate) struct Heads {
     pub(crate) eps: f32,
 }
 
+/// A product as a sum: f32 `[planes, rows, columns]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Planes {
+    pub(crate) address: u64,
+    pub(crate) planes: u32,
+    /// From one plane to the next, in values.
+    pub(crate) stride: u64,
+}
+
+/// A product added to the residual stream, and the norm of the sum.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AddNorm {
+    /// `[rows, hidden_size]`, f32.
+    pub(crate) x: u64,
+    pub(crate) product: Planes,
+    /// f32.
+    pub(crate) weight: u64,
+    /// `[rows, hidden_size]`, of the kernels' type.
+    pub(crate) out: u64,
+    pub(crate) hidden_size: u32,
+}
+
 /// What stands between the q, k and v products and attention, in one layer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RopeKv {
-    /// `[rows, heads of all three kinds, head_dim]`.
-    pub(crate) qkv: u64,
+    /// Rows of `[heads of all three kinds, head_dim]`.
+    pub(crate) qkv: Planes,
+    /// `[rows, attention heads, head_dim]`.
+    pub(crate) q: u64,
     pub(crate) kv: u64,
     pub(crate) angles: u64,
     /// f32, or 0.
@@ -51,7 +75,8 @@ pub(crate) struct RopeKv {
 /// One layer's attention.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attend {
-    pub(crate) qkv: u64,
+    /// `[rows, attention heads, head_dim]`.
+    pub(crate) q: u64,
     pub(crate) kv: u64,
     /// `[rows, attention heads, head_dim]`.
     pub(crate) out: u64,
@@ -65,8 +90,10 @@ pub(crate) struct Attend {
 /// Which rows a norm reads.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum NormRows {
+    /// The first ones of the batch, of which those that join at this layer have no product yet.
+    BeforeLayer(u32),
     /// The first ones of the batch.
-    First(u32),
+    WithinLayer(u32),
     /// `count` of the wanted ones, from `first` on.
     Wanted { first: u32, count: u32 },
 }
@@ -88,7 +115,7 @@ impl Kernels {
             heads,
             assemble: gpu.function(&format!("assemble_{name}"))?,
             angles: gpu.function("angles")?,
-            rms_norm: gpu.function(&format!("rms_norm_{name}"))?,
+            add_norm: gpu.function(&format!("add_norm_{name}"))?,
             rope_kv: gpu.function(&format!("rope_kv_{name}"))?,
             attend: gpu.function(&format!("attend_{name}_{lanes}_{attend_group}"))?,
             attend_group,
@@ -112,7 +139,7 @@ impl Kernels {
             Arg::Address(step),
             Arg::U32(hidden_size),
         ];
-        launch(gpu, &self.assemble, [rows, 1], 256, &args)
+        launch(gpu, &self.assemble, blocks([rows, 1], 256), &args)
     }
 
     /// `out`: `[rows, head_dim / 2]`, cosine and sine.
@@ -130,51 +157,60 @@ impl Kernels {
             Arg::U32(self.heads.dim / 2),
             Arg::F32(factor),
         ];
-        launch(gpu, &self.angles, [rows, 1], 64, &args)
+        launch(gpu, &self.angles, blocks([rows, 1], 64), &args)
     }
 
-    /// `x`: f32, `weight`: f32, `out`: of the kernels' type.
-    pub(crate) fn rms_norm(
+    pub(crate) fn add_norm(
         &self,
         gpu: &Gpu,
-        [x, weight, out, step]: [u64; 4],
+        what: AddNorm,
         rows: NormRows,
-        hidden_size: u32,
+        (step, layer): (u64, u32),
     ) -> Result<(), CudaError> {
-        let (count, gather, first) = match rows {
-            NormRows::First(count) => (count, 0, 0),
-            NormRows::Wanted { first, count } => (count, 1, first),
+        let (count, rows, first) = match rows {
+            NormRows::BeforeLayer(count) => (count, 0, 0),
+            NormRows::WithinLayer(count) => (count, 1, 0),
+            NormRows::Wanted { first, count } => (count, 2, first),
         };
         let args = [
-            Arg::Address(x),
-            Arg::Address(weight),
-            Arg::Address(out),
+            Arg::Address(what.x),
+            Arg::Address(what.product.address),
+            Arg::U32(what.product.planes),
+            Arg::U64(what.product.stride),
+            Arg::Address(what.weight),
+            Arg::Address(what.out),
             Arg::Address(step),
-            Arg::U32(hidden_size),
+            Arg::U32(layer),
+            Arg::U32(what.hidden_size),
             Arg::F32(self.heads.eps),
-            Arg::U32(gather),
+            Arg::U32(rows),
             Arg::U32(first),
         ];
-        launch(gpu, &self.rms_norm, [count, 1], 512, &args)
+        launch(gpu, &self.add_norm, blocks([count, 1], 512), &args)
     }
 
+    /// `layer`: of the model, and counted from the tail's first one.
     pub(crate) fn rope_kv(
         &self,
         gpu: &Gpu,
         what: RopeKv,
         step: u64,
-        layer: u32,
+        layer: [u32; 2],
         rows: u32,
     ) -> Result<(), CudaError> {
         let args = [
-            Arg::Address(what.qkv),
+            Arg::Address(what.qkv.address),
+            Arg::U32(what.qkv.planes),
+            Arg::U64(what.qkv.stride),
+            Arg::Address(what.q),
             Arg::Address(what.kv),
             Arg::Address(what.angles),
             Arg::Address(step),
             Arg::Address(what.bias),
             Arg::Address(what.q_norm),
             Arg::Address(what.k_norm),
-            Arg::U32(layer),
+            Arg::U32(layer[0]),
+            Arg::U32(layer[1]),
             Arg::U32(self.heads.attention),
             Arg::U32(self.heads.kv),
             Arg::U32(self.heads.dim),
@@ -182,7 +218,8 @@ impl Kernels {
             Arg::F32(self.heads.eps),
         ];
         let warps = self.heads.attention + 2 * self.heads.kv;
-        launch(gpu, &self.rope_kv, [rows, warps.div_ceil(4)], 128, &args)
+        let grid = [rows, warps.div_ceil(4)];
+        launch(gpu, &self.rope_kv, blocks(grid, 128), &args)
     }
 
     #[expect(clippy::cast_precision_loss, reason = "head_dim is at most 256")]
@@ -197,7 +234,7 @@ impl Kernels {
             attention, kv, dim, ..
         } = self.heads;
         let args = [
-            Arg::Address(what.qkv),
+            Arg::Address(what.q),
             Arg::Address(what.kv),
             Arg::Address(what.out),
             Arg::Address(what.partial),
@@ -210,7 +247,12 @@ impl Kernels {
             Arg::F32(std::f32::consts::LOG2_E / (dim as f32).sqrt()),
         ];
         let groups = (attention / kv).div_ceil(self.attend_group);
-        launch(gpu, &self.attend, [what.items, kv * groups], 128, &args)?;
+        launch(
+            gpu,
+            &self.attend,
+            blocks([what.items, kv * groups], 128),
+            &args,
+        )?;
         let args = [
             Arg::Address(what.partial),
             Arg::Address(what.out),
@@ -221,8 +263,7 @@ impl Kernels {
         launch(
             gpu,
             &self.merge,
-            [what.merges, attention],
-            dim.next_multiple_of(32),
+            blocks([what.merges, attention], dim.next_multiple_of(32)),
             &args,
         )
     }
@@ -236,7 +277,12 @@ impl Kernels {
         size: u32,
     ) -> Result<(), CudaError> {
         let args = [Arg::Address(gate_up), Arg::Address(out), Arg::U32(size)];
-        launch(gpu, &self.silu_mul, [rows, size.div_ceil(256)], 256, &args)
+        launch(
+            gpu,
+            &self.silu_mul,
+            blocks([rows, size.div_ceil(256)], 256),
+            &args,
+        )
     }
 
     /// `count` values in `(-scale, scale)`.
@@ -254,6 +300,15 @@ impl Kernels {
             Arg::F32(scale),
             Arg::U32(seed),
         ];
-        launch(gpu, &self.fill_random, [1024, 1], 256, &args)
+        launch(gpu, &self.fill_random, blocks([1024, 1], 256), &args)
+    }
+}
+
+/// Without dynamic shared memory.
+const fn blocks(grid: [u32; 2], threads: u32) -> Launch {
+    Launch {
+        grid,
+        threads,
+        shared_bytes: 0,
     }
 }

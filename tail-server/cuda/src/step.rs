@@ -23,6 +23,8 @@ const HEADER_WORDS: usize = 8;
 const ROW_WORDS: usize = 8;
 /// Words of an item, and of a merge.
 const ITEM_WORDS: usize = 4;
+/// Words of what there is for a layer to do.
+const LAYER_WORDS: usize = 4;
 
 /// Marks a source as a token id.
 const TOKEN_ID: u32 = 1 << 31;
@@ -128,16 +130,18 @@ impl Step {
     ) -> Result<(), CudaError> {
         check(config, bounds, segments)?;
         self.cut(bounds, segments);
-        let parts = Parts::new(config, self, segments, wanted);
+        let parts = Parts::new(config, bounds, self, segments, wanted);
         if parts.words > self.host.len() {
             let words = parts.words.next_power_of_two();
             self.host = pinned(gpu.context(), words)?;
             self.device = gpu.zeros(words)?;
         }
         let words = &mut self.host.as_mut_slice()?[..parts.words];
-        words[..6].copy_from_slice(&parts.starts.map(word));
+        words[..7].copy_from_slice(&parts.starts.map(word));
+        words[7] = word(self.rows);
         write_rows(words, &parts, segments, config.hidden_size);
-        let [_, _, items_at, merges_at, _, wanted_at] = parts.starts;
+        let [_, _, items_at, merges_at, _, wanted_at, layers_at] = parts.starts;
+        write_layers(&mut words[layers_at..], bounds, &self.joined);
         words[items_at..][..self.items.len() * ITEM_WORDS]
             .copy_from_slice(self.items.as_flattened());
         words[merges_at..][..self.merges.len() * ITEM_WORDS]
@@ -188,14 +192,20 @@ impl Step {
     }
 }
 
-/// Where the parts begin: rows, tables, items, merges, hidden states, wanted rows.
+/// Where the parts begin: rows, tables, items, merges, hidden states, wanted rows, layers.
 struct Parts {
-    starts: [usize; 6],
+    starts: [usize; 7],
     words: usize,
 }
 
 impl Parts {
-    fn new(config: &ModelConfig, step: &Step, segments: &[Segment<'_>], wanted: &[u32]) -> Self {
+    fn new(
+        config: &ModelConfig,
+        bounds: &Bounds,
+        step: &Step,
+        segments: &[Segment<'_>],
+        wanted: &[u32],
+    ) -> Self {
         let tables: usize = segments.iter().map(|segment| table_words(segment)).sum();
         let hidden_rows: usize = segments
             .iter()
@@ -209,6 +219,7 @@ impl Parts {
             step.merges.len() * ITEM_WORDS,
             hidden_rows * config.hidden_size,
             wanted.len(),
+            (bounds.layers.len() + 1) * LAYER_WORDS,
         ];
         let mut words = HEADER_WORDS;
         let starts = lens.map(|len| {
@@ -226,7 +237,7 @@ fn table_words(segment: &Segment<'_>) -> usize {
 }
 
 fn write_rows(words: &mut [u32], parts: &Parts, segments: &[Segment<'_>], hidden_size: usize) {
-    let [rows_at, tables_at, _, _, hidden_at, _] = parts.starts;
+    let [rows_at, tables_at, _, _, hidden_at, _, _] = parts.starts;
     let (mut row, mut table, mut hidden_row) = (0, 0, 0);
     for segment in segments {
         let blocks = &segment.table.blocks()[..table_words(segment)];
@@ -255,6 +266,20 @@ fn write_rows(words: &mut [u32], parts: &Parts, segments: &[Segment<'_>], hidden
         }
         row += segment.rows;
         table += blocks.len();
+    }
+}
+
+/// For each layer of the tail, and for what follows them.
+fn write_layers(words: &mut [u32], bounds: &Bounds, joined: &[Joined]) {
+    let mut joining = joined.iter().peekable();
+    let (mut now, mut before) = (Joined::default(), 0);
+    let layers = bounds.layers.start..=bounds.layers.end;
+    for (words, layer) in words.chunks_exact_mut(LAYER_WORDS).zip(layers) {
+        while let Some(next) = joining.next_if(|next| next.entry_layer <= layer) {
+            now = *next;
+        }
+        words.copy_from_slice(&[now.rows, now.items, now.merges, before]);
+        before = now.rows;
     }
 }
 

@@ -12,7 +12,7 @@ use crate::calls::{Product, copy_down};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
-use crate::kernels::{Attend, Kernels, NormRows, RopeKv};
+use crate::kernels::{AddNorm, Attend, Kernels, NormRows, Planes, RopeKv};
 use crate::step::{Bounds, Joined, Segment, Step};
 use crate::weights::{LayerWeights, TailWeights, heads_of};
 
@@ -239,62 +239,52 @@ impl Tail {
     /// One layer on the first `joined.rows` rows.
     fn run_layer(&self, gpu: &Gpu, layer: usize, joined: Joined) -> Result<(), CudaError> {
         let config = &self.weights.config;
-        let weights: &LayerWeights = &self.weights.blocks[layer - self.weights.layers.start];
+        let index = layer - self.weights.layers.start;
+        let weights: &LayerWeights = &self.weights.blocks[index];
         let (buffers, kernels) = (&self.buffers, &self.kernels);
         let step = self.step.address(gpu);
-        let [x, normed, qkv] = [
-            gpu.address(&buffers.x),
-            gpu.address(&buffers.normed),
-            gpu.address(&buffers.qkv),
-        ];
-        let [context, gate_up, gated] =
-            [&buffers.context, &buffers.gate_up, &buffers.gated].map(|buffer| gpu.address(buffer));
+        let [normed, q, context, gate_up, gated] = [
+            &buffers.normed,
+            &buffers.q,
+            &buffers.context,
+            &buffers.gate_up,
+            &buffers.gated,
+        ]
+        .map(|buffer| gpu.address(buffer));
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
-        let norm = |weight: &CudaSlice<f32>| {
-            let rows = NormRows::First(joined.rows);
-            kernels.rms_norm(
-                gpu,
-                [x, gpu.address(weight), normed, step],
-                rows,
-                small(hidden),
-            )
-        };
         let product =
-            |from: u64, matrix: &CudaSlice<u8>, y: u64, [outputs, columns]: [usize; 2]| Product {
+            |x: u64, matrix: &CudaSlice<u8>, out, y: u64, [outputs, columns]: [usize; 2]| Product {
                 dtype: self.weights.dtype,
-                out: self.weights.dtype,
-                accumulate: false,
-                x: from,
+                out,
+                x,
                 weights: gpu.address(matrix),
                 y,
                 rows: joined.rows as usize,
                 outputs,
                 columns,
             };
-        // Added to the residual stream by the product itself.
-        let onto_x = |product| Product {
-            out: Dtype::F32,
-            accumulate: true,
-            ..product
-        };
 
-        norm(&weights.attention_norm)?;
+        let norm = &weights.attention_norm;
+        self.add_norm(gpu, norm, index, NormRows::BeforeLayer(joined.rows))?;
+        let qkv = gpu.address(&buffers.qkv);
         let qkv_size = config.q_size() + 2 * config.kv_size();
-        product(normed, &weights.qkv, qkv, [qkv_size, hidden]).start(gpu)?;
+        product(normed, &weights.qkv, Dtype::F32, qkv, [qkv_size, hidden]).start(gpu)?;
         let optional =
             |vector: Option<&CudaSlice<f32>>| vector.map_or(0, |vector| gpu.address(vector));
         let kv = gpu.address(&self.kv);
         let rope_kv = RopeKv {
-            qkv,
+            qkv: one_plane(qkv),
+            q,
             kv,
             angles: gpu.address(&buffers.angles),
             bias: optional(weights.qkv_bias.as_ref()),
             q_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[0])),
             k_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[1])),
         };
-        kernels.rope_kv(gpu, rope_kv, step, small(layer), joined.rows)?;
+        let layers = [small(layer), small(index)];
+        kernels.rope_kv(gpu, rope_kv, step, layers, joined.rows)?;
         let attend = Attend {
-            qkv,
+            q,
             kv,
             out: context,
             partial: gpu.address(&buffers.partial),
@@ -305,43 +295,65 @@ impl Tail {
             merges: joined.merges,
         };
         kernels.attend(gpu, attend, step, small(layer))?;
-        onto_x(product(
-            context,
-            &weights.output,
-            x,
-            [hidden, config.q_size()],
-        ))
-        .start(gpu)?;
+        let onto_x = gpu.address(&buffers.product);
+        let output = [hidden, config.q_size()];
+        product(context, &weights.output, Dtype::F32, onto_x, output).start(gpu)?;
 
-        norm(&weights.mlp_norm)?;
-        product(normed, &weights.gate_up, gate_up, [2 * inter, hidden]).start(gpu)?;
+        let norm = &weights.mlp_norm;
+        self.add_norm(gpu, norm, index, NormRows::WithinLayer(joined.rows))?;
+        let dtype = self.weights.dtype;
+        product(
+            normed,
+            &weights.gate_up,
+            dtype,
+            gate_up,
+            [2 * inter, hidden],
+        )
+        .start(gpu)?;
         kernels.silu_mul(gpu, [gate_up, gated], joined.rows, small(inter))?;
-        onto_x(product(gated, &weights.down, x, [hidden, inter])).start(gpu)
+        product(gated, &weights.down, Dtype::F32, onto_x, [hidden, inter]).start(gpu)
+    }
+
+    /// The last product onto the residual stream, and the norm of what that gives. `layer`: counted from the first
+    /// one here.
+    fn add_norm(
+        &self,
+        gpu: &Gpu,
+        weight: &CudaSlice<f32>,
+        layer: usize,
+        rows: NormRows,
+    ) -> Result<(), CudaError> {
+        let buffers = &self.buffers;
+        let what = AddNorm {
+            x: gpu.address(&buffers.x),
+            product: one_plane(gpu.address(&buffers.product)),
+            weight: gpu.address(weight),
+            out: gpu.address(&buffers.normed),
+            hidden_size: small(self.weights.config.hidden_size),
+        };
+        let at = (self.step.address(gpu), small(layer));
+        self.kernels.add_norm(gpu, what, rows, at)
     }
 
     fn compute_logits(&mut self, range: Range<usize>) -> Result<(), CudaError> {
         let gpu = Arc::clone(&self.weights.gpu);
-        let TailWeights { config, dtype, .. } = &self.weights;
-        let buffers = &mut self.buffers;
+        let TailWeights {
+            config,
+            layers,
+            dtype,
+            ..
+        } = &self.weights;
         self.logits_events[0].record(gpu.stream())?;
-        let [x, normed] = [gpu.address(&buffers.x), gpu.address(&buffers.normed)];
-        let norm = gpu.address(&self.weights.output_norm);
         let rows = NormRows::Wanted {
             first: small(range.start),
             count: small(range.len()),
         };
-        let step = self.step.address(&gpu);
-        self.kernels.rms_norm(
-            &gpu,
-            [x, norm, normed, step],
-            rows,
-            small(config.hidden_size),
-        )?;
+        self.add_norm(&gpu, &self.weights.output_norm, layers.len(), rows)?;
+        let buffers = &mut self.buffers;
         let product = Product {
             dtype: *dtype,
             out: Dtype::F32,
-            accumulate: false,
-            x: normed,
+            x: gpu.address(&buffers.normed),
             weights: gpu.address(&*self.weights.lm_head),
             y: gpu.address(&buffers.logits),
             rows: range.len(),
@@ -355,6 +367,14 @@ impl Tail {
         let elapsed_ms = self.logits_events[0].elapsed_ms(&self.logits_events[1])?;
         self.times.logits_ns += nanoseconds(elapsed_ms);
         Ok(())
+    }
+}
+
+const fn one_plane(address: u64) -> Planes {
+    Planes {
+        address,
+        planes: 1,
+        stride: 0,
     }
 }
 

@@ -191,6 +191,13 @@ pub(crate) fn heads_of(config: &ModelConfig) -> Result<Heads, CudaError> {
             expected: "a multiple of 8 up to 256",
         });
     }
+    if !config.hidden_size.is_multiple_of(4) || config.hidden_size > 16_384 {
+        return Err(CudaError::Unsupported {
+            what: "hidden_size",
+            found: config.hidden_size,
+            expected: "a multiple of 4 up to 16384",
+        });
+    }
     let small = |size: usize| u32::try_from(size).expect("ModelConfig bounds the heads by 1024");
     Ok(Heads {
         attention: small(config.num_attention_heads),

@@ -87,24 +87,23 @@ fn attend(
         &[],
     )?;
 
-    let stride = (heads + 2 * kv_heads) * dim;
     // Larger than a model's, so that the weights differ from one another.
     let larger: Vec<f32> = random
-        .values(rows * stride)
+        .values(rows * heads * dim)
         .iter()
         .map(|value| 3.0 * value)
         .collect();
-    let qkv = rounded(&larger, dtype);
+    let q = rounded(&larger, dtype);
     let kv = rounded(
         &random.values(blocks * 2 * kv_heads * BLOCK_POSITIONS * dim),
         dtype,
     );
-    let (device_qkv, device_kv) = (up(gpu, &qkv, dtype)?, up(gpu, &kv, dtype)?);
+    let (device_q, device_kv) = (up(gpu, &q, dtype)?, up(gpu, &kv, dtype)?);
     let out = up(gpu, &vec![0.0; rows * heads * dim], dtype)?;
     let partial = up(gpu, &vec![f32::NAN; 4096 * heads * (dim + 2)], Dtype::F32)?;
     let joined = *step.joined().last().expect("there are sessions");
     let what = Attend {
-        qkv: gpu.address(&device_qkv),
+        q: gpu.address(&device_q),
         kv: gpu.address(&device_kv),
         out: gpu.address(&out),
         partial: gpu.address(&partial),
@@ -116,7 +115,7 @@ fn attend(
     };
     kernels.attend(gpu, what, step.address(gpu), 3)?;
 
-    let expected = host_sessions(config, &tables, &qkv, &kv);
+    let expected = host_sessions(config, &tables, &q, &kv);
     Ok(Check {
         name: format!(
             "attention {} head_dim {dim} heads {heads}/{kv_heads} window {:?}",
@@ -130,15 +129,14 @@ fn attend(
 }
 
 /// All rows of the sessions, `[row, head, head_dim]`.
-fn host_sessions(config: &ModelConfig, tables: &[KvTable], qkv: &[f32], kv: &[f32]) -> Vec<f32> {
+fn host_sessions(config: &ModelConfig, tables: &[KvTable], q: &[f32], kv: &[f32]) -> Vec<f32> {
     let (dim, heads) = (config.head_dim, config.num_attention_heads);
-    let stride = (heads + 2 * config.num_kv_heads) * dim;
     let per_kv_head = heads / config.num_kv_heads;
-    let mut rows = qkv.chunks_exact(stride);
+    let mut rows = q.chunks_exact(heads * dim);
     let mut out = Vec::new();
     for (table, [held, count]) in tables.iter().zip(SESSIONS) {
         for (position, row) in (held..held + count).zip(rows.by_ref().take(count)) {
-            for (head, q) in row.chunks_exact(dim).take(heads).enumerate() {
+            for (head, q) in row.chunks_exact(dim).enumerate() {
                 let kv_head = head / per_kv_head;
                 out.extend(host_attention(config, table, position, kv_head, q, kv));
             }

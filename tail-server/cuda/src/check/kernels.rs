@@ -12,7 +12,7 @@ use crate::calls::Product;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
-use crate::kernels::{Kernels, NormRows, RopeKv};
+use crate::kernels::{AddNorm, Kernels, NormRows, Planes, RopeKv};
 use crate::step::{Bounds, Input, Segment, Step};
 use crate::weights::heads_of;
 
@@ -47,8 +47,8 @@ pub(super) fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(),
             [64, 960, 576],
             [200, 129, 40],
         ] {
-            for accumulate in [false, true] {
-                report(&product(gpu, dtype, [rows, outputs, columns], accumulate)?);
+            for out in [dtype, Dtype::F32] {
+                report(&product(gpu, [dtype, out], [rows, outputs, columns])?);
             }
         }
     }
@@ -149,45 +149,65 @@ fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError>
     step.upload(gpu, &config, &bounds(&config, 64, 64), &segments, &wanted)?;
 
     let x = up(gpu, &vec![9.0; 7 * hidden], Dtype::F32)?;
-    let out = up(gpu, &vec![9.0; 3 * hidden], dtype)?;
+    let out = up(gpu, &vec![9.0; 7 * hidden], dtype)?;
     let device_embedding = up(gpu, &embedding, dtype)?;
     let device_weight = up(gpu, &weight, Dtype::F32)?;
+    let planes = random.values(2 * 7 * hidden);
+    let device_planes = up(gpu, &planes, Dtype::F32)?;
     let width = u32::try_from(hidden).expect("sizes of the checks are small");
     let address = |memory| gpu.address(memory);
     let step = step.address(gpu);
-    kernels.assemble(
-        gpu,
-        [address(&x), address(&device_embedding), step],
-        7,
-        width,
-    )?;
-    let norm = [address(&x), address(&device_weight), address(&out), step];
-    kernels.rms_norm(gpu, norm, NormRows::Wanted { first: 1, count: 2 }, width)?;
-
+    let assemble = [address(&x), address(&device_embedding), step];
+    kernels.assemble(gpu, assemble, 7, width)?;
     let mut expected: Vec<f32> = Vec::new();
     for token_id in token_ids {
         expected.extend(&embedding[token_id as usize * hidden..][..hidden]);
     }
     expected.extend(&states);
-    let assembled = difference(&down(gpu, &x, Dtype::F32)?, &expected);
-    let mut normed = Vec::new();
-    for row in [3, 6] {
-        normed.extend(host_norm(
-            &expected[row * hidden..][..hidden],
-            &weight,
-            config.rms_norm_eps,
-        ));
-    }
-    normed.extend(vec![9.0; hidden]);
-    let normed = difference(&down(gpu, &out, dtype)?, &normed);
+    let mut worst = difference(&down(gpu, &x, Dtype::F32)?, &expected);
+    // Assembling changes no bit.
+    worst = if worst == 0.0 { worst } else { f64::INFINITY };
+
+    let what = AddNorm {
+        x: address(&x),
+        product: Planes {
+            address: address(&device_planes),
+            planes: 2,
+            stride: (7 * hidden) as u64,
+        },
+        weight: address(&device_weight),
+        out: address(&out),
+        hidden_size: width,
+    };
+    let plus = |rows: usize, x: &[f32]| -> Vec<f32> {
+        let add = |(i, x): (usize, &f32)| match i {
+            i if i < rows * hidden => x + planes[i] + planes[7 * hidden + i],
+            _ => *x,
+        };
+        x.iter().enumerate().map(add).collect()
+    };
+    // At layer 2 three rows join, which have no product yet; later all have one.
+    kernels.add_norm(gpu, what, NormRows::BeforeLayer(7), (step, 2))?;
+    expected = plus(4, &expected);
+    worst = worst.max(difference(&down(gpu, &x, Dtype::F32)?, &expected));
+    let norms = |x: &[f32]| -> Vec<f32> {
+        let norm = |x| host_norm(x, &weight, config.rms_norm_eps);
+        x.chunks_exact(hidden).flat_map(norm).collect()
+    };
+    worst = worst.max(difference(&down(gpu, &out, dtype)?, &norms(&expected)));
+    kernels.add_norm(gpu, what, NormRows::WithinLayer(7), (step, 2))?;
+    expected = plus(7, &expected);
+    worst = worst.max(difference(&down(gpu, &x, Dtype::F32)?, &expected));
+    // The second and the third of the wanted rows.
+    let wanted = NormRows::Wanted { first: 1, count: 2 };
+    kernels.add_norm(gpu, what, wanted, (step, 4))?;
+    let all = norms(&plus(7, &expected));
+    let normed = [&all[3 * hidden..4 * hidden], &all[6 * hidden..]].concat();
+    let got = down(gpu, &out, dtype)?;
+    worst = worst.max(difference(&got[..2 * hidden], &normed));
     Ok(Check {
         name: format!("assemble and norm {} hidden {hidden}", dtype.name()),
-        // Assembling changes no bit.
-        difference: if assembled == 0.0 {
-            normed
-        } else {
-            f64::INFINITY
-        },
+        difference: worst,
         tolerance: tolerance(dtype),
         note: String::new(),
     })
@@ -238,25 +258,21 @@ fn silu(gpu: &Arc<Gpu>, dtype: Dtype, size: usize) -> Result<Check, CudaError> {
     })
 }
 
-/// `y = x Wᵀ` against f64 sums: in the weights' type, or added to f32.
+/// `y = x Wᵀ` against f64 sums, in the weights' type or f32.
 #[expect(clippy::cast_possible_truncation, reason = "the reference is f64")]
 fn product(
     gpu: &Arc<Gpu>,
-    dtype: Dtype,
+    [dtype, out]: [Dtype; 2],
     [rows, outputs, columns]: [usize; 3],
-    accumulate: bool,
 ) -> Result<Check, CudaError> {
     let mut random = Random((rows * outputs + columns) as u64);
     let x = rounded(&random.values(rows * columns), dtype);
     let weights = rounded(&random.values(outputs * columns), dtype);
-    let before = random.values(rows * outputs);
-    let out = if accumulate { Dtype::F32 } else { dtype };
-    let y = up(gpu, &before, out)?;
+    let y = up(gpu, &vec![9.0; rows * outputs], out)?;
     let (device_x, device_weights) = (up(gpu, &x, dtype)?, up(gpu, &weights, dtype)?);
     let product = Product {
         dtype,
         out,
-        accumulate,
         x: gpu.address(&device_x),
         weights: gpu.address(&device_weights),
         y: gpu.address(&y),
@@ -273,24 +289,22 @@ fn product(
                 .zip(weights)
                 .map(|(x, w)| f64::from(*x) * f64::from(*w))
                 .sum();
-            let before = if accumulate {
-                f64::from(before[expected.len()])
-            } else {
-                0.0
-            };
-            expected.push((sum + before) as f32);
+            expected.push(sum as f32);
         }
     }
-    let into = if accumulate { "added to f32" } else { "" };
     Ok(Check {
-        name: format!("product {} {rows}×{columns}×{outputs} {into}", dtype.name()),
+        name: format!(
+            "product {} {rows}×{columns}×{outputs} to {}",
+            dtype.name(),
+            out.name()
+        ),
         difference: difference(&down(gpu, &y, out)?, &expected),
         tolerance: tolerance(out),
         note: String::new(),
     })
 }
 
-/// q is rotated in place; k and v lie in their blocks, and nothing else is touched.
+/// q is rotated; k and v lie in their blocks, and nothing else is touched.
 fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, CudaError> {
     const ROWS: usize = 37;
     const BLOCKS: usize = 24;
@@ -299,11 +313,13 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
     let heads = config.num_attention_heads + 2 * kv_heads;
     let mut random = Random((dim * heads) as u64);
     let kernels = Kernels::new(gpu, dtype, heads_of(config)?)?;
-    let qkv = rounded(&random.values(ROWS * heads * dim), dtype);
+    // Two planes, of which the sum is rotated.
+    let planes = random.values(2 * ROWS * heads * dim);
+    let (first, second) = planes.split_at(ROWS * heads * dim);
+    let qkv: Vec<f32> = first.iter().zip(second).map(|(a, b)| a + b).collect();
     let [bias, q_norm, k_norm] = [heads * dim, dim, dim].map(|len| random.values(len));
     let mut free = random.permutation(BLOCKS).into_iter();
-    let first = 45;
-    let table = table(config, 1, [first, ROWS], &mut free);
+    let table = table(config, 1, [45, ROWS], &mut free);
     let states = vec![0.0; ROWS * config.hidden_size];
     let segment = Segment {
         entry_layer: 1,
@@ -319,7 +335,8 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
     let angles = up(gpu, &vec![0.0; ROWS * dim], Dtype::F32)?;
     let kv_len = BLOCKS * 2 * kv_heads * BLOCK_POSITIONS * dim;
     let kv = up(gpu, &vec![UNTOUCHED; kv_len], dtype)?;
-    let device_qkv = up(gpu, &qkv, dtype)?;
+    let device_qkv = up(gpu, &planes, Dtype::F32)?;
+    let q = up(gpu, &vec![UNTOUCHED; ROWS * config.q_size()], dtype)?;
     let vectors = [&bias, &q_norm, &k_norm].map(|vector| up(gpu, vector, Dtype::F32));
     let [device_bias, device_q_norm, device_k_norm] = vectors;
     let (device_bias, device_q_norm, device_k_norm) =
@@ -333,7 +350,12 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
         rope.attention_factor(),
     )?;
     let what = RopeKv {
-        qkv: address(&device_qkv),
+        qkv: Planes {
+            address: address(&device_qkv),
+            planes: 2,
+            stride: (ROWS * heads * dim) as u64,
+        },
+        q: address(&q),
         kv: address(&kv),
         angles: address(&angles),
         bias: address(&device_bias),
@@ -341,7 +363,7 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
         k_norm: address(&device_k_norm),
     };
     let layer = u32::try_from(ROPE_LAYER).expect("sizes of the checks are small");
-    kernels.rope_kv(gpu, what, step, layer, 37)?;
+    kernels.rope_kv(gpu, what, step, [layer, layer], 37)?;
 
     let vectors = [&bias[..], &q_norm, &k_norm];
     let [expected_q, expected_kv] = host_rope_kv(
@@ -351,7 +373,7 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
         vectors,
         [&qkv, &vec![UNTOUCHED; kv_len]],
     );
-    let q = difference(&down(gpu, &device_qkv, dtype)?, &expected_q);
+    let q = difference(&down(gpu, &q, dtype)?, &expected_q);
     let kv = difference(&down(gpu, &kv, dtype)?, &expected_kv);
     Ok(Check {
         name: format!(
@@ -365,7 +387,7 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
     })
 }
 
-/// What [`rope_kv`] expects: `[qkv, kv]` as they are to become. `vectors`: bias, q norm and k norm.
+/// What [`rope_kv`] expects: `[q, kv]` as they are to become. `vectors`: bias, q norm and k norm.
 fn host_rope_kv(
     config: &ModelConfig,
     table: &KvTable,
@@ -379,7 +401,7 @@ fn host_rope_kv(
         config.num_attention_heads,
     );
     let heads = q_heads + 2 * kv_heads;
-    let (mut new_qkv, mut new_kv) = (qkv.to_vec(), kv.to_vec());
+    let (mut q, mut new_kv) = (Vec::new(), kv.to_vec());
     for (index, values) in qkv.chunks_exact(dim).enumerate() {
         let (row, head) = (index / heads, index % heads);
         let position = table.len() + row;
@@ -398,12 +420,11 @@ fn host_rope_kv(
         let norm = if head < q_heads { q_norm } else { k_norm };
         let mut rotated = host_norm(&biased, norm, config.rms_norm_eps);
         rope.rotate(&mut rotated, position);
-        let to = if head < q_heads {
-            &mut new_qkv[index * dim..][..dim]
+        if head < q_heads {
+            q.extend(rotated);
         } else {
-            &mut new_kv[kv_at(0, head - q_heads)..][..dim]
-        };
-        to.copy_from_slice(&rotated);
+            new_kv[kv_at(0, head - q_heads)..][..dim].copy_from_slice(&rotated);
+        }
     }
-    [new_qkv, new_kv]
+    [q, new_kv]
 }

@@ -1,0 +1,2 @@
+// Attention over paged keys and values.
+#include "attention.cuh"
