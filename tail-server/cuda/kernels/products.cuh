@@ -67,7 +67,6 @@ __device__ __forceinline__ void product(const TensorMap* weights, const TensorMa
   __shared__ uint64_t full[STAGES], empty[STAGES];
 
   uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  let_next_start();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < STAGES; stage++) {
       init_barrier(&full[stage], 1);
@@ -94,8 +93,16 @@ __device__ __forceinline__ void product(const TensorMap* weights, const TensorMa
     // The weights do not depend on the kernels before, x does.
     Walk ahead = walk;
     for (uint32_t stage = 0; stage < STAGES && ahead.has_item(); stage++, ahead.next_chunk()) copy_weights(ahead, stage);
+    bool is_last = false;
     wait_for_previous();
     for (uint32_t index = 0; walk.has_item(); index++, walk.next_chunk()) {
+      // Soon memory has nothing more to bring to this kernel: the next one starts, and asks for its weights. Earlier,
+      // they would be there too soon, and memory would have nothing to do when this kernel ends.
+      if (!is_last && !ahead.has_item()) {
+        let_next_start();
+        is_last = true;
+      }
+      if (ahead.has_item()) ahead.next_chunk();
       uint32_t stage = index % STAGES;
       if (index >= STAGES) {
         wait_barrier(&empty[stage], (index / STAGES - 1) % 2);

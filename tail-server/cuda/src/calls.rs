@@ -73,10 +73,10 @@ pub(crate) fn copy_up(
 }
 
 /// Copies the first `len` values from the device, and waits for all that was started before.
-pub(crate) fn copy_down(
+pub(crate) fn copy_down<V: ValidAsZeroBits>(
     stream: &CudaStream,
-    from: &CudaSlice<f32>,
-    to: &mut PinnedHostSlice<f32>,
+    from: &CudaSlice<V>,
+    to: &mut PinnedHostSlice<V>,
     len: usize,
 ) -> Result<(), DriverError> {
     stream.context().bind_to_thread()?;

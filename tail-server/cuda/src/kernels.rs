@@ -13,6 +13,7 @@ pub(crate) struct Kernels {
     assemble: CudaFunction,
     angles: CudaFunction,
     add_norm: CudaFunction,
+    stamp: CudaFunction,
     rope_kv: CudaFunction,
     attend: CudaFunction,
     /// Query heads that one thread block of `attend` computes.
@@ -52,6 +53,8 @@ pub(crate) struct AddNorm {
     /// `[rows, hidden_size]`, of the kernels' type.
     pub(crate) out: u64,
     pub(crate) hidden_size: u32,
+    /// When each layer began, and when the last one had ended; u64, nanoseconds of the device's clock.
+    pub(crate) stamps: u64,
 }
 
 /// What stands between the q, k and v products and attention, in one layer.
@@ -115,6 +118,7 @@ impl Kernels {
             assemble: gpu.function(&format!("assemble_{name}"))?,
             angles: gpu.function("angles")?,
             add_norm: gpu.function(&format!("add_norm_{name}"))?,
+            stamp: gpu.function("stamp")?,
             rope_kv: gpu.function(&format!("rope_kv_{name}"))?,
             attend: gpu.function(&format!("attend_{name}_{lanes}_{attend_group}"))?,
             attend_group,
@@ -183,11 +187,19 @@ impl Kernels {
             Arg::F32(self.heads.eps),
             Arg::U32(rows),
             Arg::U32(first),
+            Arg::Address(what.stamps),
         ];
         launch(gpu, &self.add_norm, blocks([count, 1], 512), &args)
     }
 
-    /// `layer`: of the model, and counted from the tail's first one.
+    /// Writes down at `address` when all that was started before is done; u64, nanoseconds of the device's clock.
+    pub(crate) fn stamp(&self, gpu: &Gpu, address: u64) -> Result<(), CudaError> {
+        let args = [Arg::Address(address)];
+        launch(gpu, &self.stamp, blocks([1, 1], 1), &args)
+    }
+
+    /// Bias, norm of heads and rotation, and the write of keys and values. `layer`: of the model, and counted from
+    /// the tail's first one.
     pub(crate) fn rope_kv(
         &self,
         gpu: &Gpu,

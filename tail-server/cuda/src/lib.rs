@@ -27,6 +27,7 @@ mod error;
 mod gpu;
 mod kernels;
 mod products;
+mod stamps;
 mod step;
 mod tail;
 mod weights;

@@ -3,8 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUevent_flags;
-use cudarc::driver::{CudaEvent, CudaSlice};
+use cudarc::driver::CudaSlice;
 use headway_model::{BLOCK_POSITIONS, ModelConfig};
 
 use crate::buffers::{Buffers, LOGITS_ROWS, SLOTS};
@@ -14,6 +13,7 @@ use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::{AddNorm, Attend, Kernels, NormRows, Planes, RopeKv};
 use crate::products::{Matrix, Products};
+use crate::stamps::Stamps;
 use crate::step::{Bounds, Joined, Segment, Step};
 use crate::weights::{LayerWeights, TailWeights, heads_of};
 
@@ -62,10 +62,9 @@ pub struct Tail {
     buffers: Buffers,
     /// What the last layer that ran gives to the residual stream.
     last: Planes,
-    /// Before the first layer, and after each.
-    layer_events: Vec<CudaEvent>,
-    logits_events: [CudaEvent; 2],
-    times: Times,
+    stamps: Stamps,
+    /// Of the step that runs.
+    first_layer: usize,
     /// Why nothing is started any more.
     fault: Option<String>,
 }
@@ -94,14 +93,7 @@ impl Tail {
             planes: 0,
             stride: 0,
         };
-        let event = || {
-            gpu.context()
-                .new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))
-        };
-        let layer_events = (0..=weights.layers.len())
-            .map(|_| event())
-            .collect::<Result<_, _>>()?;
-        let logits_events = [event()?, event()?];
+        let stamps = Stamps::new(&gpu, weights.layers.len())?;
         let step = Step::new(&gpu, (1 << 16) + sizes.max_rows * (config.hidden_size + 64))?;
         gpu.stream().synchronize()?;
         Ok(Self {
@@ -118,9 +110,8 @@ impl Tail {
             step,
             kv,
             buffers,
-            layer_events,
-            logits_events,
-            times: Times::default(),
+            stamps,
+            first_layer: weights.layers.end,
             fault: None,
             weights,
         })
@@ -171,17 +162,14 @@ impl Tail {
     /// The device's fault.
     pub fn finish(&mut self) -> Result<Times, CudaError> {
         self.guarded(|tail| {
-            tail.weights.gpu.stream().synchronize()?;
-            let ran = tail.times.layers_ns.len();
-            for (layer_ns, events) in tail
-                .times
-                .layers_ns
-                .iter_mut()
-                .zip(tail.layer_events[..=ran].windows(2))
-            {
-                *layer_ns = nanoseconds(events[0].elapsed_ms(&events[1])?);
-            }
-            Ok(std::mem::take(&mut tail.times))
+            let gpu = Arc::clone(&tail.weights.gpu);
+            let first = tail.first_layer - tail.weights.layers.start;
+            let (layers_ns, logits_ns) = tail.stamps.read(&gpu, &tail.kernels, first)?;
+            Ok(Times {
+                first_layer: tail.first_layer,
+                layers_ns,
+                logits_ns,
+            })
         })
     }
 
@@ -220,12 +208,7 @@ impl Tail {
         let first_layer = segments
             .first()
             .map_or(layers.end, |segment| segment.entry_layer);
-        self.times = Times {
-            first_layer,
-            layers_ns: vec![0; layers.end - first_layer],
-            logits_ns: 0,
-        };
-
+        self.first_layer = first_layer;
         let step = self.step.address(&gpu);
         let x = gpu.address(&self.buffers.x);
         let rows = small(self.step.rows());
@@ -242,15 +225,13 @@ impl Tail {
         self.kernels
             .angles(&gpu, [angles, frequencies, step], rows, factor)?;
 
-        self.layer_events[0].record(gpu.stream())?;
         let mut joined = Joined::default();
         let mut joining = self.step.joined().iter().peekable();
-        for (index, layer) in (first_layer..layers.end).enumerate() {
+        for layer in first_layer..layers.end {
             while let Some(next) = joining.next_if(|next| next.entry_layer <= layer) {
                 joined = *next;
             }
             self.last = self.run_layer(&gpu, layer, joined, self.last)?;
-            self.layer_events[index + 1].record(gpu.stream())?;
         }
         Ok(())
     }
@@ -329,6 +310,7 @@ impl Tail {
             weight: gpu.address(weight),
             out: buffers.normed.address(gpu),
             hidden_size: small(self.weights.config.hidden_size),
+            stamps: self.stamps.address(gpu),
         };
         let at = (self.step.address(gpu), small(layer));
         self.kernels.add_norm(gpu, what, rows, at)
@@ -337,7 +319,6 @@ impl Tail {
     fn compute_logits(&mut self, range: Range<usize>) -> Result<(), CudaError> {
         let gpu = Arc::clone(&self.weights.gpu);
         let TailWeights { config, layers, .. } = &self.weights;
-        self.logits_events[0].record(gpu.stream())?;
         let rows = NormRows::Wanted {
             first: small(range.start),
             count: small(range.len()),
@@ -347,26 +328,14 @@ impl Tail {
         let (normed, to) = (&self.buffers.normed, &self.buffers.logits);
         self.products
             .planes(&gpu, &self.weights.lm_head, normed, range.len(), to)?;
-        self.logits_events[1].record(gpu.stream())?;
+        self.stamps.note_logits(&gpu, &self.kernels)?;
         let len = range.len() * config.vocab_size;
         let buffers = &mut self.buffers;
         copy_down(gpu.stream(), &buffers.logits, &mut buffers.host_logits, len)?;
-        let elapsed_ms = self.logits_events[0].elapsed_ms(&self.logits_events[1])?;
-        self.times.logits_ns += nanoseconds(elapsed_ms);
         Ok(())
     }
 }
 
 fn small(size: usize) -> u32 {
     u32::try_from(size).expect("sizes are bounded by ModelConfig and the step")
-}
-
-/// The device's clock counts half microseconds.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a time is not negative, and saturates"
-)]
-fn nanoseconds(elapsed_ms: f32) -> u64 {
-    (f64::from(elapsed_ms) * 1e6) as u64
 }
