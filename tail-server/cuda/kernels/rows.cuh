@@ -80,10 +80,7 @@ __device__ __forceinline__ void add_norm(float* x, const float* planes, uint32_t
     if (i >= hidden_size) break;
     float4 value = *reinterpret_cast<const float4*>(x + i);
     if (has_product) {
-      for (uint32_t plane = 0; plane < plane_count; plane++) {
-        float4 more = *reinterpret_cast<const float4*>(planes + plane * plane_stride + i);
-        value.x += more.x, value.y += more.y, value.z += more.z, value.w += more.w;
-      }
+      value = add_planes(value, planes + i, plane_count, plane_stride);
       if (rows != WANTED_ROWS) *reinterpret_cast<float4*>(x + i) = value;
     }
     sum += value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w;

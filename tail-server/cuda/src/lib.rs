@@ -21,6 +21,7 @@
 
 mod buffers;
 mod calls;
+mod chain;
 pub mod check;
 mod dtype;
 mod error;

@@ -8,6 +8,7 @@ use headway_model::{BLOCK_POSITIONS, ModelConfig};
 
 use crate::buffers::{Buffers, LOGITS_ROWS, SLOTS};
 use crate::calls::copy_down;
+use crate::chain::{Chains, Link, LinkNorm, Shared};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
@@ -56,6 +57,8 @@ pub struct Tail {
     weights: TailWeights,
     kernels: Kernels,
     products: Products,
+    /// For steps of few rows, where there are kernels.
+    chains: Option<Chains>,
     bounds: Bounds,
     step: Step,
     kv: CudaSlice<u8>,
@@ -99,6 +102,7 @@ impl Tail {
         Ok(Self {
             kernels,
             products,
+            chains: Chains::new(&gpu, weights.dtype, &weights.blocks)?,
             last,
             bounds: Bounds {
                 max_rows: sizes.max_rows,
@@ -227,11 +231,96 @@ impl Tail {
 
         let mut joined = Joined::default();
         let mut joining = self.step.joined().iter().peekable();
-        for layer in first_layer..layers.end {
-            while let Some(next) = joining.next_if(|next| next.entry_layer <= layer) {
-                joined = *next;
-            }
+        let of_layers: Vec<(usize, Joined)> = (first_layer..layers.end)
+            .map(|layer| {
+                while let Some(next) = joining.next_if(|next| next.entry_layer <= layer) {
+                    joined = *next;
+                }
+                (layer, joined)
+            })
+            .collect();
+        self.last.planes = 0;
+        if self.step.rows() <= Chains::most_rows()
+            && let Some(chains) = &mut self.chains
+        {
+            chains.begin(&gpu)?;
+            return self.run_chains(&gpu, &of_layers);
+        }
+        for (layer, joined) in of_layers {
             self.last = self.run_layer(&gpu, layer, joined, self.last)?;
+        }
+        Ok(())
+    }
+
+    /// The layers, with all products between two attentions as one kernel.
+    fn run_chains(&mut self, gpu: &Gpu, layers: &[(usize, Joined)]) -> Result<(), CudaError> {
+        let Some(chains) = &self.chains else {
+            return Ok(());
+        };
+        let (buffers, config) = (&self.buffers, &self.weights.config);
+        let rows = self.step.rows();
+        let shared = Shared {
+            buffers,
+            config,
+            before: self.last,
+            rows,
+            step: self.step.address(gpu),
+            stamps: self.stamps.address(gpu),
+        };
+        let start = self.weights.layers.start;
+        let blocks = &self.weights.blocks;
+        let planes = |memory: &CudaSlice<f32>, matrix: &Matrix| Planes {
+            address: gpu.address(memory),
+            planes: matrix.splits(),
+            stride: (rows * matrix.outputs()) as u64,
+        };
+        let link = |layer, matrix, x, out| Link {
+            matrix,
+            x,
+            norm: None,
+            out,
+            layer,
+        };
+        let first = |index: usize| Link {
+            norm: Some(LinkNorm {
+                weight: &blocks[index].attention_norm,
+                begins_layer: true,
+            }),
+            ..link(
+                index,
+                &blocks[index].qkv,
+                &buffers.normed,
+                gpu.address(&buffers.qkv),
+            )
+        };
+        if let Some((layer, _)) = layers.first() {
+            chains.start(gpu, 0, &[first(layer - start)], &shared)?;
+        }
+        let onto_x = gpu.address(&buffers.product);
+        for (layer, joined) in layers {
+            let index = layer - start;
+            let weights = &blocks[index];
+            let qkv = planes(&buffers.qkv, &weights.qkv);
+            self.attend(gpu, *layer, *joined, qkv)?;
+            let gated = buffers.gated.address(gpu);
+            let mut links = vec![
+                link(index, &weights.output, &buffers.context, onto_x),
+                Link {
+                    norm: Some(LinkNorm {
+                        weight: &weights.mlp_norm,
+                        begins_layer: false,
+                    }),
+                    ..link(index, &weights.gate_up, &buffers.normed, gated)
+                },
+                link(index, &weights.down, &buffers.gated, onto_x),
+            ];
+            if index + 1 < blocks.len() {
+                links.push(first(index + 1));
+            }
+            chains.start(gpu, index + 1, &links, &shared)?;
+        }
+        if let Some(last) = blocks.last() {
+            self.last = planes(&buffers.product, &last.down);
         }
         Ok(())
     }
@@ -252,11 +341,36 @@ impl Tail {
         let step = self.step.address(gpu);
         let products = &self.products;
         let rows = joined.rows as usize;
-        let [q, gate_up] = [&buffers.q, &buffers.gate_up].map(|buffer| gpu.address(buffer));
+        let gate_up = gpu.address(&buffers.gate_up);
 
         let norm = &weights.attention_norm;
         self.add_norm(gpu, norm, before, index, NormRows::BeforeLayer(joined.rows))?;
         let qkv = products.planes(gpu, &weights.qkv, &buffers.normed, rows, &buffers.qkv)?;
+        self.attend(gpu, layer, joined, qkv)?;
+        let product = &buffers.product;
+        let onto_x = products.planes(gpu, &weights.output, &buffers.context, rows, product)?;
+
+        let norm = &weights.mlp_norm;
+        self.add_norm(gpu, norm, onto_x, index, NormRows::WithinLayer(joined.rows))?;
+        let between = [gate_up, buffers.gated.address(gpu)];
+        products.gated(gpu, &weights.gate_up, &buffers.normed, rows, between)?;
+        products.planes(gpu, &weights.down, &buffers.gated, rows, product)
+    }
+
+    /// What stands between the product with q, k and v, and the one with attention's output.
+    fn attend(
+        &self,
+        gpu: &Gpu,
+        layer: usize,
+        joined: Joined,
+        qkv: Planes,
+    ) -> Result<(), CudaError> {
+        let config = &self.weights.config;
+        let index = layer - self.weights.layers.start;
+        let weights = &self.weights.blocks[index];
+        let (buffers, kernels) = (&self.buffers, &self.kernels);
+        let step = self.step.address(gpu);
+        let q = gpu.address(&buffers.q);
         let optional =
             |vector: Option<&CudaSlice<f32>>| vector.map_or(0, |vector| gpu.address(vector));
         let kv = gpu.address(&self.kv);
@@ -282,15 +396,7 @@ impl Tail {
             items: joined.items,
             merges: joined.merges,
         };
-        kernels.attend(gpu, attend, step, small(layer))?;
-        let product = &buffers.product;
-        let onto_x = products.planes(gpu, &weights.output, &buffers.context, rows, product)?;
-
-        let norm = &weights.mlp_norm;
-        self.add_norm(gpu, norm, onto_x, index, NormRows::WithinLayer(joined.rows))?;
-        let between = [gate_up, buffers.gated.address(gpu)];
-        products.gated(gpu, &weights.gate_up, &buffers.normed, rows, between)?;
-        products.planes(gpu, &weights.down, &buffers.gated, rows, product)
+        kernels.attend(gpu, attend, step, small(layer))
     }
 
     /// The last product onto the residual stream, and the norm of what that gives. `layer`: counted from the first
