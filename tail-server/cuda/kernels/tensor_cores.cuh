@@ -67,8 +67,9 @@ __device__ __forceinline__ void weigh(float (&scores)[TILES][4], float (&largest
     for (int i = 0; i < TILES; i++) most = fmaxf(most, fmaxf(scores[i][2 * half], scores[i][2 * half + 1]));
     most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
     most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-    float base = most == -INFINITY ? 0.f : most * scale;
-    shrink[half] = power_of_two(largest[half] * scale - base);
+    // Where the largest score stays, what was weighted stays to the bit.
+    float shown = most == -INFINITY ? 0.f : most, base = shown * scale;
+    shrink[half] = power_of_two((largest[half] - shown) * scale);
     largest[half] = most;
     float more = 0;
 #pragma unroll
