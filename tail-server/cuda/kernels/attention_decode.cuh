@@ -2,9 +2,10 @@
 //
 // A unit of work is an item (see step.cuh) of one key-value head. Its rows and their query heads, at most 16 together,
 // are the rows of the tensor cores' tiles. The warps of a thread block take the unit's KV blocks in turn, the warp of a
-// block being its number modulo DECODE_WARPS; each brings its own blocks to shared memory, some ahead, those of the next
-// units too, and waits for no other warp before the unit's end, where all results are merged. A row's sums have the same
-// order whatever rows share the tile, since what a row does not see adds exact zeros.
+// block being its number modulo DECODE_WARPS; each brings its own blocks to shared memory, those of the next unit too,
+// and waits for no other warp before the unit's end, where all results are merged. Meanwhile another thread block of the
+// same multiprocessor goes on. A row's sums have the same order whatever rows share the tile, since what a row does not
+// see adds exact zeros.
 #pragma once
 #include "attention_parts.cuh"
 #include "tensor_cores.cuh"
@@ -16,12 +17,12 @@ constexpr int TILE_ROWS = 16;
 // Shared memory of a thread block, in bytes from its start. `decode_bytes` in attention.rs says the same.
 template <int D> struct DecodeMemory {
   static constexpr int HALF = BLOCK_POSITIONS * D * 2; // keys or values of a block
-  static constexpr int STAGES = 256 / D;               // blocks that a warp has in flight
+  static constexpr int STAGES = 128 / D;               // blocks that a warp has in flight
   static constexpr int VALUE_STRIDE = D + 4;
   static constexpr int VALUES = DECODE_WARPS * STAGES * 2 * HALF; // f32 [warp, tile row, VALUE_STRIDE]
   static constexpr int WEIGHTS = VALUES + DECODE_WARPS * TILE_ROWS * VALUE_STRIDE * 4; // float2 [warp, tile row]
   static constexpr int BARRIERS = WEIGHTS + DECODE_WARPS * TILE_ROWS * 8;
-  static constexpr int LAST = BARRIERS + DECODE_WARPS * STAGES * 8;
+  static constexpr int LAST = BARRIERS + DECODE_WARPS * STAGES * 16;
   static constexpr int BYTES = LAST + 8;
 };
 
@@ -44,52 +45,79 @@ struct WarpBlocks {
   }
 };
 
-// A warp's copies of its blocks to shared memory, in the order in which it takes them.
+// A warp's copies of its blocks to shared memory, in the order in which it takes them. What it reads of the next unit
+// is asked for a unit ahead.
 template <typename T, int D> struct Fetch {
   using Memory = DecodeMemory<D>;
   const T* kv;
   uint32_t stages, barriers; // the warp's
-  uint32_t turn = 0, stage = 0, kv_head = 0, left = 0, at = 0;
+  uint32_t stage = 0, at = 0, left = 0, kv_head = 0;
   uint32_t number = 0; // lane l: of the block l turns after the first one whose numbers were read
+  const T* values = nullptr; // of the block whose keys were copied last, if they are still to be copied
   Item item;
+  // The next unit.
+  uint32_t turn = 0, next_kv_head = 0, next_number = 0;
+  bool has_next = false, knows_number = false;
+  Item next_item;
 
-  // Reads the numbers of the next 32 blocks.
-  __device__ __forceinline__ void read_numbers(const DecodeWork& work, uint32_t first, uint32_t end) {
-    uint32_t block = first + threadIdx.x % 32 * DECODE_WARPS;
-    if (block < end) number = block_of(work.tables, item, work.layer, block);
+  // The numbers of 32 blocks from the warp's block `at` on.
+  __device__ __forceinline__ uint32_t read_numbers(const DecodeWork& work, const Item& of, uint32_t at) const {
+    WarpBlocks blocks(of, work.window);
+    uint32_t block = blocks.first + (at + threadIdx.x % 32) * DECODE_WARPS;
+    return block < blocks.end ? block_of(work.tables, of, work.layer, block) : 0;
+  }
+
+  // Asks for the next unit's item.
+  __device__ __forceinline__ void look_ahead(const DecodeWork& work) {
+    uint32_t unit = unit_of(turn++);
+    has_next = unit < work.units;
+    knows_number = false;
+    if (!has_next) return;
+    next_item = load_item(work.items + unit / work.kv_heads);
+    next_kv_head = unit % work.kv_heads;
+  }
+  __device__ __forceinline__ void learn_number(const DecodeWork& work) {
+    if (has_next && !knows_number) next_number = read_numbers(work, next_item, 0), knows_number = true;
   }
 
   // Goes to the next unit that has blocks for the warp; leaves none where there is no such unit.
   __device__ __forceinline__ void find(const DecodeWork& work) {
-    for (uint32_t unit; (unit = unit_of(turn)) < work.units;) {
-      turn++;
-      item = load_item(work.items + unit / work.kv_heads);
-      kv_head = unit % work.kv_heads;
+    while (has_next && left == 0) {
+      learn_number(work);
+      item = next_item, kv_head = next_kv_head, number = next_number;
       WarpBlocks blocks(item, work.window);
-      if (blocks.first >= blocks.end) continue;
-      left = (blocks.end - blocks.first + DECODE_WARPS - 1) / DECODE_WARPS;
-      item.begin = blocks.first, item.end = blocks.end;
+      if (blocks.first < blocks.end) left = (blocks.end - blocks.first + DECODE_WARPS - 1) / DECODE_WARPS;
       at = 0;
-      read_numbers(work, item.begin, item.end);
-      return;
+      look_ahead(work);
     }
   }
 
-  // Starts the copy of the next block, if there is one.
-  __device__ __forceinline__ void next(const DecodeWork& work) {
+  // Starts the copy of the next block's keys, if there is one.
+  __device__ __forceinline__ void next_keys(const DecodeWork& work) {
+    values = nullptr;
     if (left == 0) return;
     uint32_t block = __shfl_sync(~0u, number, at % 32);
-    if (threadIdx.x % 32 == 0) {
-      uint32_t to = stages + stage * 2 * Memory::HALF, barrier = barriers + stage * 8;
-      const T* keys = kv + keys_at(block, kv_head, work.kv_heads, D);
-      arrive_expecting(barrier, 2 * Memory::HALF);
-      copy_bytes(to, keys, Memory::HALF, barrier);
-      copy_bytes(to + Memory::HALF, keys + (size_t)work.kv_heads * BLOCK_POSITIONS * D, Memory::HALF, barrier);
-    }
+    const T* keys = kv + keys_at(block, kv_head, work.kv_heads, D);
+    values = keys + (size_t)work.kv_heads * BLOCK_POSITIONS * D;
+    copy(keys, 0);
+  }
+
+  // Starts the copy of the same block's values.
+  __device__ __forceinline__ void next_values(const DecodeWork& work) {
+    if (!values) return;
+    copy(values, 1);
     stage = (stage + 1) % Memory::STAGES;
     at++;
     if (--left == 0) find(work);
-    else if (at % 32 == 0) read_numbers(work, item.begin + at * DECODE_WARPS, item.end);
+    else if (at % 32 == 0) number = read_numbers(work, item, at);
+    else learn_number(work);
+  }
+
+  __device__ __forceinline__ void copy(const T* from, uint32_t part) const {
+    if (threadIdx.x % 32) return;
+    uint32_t at = 2 * stage + part;
+    arrive_expecting(barriers + at * 8, Memory::HALF);
+    copy_bytes(stages + at * Memory::HALF, from, Memory::HALF, barriers + at * 8);
   }
 };
 
@@ -214,25 +242,29 @@ __device__ __forceinline__ void decode(const T* queries, const T* kv, T* out, fl
   Fetch<T, D> fetch;
   fetch.kv = kv;
   fetch.stages = shared_address(own);
-  fetch.barriers = shared_address(shared + Memory::BARRIERS) + warp * Memory::STAGES * 8;
-  if (lane < Memory::STAGES) init_barrier(fetch.barriers + lane * 8, 1);
+  fetch.barriers = shared_address(shared + Memory::BARRIERS) + warp * Memory::STAGES * 16;
+  if (lane < 2 * Memory::STAGES) init_barrier(fetch.barriers + lane * 8, 1);
   show_to_copies();
   __syncwarp();
   wait_for_previous();
   DecodeWork work = {part_of<Item>(step, ITEMS), part_of<uint32_t>(step, TABLES),
                      work_of(step, tail_layer).items * kv_heads, layer, kv_heads, window};
   uint32_t per_kv_head = heads / kv_heads;
+  fetch.look_ahead(work);
   fetch.find(work);
 #pragma unroll 1
-  for (int i = 0; i < Memory::STAGES; i++) fetch.next(work);
+  for (int i = 0; i < Memory::STAGES; i++) fetch.next_keys(work), fetch.next_values(work);
 
-  uint32_t stage = 0, parity = 0;
+  uint32_t stage = 0, parity = 0, unit = unit_of(0), q[D / 16][4];
+  if (unit >= work.units) return;
+  Item next_item = load_item(work.items + unit / kv_heads);
+  load_queries<T, D>(q, queries, next_item, unit % kv_heads * per_kv_head, per_kv_head, heads);
 #pragma unroll 1
-  for (uint32_t turn = 0, unit; (unit = unit_of(turn)) < work.units; turn++) {
-    Item item = load_item(work.items + unit / kv_heads);
+  for (uint32_t turn = 1; unit < work.units; turn++) {
+    Item item = next_item;
     uint32_t kv_head = unit % kv_heads, first_head = kv_head * per_kv_head;
-    uint32_t q[D / 16][4];
-    load_queries<T, D>(q, queries, item, first_head, per_kv_head, heads);
+    unit = unit_of(turn);
+    if (unit < work.units) next_item = load_item(work.items + unit / kv_heads);
     float sums[D / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
     uint32_t begin[2], end[2];
 #pragma unroll
@@ -245,25 +277,31 @@ __device__ __forceinline__ void decode(const T* queries, const T* kv, T* out, fl
 #pragma unroll 1
     for (uint32_t block = blocks.first; block < blocks.end; block += DECODE_WARPS) {
       uint8_t* keys = own + stage * 2 * Memory::HALF;
-      uint32_t first = block * BLOCK_POSITIONS;
-      wait_for(fetch.barriers + stage * 8, parity);
+      uint32_t first = block * BLOCK_POSITIONS, barrier = fetch.barriers + stage * 16;
       float weights[4][4], shrink[2];
+      wait_for(barrier, parity);
       score_block<T, D>(weights, q, shared_address(keys));
+      __syncwarp();
+      fetch.next_keys(work);
       if (window || first + BLOCK_POSITIONS > item.position + 1) hide(weights, first, begin, end);
       weigh(weights, largest, sum, shrink, scale);
 #pragma unroll
       for (int i = 0; i < D / 8; i++)
 #pragma unroll
         for (int j = 0; j < 4; j++) sums[i][j] *= shrink[j / 2];
+      wait_for(barrier + 8, parity);
       bool is_cut = item.end < first + BLOCK_POSITIONS;
       if (is_cut) clear_values<D>(keys + Memory::HALF, item.end - first);
       add_values<T, D>(sums, weights, shared_address(keys + Memory::HALF));
       if (is_cut) show_to_copies();
       __syncwarp();
-      fetch.next(work);
+      fetch.next_values(work);
       if (++stage == Memory::STAGES) stage = 0, parity ^= 1;
     }
 
+    // The next unit's come while this one ends.
+    if (unit < work.units)
+      load_queries<T, D>(q, queries, next_item, unit % kv_heads * per_kv_head, per_kv_head, heads);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       uint32_t tile_row = warp * TILE_ROWS + lane / 4 + 8 * half;
@@ -285,7 +323,7 @@ __device__ __forceinline__ void decode(const T* queries, const T* kv, T* out, fl
 #endif
 
 #define DECODE(T, NAME, D)                                                                                     \
-  extern "C" __global__ void __launch_bounds__(DECODE_THREADS) attend_decode_##NAME##_##D(                     \
+  extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 2) attend_decode_##NAME##_##D(                     \
       const T* q, const T* kv, T* out, float* partial, uint32_t* arrived, const uint32_t* step,                \
       uint32_t layer, uint32_t tail_layer, uint32_t heads, uint32_t kv_heads, uint32_t window, float scale) {  \
     DECODE_BODY(T, D)                                                                                          \

@@ -28,9 +28,11 @@ __device__ __forceinline__ float* partial_at(float* partial, const Item& item, u
 // True in the thread block that is the last one to come here with an item of these rows and heads: all partial
 // results are there. `arrived` is 0 before, and again after the last one. `last`: in shared memory.
 __device__ __forceinline__ bool is_last(uint32_t* arrived, uint32_t items, uint32_t* last) {
-  __threadfence();
   __syncthreads();
-  if (threadIdx.x == 0) *last = atomicInc(arrived, items - 1) == items - 1;
+  if (threadIdx.x == 0) {
+    __threadfence();
+    *last = atomicInc(arrived, items - 1) == items - 1;
+  }
   __syncthreads();
   bool is = *last;
   if (is) __threadfence();

@@ -17,10 +17,11 @@ use crate::kernels::{Heads, Planes};
 /// Rows times query heads of a tile of `attend_decode_*`, and of `attend_prompt_*`.
 const DECODE_TILE: u32 = 16;
 const PROMPT_TILE: u32 = 128;
-/// Thread blocks of `attend_*` for each multiprocessor.
+/// Thread blocks of `attend_*` and of `attend_decode_*` for each multiprocessor.
 const BLOCKS_EACH: u32 = 4;
-/// Items of all key-value heads of one row, at most: about one for each multiprocessor of a large device.
-const ROW_UNITS: usize = 128;
+const DECODE_BLOCKS_EACH: u32 = 2;
+/// Items of all key-value heads of one row, at most: about two for each multiprocessor of a large device.
+const ROW_UNITS: usize = 256;
 /// Threads of a thread block of `rope_kv_*`.
 const ROPE_THREADS: u32 = 128;
 
@@ -222,7 +223,8 @@ impl AttentionKernels {
                     window, scale,
                 ];
                 let bytes = decode_bytes(self.heads.dim);
-                launch(gpu, decode, shape(self.multiprocessors, 128, bytes), &args)?;
+                let blocks = DECODE_BLOCKS_EACH * self.multiprocessors;
+                launch(gpu, decode, shape(blocks, 128, bytes), &args)?;
                 if !what.has_prompts {
                     return Ok(());
                 }
@@ -244,9 +246,9 @@ fn scale(head_dim: u32) -> f32 {
 
 /// Shared memory of `attend_decode_*`: the struct `DecodeMemory` there.
 const fn decode_bytes(head_dim: u32) -> u32 {
-    let stages = 4 * 256 / head_dim;
+    let stages = 4 * 128 / head_dim;
     let blocks = stages * 2 * 32 * head_dim * 2;
-    blocks + 4 * DECODE_TILE * ((head_dim + 4) * 4 + 8) + stages * 8 + 8
+    blocks + 4 * DECODE_TILE * ((head_dim + 4) * 4 + 8) + stages * 16 + 8
 }
 
 /// Shared memory of `attend_prompt_*`: the struct `PromptMemory` there.

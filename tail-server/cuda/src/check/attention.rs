@@ -4,6 +4,7 @@
 use std::num::NonZero;
 use std::sync::Arc;
 
+use cudarc::driver::CudaSlice;
 use headway_model::{BLOCK_POSITIONS, BlockId, KvTable, ModelConfig};
 
 use super::host::{down, rounded, up};
@@ -24,7 +25,7 @@ const SESSIONS: [[usize; 3]; 11] = [
     [0, 31, 1],
     [0, 517, 1],
     [0, 63, 40],
-    [0, 3000, 9],
+    [0, 1250, 9],
     [2, 32, 5],
     [2, 0, 70],
     [2, 129, 150],
@@ -32,7 +33,7 @@ const SESSIONS: [[usize; 3]; 11] = [
     [3, 777, 16],
     [3, 1, 3],
 ];
-const BLOCKS: usize = 640;
+const BLOCKS: usize = 400;
 /// One that only the first sessions have reached, and one that all have.
 const LAYERS: [usize; 2] = [1, 3];
 
@@ -88,6 +89,7 @@ struct Bench<'a> {
     q: Vec<f32>,
     /// `[block, keys or values, kv_head, position, head_dim]`.
     kv: Vec<f32>,
+    device_kv: CudaSlice<u8>,
 }
 
 impl<'a> Bench<'a> {
@@ -134,6 +136,7 @@ impl<'a> Bench<'a> {
             kernels,
             tables,
             q: rounded(&q, dtype),
+            device_kv: up(gpu, &as_on_device(&kv, dim), dtype)?,
             kv: rounded(&kv, dtype),
         })
     }
@@ -156,21 +159,14 @@ impl<'a> Bench<'a> {
         let (gpu, dim) = (self.gpu, self.config.head_dim);
         let mut step = Step::new(gpu, 16)?;
         step.upload(gpu, self.config, &self.bounds(one_order), segments, &[])?;
-        let mut kv = vec![0.0; self.kv.len()];
-        let heads = kv.chunks_exact_mut(BLOCK_POSITIONS * dim);
-        for (to, from) in heads.zip(self.kv.chunks_exact(BLOCK_POSITIONS * dim)) {
-            for (index, value) in from.iter().enumerate() {
-                to[element_at(index / dim, index % dim, dim)] = *value;
-            }
-        }
-        let (device_q, device_kv) = (up(gpu, q, self.dtype)?, up(gpu, &kv, self.dtype)?);
+        let device_q = up(gpu, q, self.dtype)?;
         let out = up(gpu, &vec![9.0; q.len()], self.dtype)?;
         let slots = partial_values(self.heads, self.cut, step.rows());
         let partial = up(gpu, &vec![f32::NAN; slots], Dtype::F32)?;
         let arrived = gpu.zeros::<u32>(q.len() / dim)?;
         let what = Attend {
             q: gpu.address(&device_q),
-            kv: gpu.address(&device_kv),
+            kv: gpu.address(&self.device_kv),
             out: gpu.address(&out),
             partial: gpu.address(&partial),
             arrived: gpu.address(&arrived),
@@ -302,6 +298,18 @@ impl<'a> Bench<'a> {
                 .collect()
         })
     }
+}
+
+/// Keys and values where the kernels look for them.
+fn as_on_device(kv: &[f32], dim: usize) -> Vec<f32> {
+    let mut placed = vec![0.0; kv.len()];
+    let heads = placed.chunks_exact_mut(BLOCK_POSITIONS * dim);
+    for (to, from) in heads.zip(kv.chunks_exact(BLOCK_POSITIONS * dim)) {
+        for (index, value) in from.iter().enumerate() {
+            to[element_at(index / dim, index % dim, dim)] = *value;
+        }
+    }
+    placed
 }
 
 fn segment<'a>(

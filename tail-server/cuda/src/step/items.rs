@@ -190,3 +190,6 @@ fn pieces(cut: Cut, seen: usize) -> (usize, usize) {
 fn longest_first(item: &[u32; ITEM_WORDS]) -> std::cmp::Reverse<u32> {
     std::cmp::Reverse(item[4] - item[3])
 }
+
+#[cfg(test)]
+mod tests;
