@@ -1,8 +1,8 @@
 // Grouped-query attention on CUDA cores, over paged keys and values: for every type and head_dim.
 //
 // A row's positions are cut into items (see step.cuh); a thread block computes one item at a time for up to GROUP query
-// heads that share a key-value head. The last block that has computed an item of a row merges them, in order. How a
-// row is cut depends on its position alone, so its sums have the same order beside whatever other rows it is computed.
+// heads that share a key-value head; attention_merge.cuh merges a row's items. How a row is cut depends on its position
+// alone, so its sums have the same order beside whatever other rows it is computed.
 #pragma once
 #include "attention_parts.cuh"
 
@@ -15,7 +15,7 @@ constexpr float LOWEST = -1e30f;
 
 // LANES threads hold the elements of one position, eight each: head_dim is at most 8 · LANES.
 // `q`: [row, heads, head_dim], rotated. `out`: [row, heads, head_dim]. `partial`: see attention_parts.cuh.
-// `arrived`: [row, heads], 0. `layer`: of the model; `tail_layer`: counted from the tail's first.
+// `layer`: of the model; `tail_layer`: counted from the tail's first.
 // `scale`: what scores are multiplied with, times log2(e). `window`: positions a row sees, 0 for all.
 // Items have one row. Grid: any; each item is kv_heads · groups of GROUP query heads units of work.
 template <typename T, int LANES, int GROUP>
@@ -157,10 +157,9 @@ __device__ __forceinline__ void attend_to(const Item& item, uint32_t kv_head, ui
 }
 
 template <typename T, int LANES, int GROUP>
-__device__ __forceinline__ void attend(const T* queries, const T* kv, T* out, float* partial, uint32_t* arrived,
+__device__ __forceinline__ void attend(const T* queries, const T* kv, T* out, float* partial,
                                        const uint32_t* step, uint32_t layer, uint32_t tail_layer, uint32_t heads,
                                        uint32_t kv_heads, uint32_t head_dim, uint32_t window, float scale) {
-  __shared__ uint32_t last;
   let_next_start();
   wait_for_previous();
   const Item* items = part_of<Item>(step, ITEMS);
@@ -175,18 +174,16 @@ __device__ __forceinline__ void attend(const T* queries, const T* kv, T* out, fl
     uint32_t count = min((uint32_t)GROUP, (kv_head + 1) * per_kv_head - first_head);
     attend_to<T, LANES, GROUP>(item, kv_head, first_head, count, queries, kv, out, partial, tables, layer, heads,
                                kv_heads, head_dim, window, scale);
-    if (item.items > 1 && is_last(arrived + (size_t)item.row * heads + part, item.items, &last))
-      merge<T, ATTEND_THREADS>(partial, out, item, first_head, count, heads, head_dim);
     __syncthreads();
   }
 }
 
 #define ATTEND(T, NAME, LANES, GROUP)                                                                         \
   extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend_##NAME##_##LANES##_##GROUP(             \
-      const T* q, const T* kv, T* out, float* partial, uint32_t* arrived, const uint32_t* step,               \
+      const T* q, const T* kv, T* out, float* partial, const uint32_t* step,               \
       uint32_t layer, uint32_t tail_layer, uint32_t heads, uint32_t kv_heads, uint32_t head_dim,              \
       uint32_t window, float scale) {                                                                         \
-    attend<T, LANES, GROUP>(q, kv, out, partial, arrived, step, layer, tail_layer, heads, kv_heads,           \
+    attend<T, LANES, GROUP>(q, kv, out, partial, step, layer, tail_layer, heads, kv_heads,           \
                             head_dim, window, scale);                                                         \
   }
 #define DEFINE(T, NAME)                                                                                       \

@@ -3,7 +3,7 @@
 // A unit of work is an item (see step.cuh) of one key-value head. Its rows and their query heads, at most 16 together,
 // are the rows of the tensor cores' tiles. The warps of a thread block take the unit's KV blocks in turn, the warp of a
 // block being its number modulo DECODE_WARPS; each brings its own blocks to shared memory, those of the next unit too,
-// and waits for no other warp before the unit's end, where all results are merged. Meanwhile another thread block of the
+// and waits for no other warp before the unit's end, where the warps' results are merged. Meanwhile another thread block of the
 // same multiprocessor goes on. A row's sums have the same order whatever rows share the tile, since what a row does not
 // see adds exact zeros.
 #pragma once
@@ -22,8 +22,7 @@ template <int D> struct DecodeMemory {
   static constexpr int VALUES = DECODE_WARPS * STAGES * 2 * HALF; // f32 [warp, tile row, VALUE_STRIDE]
   static constexpr int WEIGHTS = VALUES + DECODE_WARPS * TILE_ROWS * VALUE_STRIDE * 4; // float2 [warp, tile row]
   static constexpr int BARRIERS = WEIGHTS + DECODE_WARPS * TILE_ROWS * 8;
-  static constexpr int LAST = BARRIERS + DECODE_WARPS * STAGES * 16;
-  static constexpr int BYTES = LAST + 8;
+  static constexpr int BYTES = BARRIERS + DECODE_WARPS * STAGES * 16;
 };
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -224,10 +223,9 @@ __device__ __forceinline__ void finish_unit(const float* values, const float2* w
   }
 }
 
-// Arguments as in attention.cuh; `arrived` is used at [row, kv_head]. Grid: any; shared memory:
-// DecodeMemory<D>::BYTES.
+// Arguments as in attention.cuh. Grid: any; shared memory: DecodeMemory<D>::BYTES.
 template <typename T, int D>
-__device__ __forceinline__ void decode(const T* queries, const T* kv, T* out, float* partial, uint32_t* arrived,
+__device__ __forceinline__ void decode(const T* queries, const T* kv, T* out, float* partial,
                                        const uint32_t* step, uint32_t layer, uint32_t tail_layer, uint32_t heads,
                                        uint32_t kv_heads, uint32_t window, float scale) {
   using Memory = DecodeMemory<D>;
@@ -235,7 +233,6 @@ __device__ __forceinline__ void decode(const T* queries, const T* kv, T* out, fl
   uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   float* values_of = reinterpret_cast<float*>(shared + Memory::VALUES);
   float2* weights_of = reinterpret_cast<float2*>(shared + Memory::WEIGHTS);
-  uint32_t* last = reinterpret_cast<uint32_t*>(shared + Memory::LAST);
   uint8_t* own = shared + warp * Memory::STAGES * 2 * Memory::HALF;
 
   let_next_start();
@@ -262,7 +259,7 @@ __device__ __forceinline__ void decode(const T* queries, const T* kv, T* out, fl
 #pragma unroll 1
   for (uint32_t turn = 1; unit < work.units; turn++) {
     Item item = next_item;
-    uint32_t kv_head = unit % kv_heads, first_head = kv_head * per_kv_head;
+    uint32_t first_head = unit % kv_heads * per_kv_head;
     unit = unit_of(turn);
     if (unit < work.units) next_item = load_item(work.items + unit / kv_heads);
     float sums[D / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
@@ -315,8 +312,6 @@ __device__ __forceinline__ void decode(const T* queries, const T* kv, T* out, fl
     }
     __syncthreads();
     finish_unit<T, D>(values_of, weights_of, item, out, partial, first_head, per_kv_head, heads);
-    if (item.items > 1 && is_last(arrived + (size_t)item.row * heads + kv_head, item.items, last))
-      merge<T, DECODE_THREADS>(partial, out, item, first_head, per_kv_head, heads, D);
     __syncthreads();
   }
 }
@@ -324,13 +319,13 @@ __device__ __forceinline__ void decode(const T* queries, const T* kv, T* out, fl
 
 #define DECODE(T, NAME, D)                                                                                     \
   extern "C" __global__ void __launch_bounds__(DECODE_THREADS, 2) attend_decode_##NAME##_##D(                     \
-      const T* q, const T* kv, T* out, float* partial, uint32_t* arrived, const uint32_t* step,                \
+      const T* q, const T* kv, T* out, float* partial, const uint32_t* step,                \
       uint32_t layer, uint32_t tail_layer, uint32_t heads, uint32_t kv_heads, uint32_t window, float scale) {  \
     DECODE_BODY(T, D)                                                                                          \
   }
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define DECODE_BODY(T, D)                                                                                      \
-  decode<T, D>(q, kv, out, partial, arrived, step, layer, tail_layer, heads, kv_heads, window, scale);
+  decode<T, D>(q, kv, out, partial, step, layer, tail_layer, heads, kv_heads, window, scale);
 #else
 #define DECODE_BODY(T, D)
 #endif

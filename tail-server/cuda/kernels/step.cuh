@@ -8,9 +8,9 @@
 constexpr uint32_t BLOCK_POSITIONS = 32;
 
 // Words of the header: where each part begins.
-enum StepPart { ROWS, TABLES, ITEMS, PROMPTS, HIDDEN_STATES, WANTED, LAYERS };
+enum StepPart { ROWS, TABLES, ITEMS, PROMPTS, MERGES, HIDDEN_STATES, WANTED, LAYERS };
 // Behind the parts' words: the number of rows.
-constexpr int ALL_ROWS = 7;
+constexpr int ALL_ROWS = 8;
 
 // One row of the batch.
 struct Row {
@@ -46,6 +46,8 @@ struct LayerWork {
   uint32_t items;
   uint32_t prompts;     // items of PROMPTS
   uint32_t rows_before; // rows of the layer before
+  uint32_t merges;      // first items of rows that have several
+  uint32_t unused[3];
 };
 
 template <typename Part>

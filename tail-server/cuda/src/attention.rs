@@ -2,8 +2,9 @@
 //!
 //! Three kernels attend. `attend_decode_*`, on Hopper's tensor cores, for bf16 and f16 with the usual head_dims: rows
 //! of a session that share positions are computed together. `attend_prompt_*`, likewise, for segments of many rows.
-//! `attend_*`, on CUDA cores, for everything else. Their launches do not depend on a step: thread blocks take what the
-//! step's array says there is for the layer.
+//! `attend_*`, on CUDA cores, for everything else. `attend_merge_*` merges what was computed in several items. Their
+//! launches do not depend on a step, but for whether there are prompts and rows of several items: thread blocks take
+//! what the step's array says there is for the layer.
 
 use cudarc::driver::CudaFunction;
 use headway_model::BLOCK_POSITIONS;
@@ -17,7 +18,7 @@ use crate::kernels::{Heads, Planes};
 /// Rows times query heads of a tile of `attend_decode_*`, and of `attend_prompt_*`.
 const DECODE_TILE: u32 = 16;
 const PROMPT_TILE: u32 = 128;
-/// Thread blocks of `attend_*` and of `attend_decode_*` for each multiprocessor.
+/// Thread blocks of `attend_*` and `attend_merge_*`, and of `attend_decode_*`, for each multiprocessor.
 const BLOCKS_EACH: u32 = 4;
 const DECODE_BLOCKS_EACH: u32 = 2;
 /// Items of all key-value heads of one row, at most: about two for each multiprocessor of a large device.
@@ -32,6 +33,7 @@ pub(crate) struct AttentionKernels {
     /// Lanes that share a head in `rope_kv`.
     rope_lanes: u32,
     cores: Cores,
+    merge: CudaFunction,
     multiprocessors: u32,
 }
 
@@ -86,12 +88,12 @@ pub(crate) struct Attend {
     pub(crate) out: u64,
     /// [`partial_values`] of f32, of which nothing is kept.
     pub(crate) partial: u64,
-    /// Zeros, `[rows, attention heads]` of u32; they are zeros again afterwards.
-    pub(crate) arrived: u64,
     /// Positions a row sees; 0 for all.
     pub(crate) window: u32,
     /// Whether a layer of the step may have items of prompts.
     pub(crate) has_prompts: bool,
+    /// Whether a layer of the step may have rows of several items.
+    pub(crate) has_merges: bool,
 }
 
 /// Values of memory that partial results of `rows` rows take, `[rows, row_items, heads, 4 + head_dim]`.
@@ -132,6 +134,7 @@ impl AttentionKernels {
             rope_kv: gpu.function(&format!("rope_kv_{name}_{lanes}"))?,
             rope_lanes: lanes,
             cores,
+            merge: gpu.function(&format!("attend_merge_{name}"))?,
             multiprocessors: gpu.multiprocessors(),
         })
     }
@@ -196,44 +199,53 @@ impl AttentionKernels {
         step: u64,
         layer: [u32; 2],
     ) -> Result<(), CudaError> {
-        let [q, kv, out] = [what.q, what.kv, what.out].map(Arg::Address);
-        let slots = [what.partial, what.arrived].map(Arg::Address);
+        let [q, kv, out, partial] = [what.q, what.kv, what.out, what.partial].map(Arg::Address);
         let [layer, tail_layer] = layer.map(Arg::U32);
         let [heads, kv_heads, dim] =
             [self.heads.attention, self.heads.kv, self.heads.dim].map(Arg::U32);
         let (window, scale) = (Arg::U32(what.window), Arg::F32(scale(self.heads.dim)));
         let step = Arg::Address(step);
-        let shape = |blocks, threads, shared_bytes| Launch {
-            grid: [blocks, 1],
-            threads,
-            shared_bytes,
-        };
         match &self.cores {
             Cores::Cuda { attend } => {
                 let args = [
-                    q, kv, out, slots[0], slots[1], step, layer, tail_layer, heads, kv_heads, dim,
-                    window, scale,
+                    q, kv, out, partial, step, layer, tail_layer, heads, kv_heads, dim, window,
+                    scale,
                 ];
-                let shape = shape(BLOCKS_EACH * self.multiprocessors, 128, 0);
-                launch(gpu, attend, shape, &args)
+                launch(gpu, attend, self.blocks(BLOCKS_EACH, 128, 0), &args)?;
             }
             Cores::Tensor { decode, prompt } => {
                 let args = [
-                    q, kv, out, slots[0], slots[1], step, layer, tail_layer, heads, kv_heads,
-                    window, scale,
+                    q, kv, out, partial, step, layer, tail_layer, heads, kv_heads, window, scale,
                 ];
                 let bytes = decode_bytes(self.heads.dim);
-                let blocks = DECODE_BLOCKS_EACH * self.multiprocessors;
-                launch(gpu, decode, shape(blocks, 128, bytes), &args)?;
-                if !what.has_prompts {
-                    return Ok(());
+                launch(
+                    gpu,
+                    decode,
+                    self.blocks(DECODE_BLOCKS_EACH, 128, bytes),
+                    &args,
+                )?;
+                if what.has_prompts {
+                    let args = [
+                        q, kv, out, step, layer, tail_layer, heads, kv_heads, window, scale,
+                    ];
+                    let bytes = prompt_bytes(self.heads.dim);
+                    launch(gpu, prompt, self.blocks(1, 384, bytes), &args)?;
                 }
-                let args = [
-                    q, kv, out, step, layer, tail_layer, heads, kv_heads, window, scale,
-                ];
-                let bytes = prompt_bytes(self.heads.dim);
-                launch(gpu, prompt, shape(self.multiprocessors, 384, bytes), &args)
             }
+        }
+        if what.has_merges {
+            let args = [partial, out, step, tail_layer, heads, kv_heads, dim];
+            launch(gpu, &self.merge, self.blocks(BLOCKS_EACH, 128, 0), &args)?;
+        }
+        Ok(())
+    }
+
+    /// `each`: thread blocks for each multiprocessor.
+    const fn blocks(&self, each: u32, threads: u32, shared_bytes: u32) -> Launch {
+        Launch {
+            grid: [each * self.multiprocessors, 1],
+            threads,
+            shared_bytes,
         }
     }
 }
@@ -248,7 +260,7 @@ fn scale(head_dim: u32) -> f32 {
 const fn decode_bytes(head_dim: u32) -> u32 {
     let stages = 4 * 128 / head_dim;
     let blocks = stages * 2 * 32 * head_dim * 2;
-    blocks + 4 * DECODE_TILE * ((head_dim + 4) * 4 + 8) + stages * 16 + 8
+    blocks + 4 * DECODE_TILE * ((head_dim + 4) * 4 + 8) + stages * 16
 }
 
 /// Shared memory of `attend_prompt_*`: the struct `PromptMemory` there.

@@ -32,8 +32,6 @@ pub(crate) struct Buffers {
     pub(crate) angles: CudaSlice<f32>,
     /// Of attention.
     pub(crate) partial: CudaSlice<f32>,
-    /// Zeros, `[rows, heads]`, with which attention counts its partial results.
-    pub(crate) arrived: CudaSlice<u32>,
     /// `[LOGITS_ROWS, vocab_size]`.
     pub(crate) logits: CudaSlice<f32>,
     pub(crate) host_logits: PinnedHostSlice<f32>,
@@ -70,7 +68,6 @@ impl Buffers {
             gated: operand(config.intermediate_size)?,
             angles: gpu.zeros(rows * config.head_dim)?,
             partial: gpu.zeros(partial)?,
-            arrived: gpu.zeros(rows * config.num_attention_heads)?,
             logits: gpu.zeros(LOGITS_ROWS * config.vocab_size)?,
             host_logits: pinned(gpu.context(), LOGITS_ROWS * config.vocab_size)?,
         })

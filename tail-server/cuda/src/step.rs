@@ -25,10 +25,10 @@ const _: () = assert!(
 );
 
 /// Words of the header, and of a row.
-const HEADER_WORDS: usize = 8;
+const HEADER_WORDS: usize = 12;
 const ROW_WORDS: usize = 8;
 /// Words of what there is for a layer to do.
-const LAYER_WORDS: usize = 4;
+const LAYER_WORDS: usize = 8;
 
 /// Marks a source as a token id.
 const TOKEN_ID: u32 = 1 << 31;
@@ -100,6 +100,11 @@ impl Step {
         self.items.has_prompts()
     }
 
+    /// Some rows have several items.
+    pub(crate) fn has_merges(&self) -> bool {
+        self.items.has_merges()
+    }
+
     /// For each entry layer, in their order.
     pub(crate) fn joined(&self) -> &[Joined] {
         &self.items.joined
@@ -125,14 +130,24 @@ impl Step {
             self.device = gpu.zeros(words)?;
         }
         let words = &mut self.host.as_mut_slice()?[..parts.words];
-        words[..7].copy_from_slice(&parts.starts.map(word));
-        words[7] = word(self.rows);
+        words[..8].copy_from_slice(&parts.starts.map(word));
+        words[8] = word(self.rows);
         write_rows(words, &parts, segments, config.hidden_size);
-        let [_, _, items_at, prompts_at, _, wanted_at, layers_at] = parts.starts;
+        let [
+            _,
+            _,
+            items_at,
+            prompts_at,
+            merges_at,
+            _,
+            wanted_at,
+            layers_at,
+        ] = parts.starts;
         write_layers(&mut words[layers_at..], bounds, &self.items.joined);
         for (at, items) in [
             (items_at, &self.items.rows),
             (prompts_at, &self.items.prompts),
+            (merges_at, &self.items.merges),
         ] {
             let items = items.as_flattened();
             words[at..at + items.len()].copy_from_slice(items);
@@ -143,9 +158,9 @@ impl Step {
     }
 }
 
-/// Where the parts begin: rows, tables, items, prompts, hidden states, wanted rows, layers.
+/// Where the parts begin: rows, tables, items, prompts, merges, hidden states, wanted rows, layers.
 struct Parts {
-    starts: [usize; 7],
+    starts: [usize; 8],
     words: usize,
 }
 
@@ -168,6 +183,7 @@ impl Parts {
             tables,
             step.items.rows.len() * ITEM_WORDS,
             step.items.prompts.len() * ITEM_WORDS,
+            step.items.merges.len() * ITEM_WORDS,
             hidden_rows * config.hidden_size,
             wanted.len(),
             (bounds.layers.len() + 1) * LAYER_WORDS,
@@ -188,7 +204,7 @@ fn table_words(segment: &Segment<'_>) -> usize {
 }
 
 fn write_rows(words: &mut [u32], parts: &Parts, segments: &[Segment<'_>], hidden_size: usize) {
-    let [rows_at, tables_at, _, _, hidden_at, _, _] = parts.starts;
+    let [rows_at, tables_at, _, _, _, hidden_at, _, _] = parts.starts;
     let (mut row, mut table, mut hidden_row) = (0, 0, 0);
     for segment in segments {
         let blocks = &segment.table.blocks()[..table_words(segment)];
@@ -229,7 +245,16 @@ fn write_layers(words: &mut [u32], bounds: &Bounds, joined: &[Joined]) {
         while let Some(next) = joining.next_if(|next| next.entry_layer <= layer) {
             now = *next;
         }
-        words.copy_from_slice(&[now.rows, now.items, now.prompts, before]);
+        words.copy_from_slice(&[
+            now.rows,
+            now.items,
+            now.prompts,
+            before,
+            now.merges,
+            0,
+            0,
+            0,
+        ]);
         before = now.rows;
     }
 }

@@ -305,11 +305,11 @@ impl Tail {
             kv,
             out: buffers.context.address(gpu),
             partial: gpu.address(&buffers.partial),
-            arrived: gpu.address(&buffers.arrived),
             window: config
                 .window_of(layer)
                 .map_or(0, |window| u32::try_from(window).unwrap_or(0)),
             has_prompts: self.step.has_prompts(),
+            has_merges: self.step.has_merges(),
         };
         kernels.attention.attend(gpu, attend, step, layers)?;
         let product = &buffers.product;

@@ -156,33 +156,29 @@ impl<'a> Bench<'a> {
         layer: usize,
         one_order: bool,
     ) -> Result<Vec<f32>, CudaError> {
-        let (gpu, dim) = (self.gpu, self.config.head_dim);
+        let gpu = self.gpu;
         let mut step = Step::new(gpu, 16)?;
         step.upload(gpu, self.config, &self.bounds(one_order), segments, &[])?;
         let device_q = up(gpu, q, self.dtype)?;
         let out = up(gpu, &vec![9.0; q.len()], self.dtype)?;
         let slots = partial_values(self.heads, self.cut, step.rows());
         let partial = up(gpu, &vec![f32::NAN; slots], Dtype::F32)?;
-        let arrived = gpu.zeros::<u32>(q.len() / dim)?;
         let what = Attend {
             q: gpu.address(&device_q),
             kv: gpu.address(&self.device_kv),
             out: gpu.address(&out),
             partial: gpu.address(&partial),
-            arrived: gpu.address(&arrived),
             window: self
                 .config
                 .sliding_window
                 .map_or(0, |window| u32::try_from(window).unwrap_or(0)),
             has_prompts: step.has_prompts(),
+            has_merges: step.has_merges(),
         };
         let layer = u32::try_from(layer).expect("sizes of the checks are small");
-        // Twice: what counts partial results must be as before.
-        for _ in 0..2 {
-            self.kernels
-                .attention
-                .attend(gpu, what, step.address(gpu), [layer, layer])?;
-        }
+        self.kernels
+            .attention
+            .attend(gpu, what, step.address(gpu), [layer, layer])?;
         down(gpu, &out, self.dtype)
     }
 

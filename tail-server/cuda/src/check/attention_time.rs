@@ -152,15 +152,14 @@ impl<'a> Bench<'a> {
         self.fill(gpu.address(&q), q_values)?;
         let slots = partial_values(heads_of(config)?, self.cut, sessions * rows);
         let partial = gpu.zeros::<f32>(slots)?;
-        let arrived = gpu.zeros::<u32>(sessions * rows * config.num_attention_heads)?;
         let what = Attend {
             q: gpu.address(&q),
             kv: gpu.address(&kv),
             out: gpu.address(&out),
             partial: gpu.address(&partial),
-            arrived: gpu.address(&arrived),
             window: 0,
             has_prompts: step.has_prompts(),
+            has_merges: step.has_merges(),
         };
         let time_us = self.time_us(|layer| {
             self.kernels

@@ -17,6 +17,8 @@ pub(crate) struct Joined {
     pub(crate) items: u32,
     /// Items of the kernel for prompts.
     pub(crate) prompts: u32,
+    /// Tiles of rows that have several items.
+    pub(crate) merges: u32,
 }
 
 /// A step's items. Those of the segments that have joined up to a layer are the first ones.
@@ -24,6 +26,8 @@ pub(crate) struct Joined {
 pub(super) struct Items {
     pub(super) rows: Vec<[u32; ITEM_WORDS]>,
     pub(super) prompts: Vec<[u32; ITEM_WORDS]>,
+    /// The first items of rows that have several.
+    pub(super) merges: Vec<[u32; ITEM_WORDS]>,
     /// For each entry layer, in their order.
     pub(super) joined: Vec<Joined>,
 }
@@ -33,16 +37,22 @@ impl Items {
         !self.prompts.is_empty()
     }
 
+    pub(super) const fn has_merges(&self) -> bool {
+        !self.merges.is_empty()
+    }
+
     /// Cuts rows and their positions into items. Within an entry layer the longest ones come first, so that the device
     /// ends with short ones.
     pub(super) fn cut(&mut self, bounds: &Bounds, segments: &[Segment<'_>]) {
         let Self {
             rows: items,
             prompts,
+            merges,
             joined,
         } = self;
         items.clear();
         prompts.clear();
+        merges.clear();
         joined.clear();
         let mut place = Place::default();
         for entering in segments.chunk_by(|a, b| a.entry_layer == b.entry_layer) {
@@ -58,12 +68,15 @@ impl Items {
                 place.table += table_words(segment);
             }
             items[first_item..].sort_by_key(longest_first);
+            let entered = items[first_item..].iter();
+            merges.extend(entered.filter(|item| item[9] == 0 && item[10] > 1));
             prompts[first_prompt..].sort_by_key(longest_first);
             joined.push(Joined {
                 entry_layer: entering[0].entry_layer,
                 rows: word(place.row),
                 items: word(items.len()),
                 prompts: word(prompts.len()),
+                merges: word(merges.len()),
             });
         }
     }

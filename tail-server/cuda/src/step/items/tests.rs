@@ -124,12 +124,20 @@ fn partial_results_have_places_of_their_own() {
     places.dedup();
     assert_eq!(places.len(), count);
     let all_rows = 20;
-    assert!(places.iter().all(|&place| (place as usize) < all_rows * CUT.row_items));
+    assert!(
+        places
+            .iter()
+            .all(|&place| (place as usize) < all_rows * CUT.row_items)
+    );
 }
 
 #[test]
 fn what_has_joined_comes_first_and_the_longest_before_the_others() {
-    let items = cut(&[[0, 100, 1], [0, 900, 1], [2, 3000, 40], [2, 2000, 1]], CUT, false);
+    let items = cut(
+        &[[0, 100, 1], [0, 900, 1], [2, 3000, 40], [2, 2000, 1]],
+        CUT,
+        false,
+    );
     let joined: Vec<[u32; 3]> = items
         .joined
         .iter()
@@ -147,5 +155,9 @@ fn what_has_joined_comes_first_and_the_longest_before_the_others() {
     for lens in [lens(0..first[1]), lens(first[1]..all[1])] {
         assert!(lens.is_sorted_by(|a, b| a >= b), "{lens:?}");
     }
-    assert!(items.rows[..first[1] as usize].iter().all(|item| item[0] < 2));
+    assert!(
+        items.rows[..first[1] as usize]
+            .iter()
+            .all(|item| item[0] < 2)
+    );
 }
