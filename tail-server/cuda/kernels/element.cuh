@@ -41,6 +41,18 @@ template <typename T> __device__ __forceinline__ void unpack(const Eight<T>& eig
   for (int i = 0; i < 8; i++) out[i] = to_float(values[i]);
 }
 
+// Four neighbours at a multiple of four elements, in one store.
+__device__ __forceinline__ void store_four(float* to, float4 values) { *reinterpret_cast<float4*>(to) = values; }
+template <typename T> __device__ __forceinline__ void store_four(T* to, float4 values) {
+  union {
+    T four[4];
+    uint2 words;
+  };
+  four[0] = from_float<T>(values.x), four[1] = from_float<T>(values.y);
+  four[2] = from_float<T>(values.z), four[3] = from_float<T>(values.w);
+  *reinterpret_cast<uint2*>(to) = words;
+}
+
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int offset = 16; offset; offset >>= 1) value += __shfl_xor_sync(~0u, value, offset);

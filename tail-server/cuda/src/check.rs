@@ -9,6 +9,7 @@ use crate::error::CudaError;
 use crate::gpu::Gpu;
 
 mod attention;
+pub mod attention_time;
 mod host;
 mod kernels;
 pub mod product_time;
@@ -69,6 +70,15 @@ pub fn all(
     products::all(gpu, report)?;
     attention::all(gpu, report)?;
     tails::all(gpu, models, report)
+}
+
+/// Checks attention, and what stands before it, alone.
+///
+/// # Errors
+/// [`CudaError`] where the device fails.
+pub fn attention(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
+    kernels::ropes(gpu, report)?;
+    attention::all(gpu, report)
 }
 
 /// The largest difference over the largest expected value.

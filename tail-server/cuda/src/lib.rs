@@ -19,6 +19,7 @@
 //! kernels give a row the same bits in any batch of decoding sessions.
 #![cfg(feature = "cuda")]
 
+mod attention;
 mod buffers;
 mod calls;
 mod chain;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use cudarc::driver::CudaSlice;
 use headway_model::{BLOCK_POSITIONS, ModelConfig};
 
-use crate::buffers::{Buffers, LOGITS_ROWS, SLOTS};
+use crate::attention::{Attend, RopeKv, partial_values};
+use crate::buffers::{Buffers, LOGITS_ROWS};
 use crate::calls::copy_down;
 use crate::chain::{Chains, Link, LinkNorm, Shared};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
-use crate::kernels::{AddNorm, Attend, Kernels, NormRows, Planes, RopeKv};
+use crate::kernels::{AddNorm, Kernels, NormRows, Planes};
 use crate::products::{Matrix, Products};
 use crate::stamps::Stamps;
 use crate::step::{Bounds, Joined, Segment, Step};
@@ -27,6 +28,9 @@ pub struct TailSizes {
     pub kv_blocks: usize,
     /// Positions that one thread block attends to; a row with more is computed by several at a time.
     pub item_positions: usize,
+    /// Rows of prompts are computed by the arithmetic of decoding rows, so that keys and values of prefill, decode
+    /// and replay have the same bits as far as attention goes. Prompts then take longer.
+    pub one_order: bool,
 }
 
 impl TailSizes {
@@ -37,6 +41,7 @@ impl TailSizes {
             max_rows,
             kv_blocks,
             item_positions: 128,
+            one_order: false,
         }
     }
 }
@@ -80,7 +85,9 @@ impl Tail {
     pub fn new(weights: TailWeights, sizes: TailSizes) -> Result<Self, CudaError> {
         let gpu = Arc::clone(&weights.gpu);
         let config = &weights.config;
-        let kernels = Kernels::new(&gpu, weights.dtype, heads_of(config)?)?;
+        let heads = heads_of(config)?;
+        let kernels = Kernels::new(&gpu, weights.dtype, heads)?;
+        let cut = kernels.attention.cut(sizes.item_positions);
         let kv = gpu.zeros(sizes.kv_blocks * Self::block_bytes(config, weights.dtype))?;
         let products = Products::new(&gpu, weights.dtype)?;
         let blocks = &weights.blocks;
@@ -90,7 +97,8 @@ impl Tail {
         };
         let onto_x = most(|block| &block.output).max(most(|block| &block.down));
         let most_planes = [most(|block| &block.qkv), onto_x];
-        let buffers = Buffers::new(&gpu, config, weights.dtype, sizes.max_rows, most_planes)?;
+        let (rows, partial) = (sizes.max_rows, partial_values(heads, cut, sizes.max_rows));
+        let buffers = Buffers::new(&gpu, config, weights.dtype, rows, most_planes, partial)?;
         let last = Planes {
             address: gpu.address(&buffers.product),
             planes: 0,
@@ -107,8 +115,8 @@ impl Tail {
             bounds: Bounds {
                 max_rows: sizes.max_rows,
                 kv_blocks: sizes.kv_blocks,
-                slots: SLOTS,
-                item_positions: sizes.item_positions.max(BLOCK_POSITIONS),
+                cut,
+                one_order: sizes.one_order,
                 layers: weights.layers,
             },
             step,
@@ -384,7 +392,9 @@ impl Tail {
             k_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[1])),
         };
         let layers = [small(layer), small(index)];
-        kernels.rope_kv(gpu, rope_kv, step, layers, joined.rows)?;
+        kernels
+            .attention
+            .rope_kv(gpu, rope_kv, step, layers, joined.rows)?;
         let attend = Attend {
             q,
             kv,
@@ -393,10 +403,10 @@ impl Tail {
             window: config
                 .window_of(layer)
                 .map_or(0, |window| u32::try_from(window).unwrap_or(0)),
-            items: joined.items,
-            merges: joined.merges,
+            has_prompts: self.step.has_prompts(),
+            has_merges: self.step.has_merges(),
         };
-        kernels.attend(gpu, attend, step, small(layer))
+        kernels.attention.attend(gpu, attend, step, layers)
     }
 
     /// The last product onto the residual stream, and the norm of what that gives. `layer`: counted from the first

@@ -191,13 +191,13 @@ fn measure(
     })
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people to read")]
-const fn float(value: usize) -> f64 {
+pub(super) const fn float(value: usize) -> f64 {
     value as f64
 }
 
