@@ -8,11 +8,12 @@ use cudarc::driver::{CudaEvent, CudaSlice};
 use headway_model::{BLOCK_POSITIONS, ModelConfig};
 
 use crate::buffers::{Buffers, LOGITS_ROWS, SLOTS};
-use crate::calls::{Product, copy_down};
+use crate::calls::{Product, copy_down, pinned};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::{AddNorm, Attend, Kernels, NormRows, Planes, RopeKv};
+use crate::sampling::{Sampling, Summaries, SummaryPlan};
 use crate::step::{Bounds, Joined, Segment, Step};
 use crate::weights::{LayerWeights, TailWeights, heads_of};
 
@@ -58,6 +59,7 @@ pub struct Tail {
     step: Step,
     kv: CudaSlice<u8>,
     buffers: Buffers,
+    sampling: Sampling,
     /// Before the first layer, and after each.
     layer_events: Vec<CudaEvent>,
     logits_events: [CudaEvent; 2],
@@ -77,6 +79,7 @@ impl Tail {
         let kernels = Kernels::new(&gpu, weights.dtype, heads_of(config)?)?;
         let kv = gpu.zeros(sizes.kv_blocks * Self::block_bytes(config, weights.dtype))?;
         let buffers = Buffers::new(&gpu, config, weights.dtype, sizes.max_rows)?;
+        let sampling = Sampling::new(&gpu, config.vocab_size)?;
         let event = || {
             gpu.context()
                 .new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))
@@ -99,6 +102,7 @@ impl Tail {
             step,
             kv,
             buffers,
+            sampling,
             layer_events,
             logits_events,
             times: Times::default(),
@@ -131,18 +135,46 @@ impl Tail {
         self.guarded(|tail| tail.start_step(segments, wanted))
     }
 
-    /// The logits after the wanted rows `range`, `[range.len(), vocab_size]`; at most [`LOGITS_ROWS`] of them.
-    /// Waits for the device.
+    /// Finds out what decides about the tokens after the wanted rows `range`; at most [`LOGITS_ROWS`] of them. `plan`:
+    /// a row for each of them. Waits for the device.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn summaries(
+        &mut self,
+        range: Range<usize>,
+        plan: &SummaryPlan,
+    ) -> Result<Summaries<'_>, CudaError> {
+        self.guarded(|tail| tail.summarize(range, plan))?;
+        Ok(self.sampling.summaries()?)
+    }
+
+    /// All logits of one row of the last call of [`Tail::summaries`], `[vocab_size]`, adjusted as its plan says.
+    /// `index`: counted from the first row of that call. Waits for the device.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn logits_row(&mut self, index: usize) -> Result<&mut [f32], CudaError> {
+        self.guarded(|tail| tail.fetch_logits(index..index + 1))?;
+        let vocab_size = self.weights.config.vocab_size;
+        Ok(&mut self.buffers.host_logits.as_mut_slice()?[..vocab_size])
+    }
+
+    /// The logits after the wanted rows `range`, `[range.len(), vocab_size]`; at most [`LOGITS_ROWS`] of them. Waits
+    /// for the device. For comparisons: the copy takes longer than a step's layers.
     ///
     /// # Errors
     /// The device's fault.
     pub fn logits(&mut self, range: Range<usize>) -> Result<&mut [f32], CudaError> {
-        assert!(
-            range.len() <= LOGITS_ROWS,
-            "no more rows than there is memory for"
-        );
-        let len = range.len() * self.weights.config.vocab_size;
-        self.guarded(|tail| tail.compute_logits(range))?;
+        let rows = range.len();
+        self.guarded(|tail| {
+            tail.logits_events[0].record(tail.weights.gpu.stream())?;
+            tail.compute_logits(range)?;
+            tail.logits_events[1].record(tail.weights.gpu.stream())?;
+            tail.fetch_logits(0..rows)?;
+            tail.count_logits_time()
+        })?;
+        let len = rows * self.weights.config.vocab_size;
         Ok(&mut self.buffers.host_logits.as_mut_slice()?[..len])
     }
 
@@ -335,7 +367,25 @@ impl Tail {
         self.kernels.add_norm(gpu, what, rows, at)
     }
 
-    fn compute_logits(&mut self, range: Range<usize>) -> Result<(), CudaError> {
+    fn summarize(&mut self, range: Range<usize>, plan: &SummaryPlan) -> Result<(), CudaError> {
+        let gpu = Arc::clone(&self.weights.gpu);
+        assert_eq!(range.len(), plan.rows.len(), "a plan for each row");
+        self.logits_events[0].record(gpu.stream())?;
+        self.sampling.upload(&gpu, plan)?;
+        let rows = small(range.len());
+        self.compute_logits(range)?;
+        let logits = gpu.address(&self.buffers.logits);
+        self.sampling.start(&gpu, logits, rows)?;
+        self.logits_events[1].record(gpu.stream())?;
+        self.sampling.download(&gpu)?;
+        self.count_logits_time()
+    }
+
+    fn compute_logits(&self, range: Range<usize>) -> Result<(), CudaError> {
+        assert!(
+            range.len() <= LOGITS_ROWS,
+            "no more rows than there is memory for"
+        );
         let gpu = Arc::clone(&self.weights.gpu);
         let TailWeights {
             config,
@@ -343,27 +393,45 @@ impl Tail {
             dtype,
             ..
         } = &self.weights;
-        self.logits_events[0].record(gpu.stream())?;
         let rows = NormRows::Wanted {
             first: small(range.start),
             count: small(range.len()),
         };
         self.add_norm(&gpu, &self.weights.output_norm, layers.len(), rows)?;
-        let buffers = &mut self.buffers;
         let product = Product {
             dtype: *dtype,
             out: Dtype::F32,
-            x: gpu.address(&buffers.normed),
+            x: gpu.address(&self.buffers.normed),
             weights: gpu.address(&*self.weights.lm_head),
-            y: gpu.address(&buffers.logits),
+            y: gpu.address(&self.buffers.logits),
             rows: range.len(),
             outputs: config.vocab_size,
             columns: config.hidden_size,
         };
-        product.start(&gpu)?;
-        self.logits_events[1].record(gpu.stream())?;
-        let len = range.len() * config.vocab_size;
-        copy_down(gpu.stream(), &buffers.logits, &mut buffers.host_logits, len)?;
+        product.start(&gpu)
+    }
+
+    /// Copies rows of the last logits to the host.
+    fn fetch_logits(&mut self, range: Range<usize>) -> Result<(), CudaError> {
+        let gpu = &self.weights.gpu;
+        let vocab_size = self.weights.config.vocab_size;
+        let buffers = &mut self.buffers;
+        let len = range.len() * vocab_size;
+        if len > buffers.host_logits.len() {
+            buffers.host_logits = pinned(gpu.context(), len)?;
+        }
+        let range = range.start * vocab_size..range.end * vocab_size;
+        copy_down(
+            gpu.stream(),
+            &buffers.logits,
+            range,
+            &mut buffers.host_logits,
+        )?;
+        Ok(())
+    }
+
+    /// Once the device has passed both events.
+    fn count_logits_time(&mut self) -> Result<(), CudaError> {
         let elapsed_ms = self.logits_events[0].elapsed_ms(&self.logits_events[1])?;
         self.times.logits_ns += nanoseconds(elapsed_ms);
         Ok(())
