@@ -127,11 +127,7 @@ impl Sampler {
     /// log-probabilities that differ by the rounding of the device's sum. `None` where the summary is not
     /// enough to tell; then the logits are needed.
     #[must_use]
-    pub fn sample_summary(
-        &self,
-        summary: &LogitsSummary<'_>,
-        position: usize,
-    ) -> Option<Sampled> {
+    pub fn sample_summary(&self, summary: &LogitsSummary<'_>, position: usize) -> Option<Sampled> {
         let (best, largest) = summary.candidate(0);
         let is_greedy = self.params.temperature == 0.0;
         let report = self.reports();
@@ -261,7 +257,11 @@ impl Sampler {
                 };
             }
         }
-        if sum < low { Passed::Beyond(sum) } else { Passed::Unsure }
+        if sum < low {
+            Passed::Beyond(sum)
+        } else {
+            Passed::Unsure
+        }
     }
 }
 

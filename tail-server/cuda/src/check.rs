@@ -11,6 +11,10 @@ use crate::gpu::Gpu;
 mod attention;
 mod host;
 mod kernels;
+pub mod product_time;
+mod products;
+mod sampling;
+pub mod sampling_time;
 mod tails;
 pub mod timing;
 
@@ -64,8 +68,18 @@ pub fn all(
     report: &mut impl FnMut(&Check),
 ) -> Result<(), CudaError> {
     kernels::all(gpu, report)?;
+    products::all(gpu, report)?;
+    sampling::all(gpu, report)?;
     attention::all(gpu, report)?;
     tails::all(gpu, models, report)
+}
+
+/// Checks what is found out about logits, as [`all`] does.
+///
+/// # Errors
+/// [`CudaError`] where the device fails.
+pub fn sampling(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
+    sampling::all(gpu, report)
 }
 
 /// The largest difference over the largest expected value.

@@ -95,9 +95,8 @@ impl<'a> Summaries<'a> {
     #[must_use]
     pub fn row(&self, index: usize) -> LogitsSummary<'a> {
         let result = &self.words[index * RESULT_WORDS..][..RESULT_WORDS];
-        let double = |at: usize| {
-            f64::from_bits(u64::from(result[at]) | u64::from(result[at + 1]) << 32)
-        };
+        let double =
+            |at: usize| f64::from_bits(u64::from(result[at]) | u64::from(result[at + 1]) << 32);
         let candidates = match result[7] as usize {
             0 | 1 => &result[LARGEST_AT..][..CANDIDATE_WORDS],
             count => {
@@ -136,8 +135,7 @@ pub(crate) struct Sampling {
 impl Sampling {
     pub(crate) fn new(gpu: &Gpu, vocab_size: usize) -> Result<Self, CudaError> {
         let cut = Cut::of(vocab_size);
-        let plan_words =
-            HEADER_WORDS + LOGITS_ROWS * ROW_WORDS + ADJUSTMENTS * ADJUSTMENT_WORDS;
+        let plan_words = HEADER_WORDS + LOGITS_ROWS * ROW_WORDS + ADJUSTMENTS * ADJUSTMENT_WORDS;
         let result_words = CANDIDATES_AT + LOGITS_ROWS * CANDIDATES * CANDIDATE_WORDS;
         Ok(Self {
             largest_logits: gpu.function("largest_logits")?,
@@ -164,9 +162,15 @@ impl Sampling {
         let len = adjustments_at + adjustments.len() * ADJUSTMENT_WORDS;
         let words = &mut self.host_plan.as_mut_slice()?[..len];
         words[0] = word(rows.len());
-        let (rows_words, adjustment_words) = words[HEADER_WORDS..].split_at_mut(LOGITS_ROWS * ROW_WORDS);
+        let (rows_words, adjustment_words) =
+            words[HEADER_WORDS..].split_at_mut(LOGITS_ROWS * ROW_WORDS);
         let mut wants_all = 0;
-        for (words, row) in rows_words.as_chunks_mut::<ROW_WORDS>().0.iter_mut().zip(rows) {
+        for (words, row) in rows_words
+            .as_chunks_mut::<ROW_WORDS>()
+            .0
+            .iter_mut()
+            .zip(rows)
+        {
             assert!(
                 row.adjustments.start <= row.adjustments.end
                     && row.adjustments.end <= adjustments.len(),
@@ -240,6 +244,14 @@ impl Sampling {
     pub(crate) fn download(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
         let range = 0..self.wanted_words;
         copy_down(gpu.stream(), &self.results, range, &mut self.host_results)?;
+        Ok(())
+    }
+
+    /// Writes what no plan gives over all results, for checks.
+    pub(crate) fn poison(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
+        let poison = self.host_results.as_mut_slice()?;
+        poison.fill(0xDEAD_BEEF);
+        gpu.stream().memcpy_htod(poison, &mut self.results)?;
         Ok(())
     }
 
@@ -319,5 +331,6 @@ fn row_words(row: &RowPlan) -> [u32; ROW_WORDS] {
 }
 
 fn word(value: usize) -> u32 {
-    u32::try_from(value).expect("sizes are bounded by ModelConfig, rows and adjustments by assertions")
+    u32::try_from(value)
+        .expect("sizes are bounded by ModelConfig, rows and adjustments by assertions")
 }

@@ -95,7 +95,12 @@ fn a_summary_that_is_enough_gives_the_token_that_the_logits_give() {
         answered += 1;
         beyond += u32::from(params.temperature > 0.0 && summary.weight_count > LISTED);
         let expected = sampler.sample(&mut logits.clone(), round);
-        assert_eq!(found.token_id, expected.token_id, "{params:?}, {size} of kind {}", round % 7);
+        assert_eq!(
+            found.token_id,
+            expected.token_id,
+            "{params:?}, {size} of kind {}",
+            round % 7
+        );
         assert_same_logprobs(&found, &expected);
     }
     assert!(answered * 5 > asked * 3, "{answered} of {asked}");
@@ -113,7 +118,10 @@ fn assert_same_logprobs(found: &Sampled, expected: &Sampled) {
     assert_eq!(found.top_logprobs.len(), expected.top_logprobs.len());
     for (found, expected) in found.top_logprobs.iter().zip(&expected.top_logprobs) {
         assert_eq!(found.0, expected.0);
-        assert!(is_near(found.1, expected.1), "{found:?} against {expected:?}");
+        assert!(
+            is_near(found.1, expected.1),
+            "{found:?} against {expected:?}"
+        );
     }
 }
 
@@ -138,7 +146,10 @@ fn usual_parameters_are_answered_nearly_always() {
                 sampler.sample_summary(&summary, *position).is_some()
             })
             .count();
-        assert!(answered >= 980, "{answered} at {temperature}, {top_k}, {top_p}");
+        assert!(
+            answered >= 980,
+            "{answered} at {temperature}, {top_k}, {top_p}"
+        );
     }
 }
 
@@ -204,7 +215,12 @@ fn adjustments_are_what_sampling_does_to_the_logits() {
         }
         let mut expected = logits;
         sampler.sample(&mut expected, position);
-        let bits = |logits: &[f32]| logits.iter().map(|logit| logit.to_bits()).collect::<Vec<_>>();
+        let bits = |logits: &[f32]| {
+            logits
+                .iter()
+                .map(|logit| logit.to_bits())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(bits(&found), bits(&expected));
     }
 }

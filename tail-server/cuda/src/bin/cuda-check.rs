@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use headway_cuda::check::{self, Check, timing};
+use headway_cuda::check::{self, Check, product_time, sampling_time, timing};
 use headway_cuda::{CudaError, Gpu};
 
 /// Compares the CUDA device with the CPU. Ends with 1 where a comparison fails.
@@ -21,6 +21,15 @@ struct Args {
     /// Measure steps too.
     #[arg(long)]
     time: bool,
+    /// Measure products of several shapes too.
+    #[arg(long)]
+    time_products: bool,
+    /// Measure what is found out about logits too.
+    #[arg(long)]
+    time_sampling: bool,
+    /// Check what is found out about logits, and nothing else.
+    #[arg(long)]
+    only_sampling: bool,
     /// Measure only.
     #[arg(long)]
     no_checks: bool,
@@ -52,15 +61,26 @@ fn run(args: &Args) -> Result<usize, CudaError> {
     );
     let (mut passed, mut failed) = (0, 0);
     if !args.no_checks {
-        check::all(&gpu, &args.models, &mut |check: &Check| {
+        let mut report = |check: &Check| {
             println!("{check}");
             if check.passed() {
                 passed += 1;
             } else {
                 failed += 1;
             }
-        })?;
+        };
+        if args.only_sampling {
+            check::sampling(&gpu, &mut report)?;
+        } else {
+            check::all(&gpu, &args.models, &mut report)?;
+        }
         println!("{passed} checks ok, {failed} failed");
+    }
+    if args.time_products {
+        product_time::all(&gpu, &mut |line| println!("{line}"))?;
+    }
+    if args.time_sampling {
+        sampling_time::all(&gpu, &mut |timing| println!("{timing}"))?;
     }
     if args.time {
         timing::all(&gpu, &mut |timing| println!("{timing}"))?;
