@@ -1,15 +1,22 @@
 //! Sampling from what a device found out about a row of logits, in place of the row.
 //!
 //! A row of a large vocabulary is half a megabyte, and what decides about the next token is nearly always among a few
-//! hundred candidates and a sum. Where it is not, [`Sampler::sample_summary`] says so.
+//! hundred candidates and a sum. Where it is not, [`Sampler::sample_summary`] says so, and
+//! [`Sampler::sample_row`] goes on from there with the row.
 
 use std::borrow::Cow;
 
+use self::ordered::Ordered;
 use super::{Sampled, Sampler, argmax, most_likely, uniform};
+
+mod ordered;
 
 /// The most by which a device's sums may be off, over the sums. Where a draw depends on less, the summary is not
 /// enough.
-const RELATIVE_ERROR: f64 = 1e-6;
+const RELATIVE_ERROR: f64 = 2e-6;
+
+/// The most by which a sum of weights that is taken here may be off, over the sum.
+const ROUNDING: f64 = 1e-12;
 
 /// Below this temperature the weights of a device's arithmetic are not relied on.
 const LOWEST_TEMPERATURE: f32 = 1e-6;
@@ -39,7 +46,7 @@ pub struct LogitsSummary<'a> {
     pub exp_sum: f64,
     /// The sum of the weights `exp((logit − largest) / temperature)` at or above the floor, where it was asked for.
     pub weight_sum: f64,
-    /// Of the tokens so near the floor that rounding decides whether they are in `weight_sum`, the sum of weights.
+    /// The sum of those weights so near the floor that rounding decides whether `weight_sum` has them.
     pub doubtful_sum: f64,
     /// How many tokens `weight_sum` and `doubtful_sum` have at most.
     pub weight_count: usize,
@@ -80,6 +87,15 @@ impl LogitsSummary<'_> {
         summary
     }
 
+    /// The same, apart from the device's memory.
+    #[must_use]
+    pub fn into_owned(self) -> LogitsSummary<'static> {
+        LogitsSummary {
+            candidates: Cow::Owned(self.candidates.into_owned()),
+            ..self
+        }
+    }
+
     fn candidate(&self, index: usize) -> (u32, f32) {
         let [token_id, bits] = self.candidates[index];
         (token_id, f32::from_bits(bits))
@@ -102,11 +118,11 @@ impl LogitsSummary<'_> {
 
 /// Where a sum of weights, most likely first, passes a mark that is known to lie between two bounds.
 enum Passed {
-    /// With this candidate.
+    /// With this token, counted from the most likely one.
     With(usize),
-    /// After the last candidate; their sum.
-    Beyond(f64),
-    /// One bound is passed with another candidate than the other one.
+    /// After the last one that is known.
+    Beyond { sum: f64, last_weight: f64 },
+    /// One bound is passed with another token than the other one, or the order is not known.
     Unsure,
 }
 
@@ -125,16 +141,37 @@ impl Sampler {
 
     /// Chooses the token that will stand at `position` as [`Sampler::sample`] does from the logits: the same token, and
     /// log-probabilities that differ by the rounding of the device's sum. `None` where the summary is not
-    /// enough to tell; then the logits are needed.
+    /// enough to tell; then [`Sampler::sample_row`] does.
     #[must_use]
     pub fn sample_summary(&self, summary: &LogitsSummary<'_>, position: usize) -> Option<Sampled> {
+        self.sample_from(summary, None, position)
+    }
+
+    /// As [`Sampler::sample_summary`], with the logits too, which have their biases and penalties: what the summary
+    /// tells need not be computed again. `logits`: `[vocab_size]`.
+    #[must_use]
+    pub fn sample_row(
+        &self,
+        summary: &LogitsSummary<'_>,
+        logits: &[f32],
+        position: usize,
+    ) -> Sampled {
+        self.sample_from(summary, Some(logits), position)
+            .unwrap_or_else(|| self.sample_adjusted(logits, position))
+    }
+
+    fn sample_from(
+        &self,
+        summary: &LogitsSummary<'_>,
+        logits: Option<&[f32]>,
+        position: usize,
+    ) -> Option<Sampled> {
         let (best, largest) = summary.candidate(0);
         let is_greedy = self.params.temperature == 0.0;
         let report = self.reports();
-        let listed = summary.candidates.len();
         let top_logprobs = self.params.top_logprobs.min(summary.vocab_size);
         if summary.has_nan
-            || top_logprobs > listed
+            || top_logprobs > summary.candidates.len()
             || (!largest.is_finite() && (report || !is_greedy))
         {
             return None;
@@ -142,7 +179,7 @@ impl Sampler {
         let (token_id, logit) = if is_greedy {
             (best, largest)
         } else {
-            self.draw_listed(summary, position)?
+            self.draw_listed(summary, logits, position)?
         };
         let log_total = if report { summary.log_total() } else { 0.0 };
         let top_logprobs = (0..top_logprobs)
@@ -155,18 +192,24 @@ impl Sampler {
         })
     }
 
-    fn draw_listed(&self, summary: &LogitsSummary<'_>, position: usize) -> Option<(u32, f32)> {
+    fn draw_listed(
+        &self,
+        summary: &LogitsSummary<'_>,
+        logits: Option<&[f32]>,
+        position: usize,
+    ) -> Option<(u32, f32)> {
         let (_, largest) = summary.candidate(0);
         let listed = summary.candidates.len();
         let (_, last) = summary.candidate(listed - 1);
         let last_weight = self.weight(last, largest);
+        let mut ordered = Ordered::new(self, summary, logits);
         if !summary.lists_all() && last_weight >= self.floor() {
             // A token that is not listed would come before the last one, if only the weights were equal.
             if self.weight(last.next_down(), largest) >= last_weight {
                 return None;
             }
             if !(1..=listed).contains(&self.params.top_k) {
-                return self.draw_beyond(summary, last_weight, position);
+                return self.draw_beyond(summary, &mut ordered, position);
             }
         }
         // Everything that could be drawn is listed.
@@ -180,21 +223,16 @@ impl Sampler {
             kept.push((token_id, weight));
         }
         self.cut(&mut kept);
-        let drawn = self.pick(&kept, position);
-        (0..listed)
-            .map(|index| summary.candidate(index))
-            .find(|(token_id, _)| *token_id == drawn)
+        ordered.find(self.pick(&kept, position))
     }
 
-    /// The draw where more tokens than the listed ones could be drawn. `last_weight`: of the last one listed.
-    #[expect(clippy::cast_precision_loss, reason = "counts of tokens are exact")]
+    /// The draw where more tokens than the listed ones could be drawn.
     fn draw_beyond(
         &self,
         summary: &LogitsSummary<'_>,
-        last_weight: f64,
+        ordered: &mut Ordered<'_>,
         position: usize,
     ) -> Option<(u32, f32)> {
-        let listed = summary.candidates.len();
         let is_exact = summary.weight_sum.is_finite() && summary.doubtful_sum.is_finite();
         if self.params.temperature < LOWEST_TEMPERATURE || !is_exact {
             return None;
@@ -202,66 +240,49 @@ impl Sampler {
         let doubt = RELATIVE_ERROR * summary.weight_sum + summary.doubtful_sum;
         let mut total = [summary.weight_sum - doubt, summary.weight_sum + doubt];
         if self.params.top_k > 0 && self.params.top_k < summary.weight_count {
-            let Passed::Beyond(sum) = self.pass(summary, [f64::INFINITY; 2]) else {
-                return None;
-            };
-            let more = (self.params.top_k - listed) as f64 * last_weight;
-            total = [sum, total[1].min(sum + more)];
+            total = self.total_of_first(ordered, total[1]);
         }
         if self.params.top_p < 1.0 {
             let left = total.map(|total| f64::from(self.params.top_p) * total);
-            match self.pass(summary, left) {
+            match ordered.pass(left) {
                 Passed::With(index) => {
-                    let (_, largest) = summary.candidate(0);
-                    let kept: Vec<(u32, f64)> = (0..=index)
-                        .map(|index| summary.candidate(index))
-                        .map(|(token_id, logit)| (token_id, self.weight(logit, largest)))
-                        .collect();
-                    let drawn = self.pick(&kept, position);
-                    return (0..=index)
-                        .map(|index| summary.candidate(index))
-                        .find(|(token_id, _)| *token_id == drawn);
+                    let kept = ordered.first(index + 1);
+                    return ordered.find(self.pick(&kept, position));
                 }
                 // The last token kept weighs no more than the last one listed.
-                Passed::Beyond(sum) => total = [left[0].max(sum), left[1] + last_weight],
-                Passed::Unsure => return None,
+                Passed::Beyond { sum, last_weight } if ordered.is_listed_alone() => {
+                    total = [left[0].max(sum), left[1] + last_weight];
+                }
+                Passed::Beyond { .. } | Passed::Unsure => return None,
             }
         }
         let target = total.map(|total| uniform(self.params.seed, position) * total);
-        match self.pass(summary, target) {
-            Passed::With(index) => Some(summary.candidate(index)),
-            Passed::Beyond(_) | Passed::Unsure => None,
+        match ordered.pass(target) {
+            Passed::With(index) => ordered.at(index),
+            Passed::Beyond { .. } | Passed::Unsure => None,
         }
     }
 
-    /// The candidate with which the sum of weights passes a mark between `low` and `high`. All listed tokens are at or
-    /// above the floor. Weighs no more candidates than it must.
-    fn pass(&self, summary: &LogitsSummary<'_>, [low, high]: [f64; 2]) -> Passed {
-        let (_, largest) = summary.candidate(0);
-        let (mut sum, mut weight_before, mut logit_before) = (0.0, f64::INFINITY, f32::INFINITY);
-        for index in 0..summary.candidates.len() {
-            let (_, logit) = summary.candidate(index);
-            let weight = self.weight(logit, largest);
-            // Of equal weights the lowest token comes first, also where the logits differ.
-            if weight >= weight_before && logit < logit_before {
-                return Passed::Unsure;
-            }
-            (weight_before, logit_before) = (weight, logit);
-            let before = sum;
-            sum += weight;
-            if sum > high {
-                return if index == 0 || before < low {
-                    Passed::With(index)
-                } else {
-                    Passed::Unsure
-                };
-            }
+    /// Between what the tokens that top-k keeps weigh. `most`: what all of them do, at most.
+    #[expect(clippy::cast_precision_loss, reason = "counts of tokens are exact")]
+    fn total_of_first(&self, ordered: &mut Ordered<'_>, most: f64) -> [f64; 2] {
+        let (mut sum, mut last_weight, mut count) = (0.0, 0.0, 0);
+        while count < self.params.top_k
+            && let Some((_, logit)) = ordered.at(count)
+        {
+            last_weight = ordered.weight(logit);
+            sum += last_weight;
+            count += 1;
         }
-        if sum < low {
-            Passed::Beyond(sum)
+        let more = if ordered.is_listed_alone() {
+            (self.params.top_k - count) as f64 * last_weight
         } else {
-            Passed::Unsure
-        }
+            0.0
+        };
+        [
+            sum * (1.0 - ROUNDING),
+            most.min((sum + more) * (1.0 + ROUNDING)),
+        ]
     }
 }
 

@@ -21,12 +21,14 @@ pub(crate) const CANDIDATES: usize = 256;
 const GATHERED: usize = 1024;
 /// Thread blocks of a row, at most.
 const MOST_CHUNKS: usize = 64;
-/// Groups of a row, at most; as many as are wanted where the row has so many.
+/// Groups of a row, at most, and about as many as it has.
 const MOST_GROUPS: usize = 8192;
-const USUAL_GROUPS: usize = 4096;
+const USUAL_GROUPS: usize = 2048;
 const THREADS: usize = 512;
-/// Logits that a thread block reads at once.
-const TURN: usize = THREADS * 4;
+const WARPS: usize = THREADS / 32;
+/// Logits of a piece, and pieces of a warp that are read at once.
+const PIECE: usize = 128;
+const PIECES: usize = 4;
 
 const HEADER_WORDS: usize = 4;
 const ROW_WORDS: usize = 8;
@@ -208,8 +210,8 @@ impl Sampling {
     pub(crate) fn start(&self, gpu: &Gpu, logits: u64, rows: u32) -> Result<(), CudaError> {
         let (plan, scratch) = (gpu.address(&self.plan), gpu.address(&self.scratch));
         let results = gpu.address(&self.results);
-        let sizes = [LOGITS_ROWS, self.vocab_size, self.cut.chunk_len].map(word);
-        let [most_rows, vocab_size, chunk_len] = sizes.map(Arg::U32);
+        let sizes = [LOGITS_ROWS, self.vocab_size, self.cut.pieces].map(word);
+        let [most_rows, vocab_size, pieces] = sizes.map(Arg::U32);
         let grid = Launch {
             grid: [word(self.cut.chunks), rows],
             threads: word(THREADS),
@@ -222,7 +224,7 @@ impl Sampling {
             Arg::Address(results),
             most_rows,
             vocab_size,
-            chunk_len,
+            pieces,
             Arg::U32(word(self.cut.groups)),
         ];
         launch(gpu, &self.largest_logits, grid, &args)?;
@@ -235,7 +237,7 @@ impl Sampling {
             Arg::Address(candidates),
             most_rows,
             vocab_size,
-            chunk_len,
+            pieces,
         ];
         launch(gpu, &self.sum_logits, grid, &args)
     }
@@ -264,29 +266,27 @@ impl Sampling {
     }
 }
 
-/// How a row is cut.
+/// How a row is dealt out.
 #[derive(Clone, Copy, Debug)]
 struct Cut {
     chunks: usize,
-    /// Logits of a chunk.
-    chunk_len: usize,
+    /// Of each warp of a chunk.
+    pieces: usize,
     /// Groups of a chunk.
     groups: usize,
 }
 
 impl Cut {
     fn of(vocab_size: usize) -> Self {
-        let turns = vocab_size.div_ceil(TURN * MOST_CHUNKS).max(2);
-        let chunk_len = turns * TURN;
-        let chunks = vocab_size.div_ceil(chunk_len);
-        let groups = [THREADS, THREADS / 2]
-            .into_iter()
-            .find(|groups| chunks * groups <= USUAL_GROUPS)
-            .unwrap_or(MOST_GROUPS / MOST_CHUNKS);
+        let pieces = vocab_size
+            .div_ceil(WARPS * PIECE * MOST_CHUNKS)
+            .next_multiple_of(PIECES);
+        let chunks = vocab_size.div_ceil(WARPS * PIECE * pieces).max(1);
+        let groups = (USUAL_GROUPS / chunks).next_power_of_two();
         Self {
             chunks,
-            chunk_len,
-            groups,
+            pieces,
+            groups: groups.clamp(MOST_GROUPS / MOST_CHUNKS, THREADS * 4),
         }
     }
 

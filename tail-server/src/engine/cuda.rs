@@ -46,21 +46,22 @@ impl CudaDevice {
         let summaries = self.tail.summaries(first..first + wanted.len(), &plan)?;
         let sample = |(index, wanted): (usize, &WantedRow)| {
             let (sampler, position, _) = wanted.sampled_by(members)?;
-            are_adjusted[index]
-                .then(|| sampler.sample_summary(&summaries.row(index), position))
-                .flatten()
+            let summary = are_adjusted[index].then(|| summaries.row(index))?;
+            let sampled = sampler.sample_summary(&summary, position);
+            Some(sampled.ok_or_else(|| summary.into_owned()))
         };
-        let sampled: Vec<Option<Sampled>> = wanted.iter().enumerate().map(sample).collect();
+        let sampled: Vec<_> = wanted.iter().enumerate().map(sample).collect();
         for (index, (wanted, sampled)) in wanted.iter().zip(sampled).enumerate() {
             verify(members, samples, wanted, |sampler, position| {
-                if let Some(sampled) = sampled {
-                    return Ok(sampled);
-                }
+                let summary = match sampled {
+                    Some(Ok(sampled)) => return Ok(sampled),
+                    Some(Err(summary)) => Some(summary),
+                    None => None,
+                };
                 let logits = self.tail.logits_row(index)?;
-                Ok::<_, CudaError>(if are_adjusted[index] {
-                    sampler.sample_adjusted(logits, position)
-                } else {
-                    sampler.sample(logits, position)
+                Ok::<_, CudaError>(match summary {
+                    Some(summary) => sampler.sample_row(&summary, logits, position),
+                    None => sampler.sample(logits, position),
                 })
             })?;
         }

@@ -79,7 +79,7 @@ fn with_error<'a>(
 #[test]
 fn a_summary_that_is_enough_gives_the_token_that_the_logits_give() {
     let mut random = Random(ChaCha8Rng::seed_from_u64(5));
-    let (mut answered, mut asked, mut beyond) = (0, 0, 0);
+    let (mut answered, mut by_row, mut asked, mut beyond) = (0, 0, 0, 0);
     for round in 0..40_000 {
         let size = random.one_of(&SIZES);
         let logits = random.logits(round % 7, size);
