@@ -187,7 +187,7 @@ impl Sampler {
             .map(|(token_id, logit)| (token_id, logit - log_total));
         Some(Sampled {
             token_id,
-            logprob: report.then(|| logit - log_total),
+            logprob: report.then_some(logit - log_total),
             top_logprobs: top_logprobs.collect(),
         })
     }

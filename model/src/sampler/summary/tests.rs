@@ -89,20 +89,24 @@ fn a_summary_that_is_enough_gives_the_token_that_the_logits_give() {
         let summary = LogitsSummary::of_logits(&logits, &needs, LISTED);
         let summary = with_error(summary, &mut random, &needs);
         asked += 1;
-        let Some(found) = sampler.sample_summary(&summary, round) else {
-            continue;
-        };
-        answered += 1;
-        beyond += u32::from(params.temperature > 0.0 && summary.weight_count > LISTED);
         let expected = sampler.sample(&mut logits.clone(), round);
-        assert_eq!(
-            found.token_id,
-            expected.token_id,
-            "{params:?}, {size} of kind {}",
-            round % 7
-        );
-        assert_same_logprobs(&found, &expected);
+        let from_summary = sampler.sample_summary(&summary, round);
+        let from_row = sampler.sample_from(&summary, Some(&logits), round);
+        answered += u32::from(from_summary.is_some());
+        by_row += u32::from(from_row.is_some());
+        let is_beyond = params.temperature > 0.0 && summary.weight_count > LISTED;
+        beyond += u32::from(from_summary.is_some() && is_beyond);
+        let whole = Some(sampler.sample_row(&summary, &logits, round));
+        for found in [from_summary, from_row, whole].into_iter().flatten() {
+            let kind = round % 7;
+            assert_eq!(
+                found.token_id, expected.token_id,
+                "{params:?}, {size} of kind {kind}"
+            );
+            assert_same_logprobs(&found, &expected);
+        }
     }
+    assert!(by_row * 10 > asked * 8, "{by_row} of {asked}");
     assert!(answered * 5 > asked * 3, "{answered} of {asked}");
     assert!(beyond > 500, "{beyond}");
 }
