@@ -9,8 +9,8 @@ use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::products::{OWN_ROWS, Rows};
 
-/// Rows whose logits are in memory at a time: 64 rows of a vocabulary of 150,000 take 38 MB.
-pub const LOGITS_ROWS: usize = 64;
+/// Rows whose logits are in memory at a time: 256 rows of a vocabulary of 150,000 take 154 MB.
+pub const LOGITS_ROWS: usize = 256;
 
 /// Of `max_rows` rows each. Without a type: of the weights' type.
 pub(crate) struct Buffers {
@@ -34,6 +34,7 @@ pub(crate) struct Buffers {
     pub(crate) partial: CudaSlice<f32>,
     /// `[LOGITS_ROWS, vocab_size]`.
     pub(crate) logits: CudaSlice<f32>,
+    /// For one row, and more once they are asked for.
     pub(crate) host_logits: PinnedHostSlice<f32>,
 }
 
@@ -69,7 +70,7 @@ impl Buffers {
             angles: gpu.zeros(rows * config.head_dim)?,
             partial: gpu.zeros(partial)?,
             logits: gpu.zeros(LOGITS_ROWS * config.vocab_size)?,
-            host_logits: pinned(gpu.context(), LOGITS_ROWS * config.vocab_size)?,
+            host_logits: pinned(gpu.context(), config.vocab_size)?,
         })
     }
 }

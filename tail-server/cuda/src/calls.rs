@@ -10,6 +10,7 @@
 )]
 
 use std::ffi::{c_int, c_void};
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::cublas::result::CublasError;
@@ -73,17 +74,17 @@ pub(crate) fn copy_up(
     unsafe { driver_result::memcpy_htod_async(address, from, stream.cu_stream()) }
 }
 
-/// Copies the first `len` values from the device, and waits for all that was started before.
-pub(crate) fn copy_down<V: ValidAsZeroBits>(
+/// Copies `range` from the device to the start of `to`, and waits for all that was started before.
+pub(crate) fn copy_down<V: DeviceRepr + ValidAsZeroBits>(
     stream: &CudaStream,
     from: &CudaSlice<V>,
+    range: Range<usize>,
     to: &mut PinnedHostSlice<V>,
-    len: usize,
 ) -> Result<(), DriverError> {
     stream.context().bind_to_thread()?;
-    let to = &mut to.as_mut_slice()?[..len];
-    let (address, _no_event) = from.slice(..len).view_ptr(stream);
-    // SAFETY: both have `len` values, and `to` is borrowed until the copy is done.
+    let to = &mut to.as_mut_slice()?[..range.len()];
+    let (address, _no_event) = from.slice(range).view_ptr(stream);
+    // SAFETY: both have as many values, and `to` is borrowed until the copy is done.
     unsafe { driver_result::memcpy_dtoh_async(to, address, stream.cu_stream())? };
     stream.synchronize()
 }

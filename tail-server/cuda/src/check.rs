@@ -14,6 +14,8 @@ mod host;
 mod kernels;
 pub mod product_time;
 mod products;
+mod sampling;
+pub mod sampling_time;
 mod tails;
 pub mod timing;
 
@@ -68,6 +70,7 @@ pub fn all(
 ) -> Result<(), CudaError> {
     kernels::all(gpu, report)?;
     products::all(gpu, report)?;
+    sampling::all(gpu, report)?;
     attention::all(gpu, report)?;
     tails::all(gpu, models, report)
 }
@@ -79,6 +82,14 @@ pub fn all(
 pub fn attention(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
     kernels::ropes(gpu, report)?;
     attention::all(gpu, report)
+}
+
+/// Checks what is found out about logits, as [`all`] does.
+///
+/// # Errors
+/// [`CudaError`] where the device fails.
+pub fn sampling(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
+    sampling::all(gpu, report)
 }
 
 /// The largest difference over the largest expected value.

@@ -51,7 +51,7 @@ impl Stamps {
             // The norm that would have said so was not wanted.
             self.note(gpu, kernels, all - 2)?;
         }
-        copy_down(gpu.stream(), &self.device, &mut self.host, all)?;
+        copy_down(gpu.stream(), &self.device, 0..all, &mut self.host)?;
         let stamps = self.host.as_slice()?;
         let between = |pair: &[u64]| pair[1].saturating_sub(pair[0]);
         let layers_ns = stamps[first..all - 1].windows(2).map(between).collect();

@@ -1,23 +1,24 @@
 //! The tail at work: a step's rows through the layers, and their logits.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::CudaSlice;
 use headway_model::{BLOCK_POSITIONS, ModelConfig};
 
 use crate::attention::{Attend, RopeKv, partial_values};
-use crate::buffers::{Buffers, LOGITS_ROWS};
-use crate::calls::copy_down;
+use crate::buffers::Buffers;
 use crate::chain::{Chains, Link, LinkNorm, LinkRows, Shared};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::{AddNorm, Kernels, NormRows, Planes};
 use crate::products::{Matrix, Products};
+use crate::sampling::Sampling;
 use crate::stamps::Stamps;
 use crate::step::{Bounds, Joined, Segment, Step};
 use crate::weights::{LayerWeights, TailWeights, heads_of};
+
+mod logits;
 
 /// How much memory a tail takes, beside its weights.
 #[derive(Clone, Copy, Debug)]
@@ -53,7 +54,7 @@ pub struct Times {
     pub first_layer: usize,
     /// Each layer from `first_layer` to the last one, what the device waited in it for the host included.
     pub layers_ns: Vec<u64>,
-    /// Final norm and lm_head.
+    /// Final norm, lm_head, and what is found out about the logits.
     pub logits_ns: u64,
 }
 
@@ -68,10 +69,13 @@ pub struct Tail {
     step: Step,
     kv: CudaSlice<u8>,
     buffers: Buffers,
+    sampling: Sampling,
     /// What the last layer that ran gives to the residual stream.
     last: Planes,
     /// The logits of all wanted rows are there.
     has_logits: bool,
+    /// Of those that are summarised, among the logits in memory.
+    first_logits_row: usize,
     stamps: Stamps,
     /// Of the step that runs.
     first_layer: usize,
@@ -107,6 +111,7 @@ impl Tail {
             stride: 0,
         };
         let stamps = Stamps::new(&gpu, weights.layers.len())?;
+        let sampling = Sampling::new(&gpu, config.vocab_size)?;
         let step = Step::new(&gpu, (1 << 16) + sizes.max_rows * (config.hidden_size + 64))?;
         gpu.stream().synchronize()?;
         Ok(Self {
@@ -115,6 +120,7 @@ impl Tail {
             chains: Chains::new(&gpu, weights.dtype, &weights.blocks)?,
             last,
             has_logits: false,
+            first_logits_row: 0,
             bounds: Bounds {
                 max_rows: sizes.max_rows,
                 kv_blocks: sizes.kv_blocks,
@@ -127,6 +133,7 @@ impl Tail {
             buffers,
             stamps,
             first_layer: weights.layers.end,
+            sampling,
             fault: None,
             weights,
         })
@@ -154,21 +161,6 @@ impl Tail {
     /// otherwise the device's fault, see [`CudaError::Broken`].
     pub fn start(&mut self, segments: &[Segment<'_>], wanted: &[u32]) -> Result<(), CudaError> {
         self.guarded(|tail| tail.start_step(segments, wanted))
-    }
-
-    /// The logits after the wanted rows `range`, `[range.len(), vocab_size]`; at most [`LOGITS_ROWS`] of them.
-    /// Waits for the device.
-    ///
-    /// # Errors
-    /// The device's fault.
-    pub fn logits(&mut self, range: Range<usize>) -> Result<&mut [f32], CudaError> {
-        assert!(
-            range.len() <= LOGITS_ROWS,
-            "no more rows than there is memory for"
-        );
-        let len = range.len() * self.weights.config.vocab_size;
-        self.guarded(|tail| tail.compute_logits(range))?;
-        Ok(&mut self.buffers.host_logits.as_mut_slice()?[..len])
     }
 
     /// Waits until the device has done the step, and tells how long it took.
@@ -446,27 +438,6 @@ impl Tail {
         };
         let at = (self.step.address(gpu), small(layer));
         self.kernels.add_norm(gpu, what, rows, at)
-    }
-
-    fn compute_logits(&mut self, range: Range<usize>) -> Result<(), CudaError> {
-        let gpu = Arc::clone(&self.weights.gpu);
-        let TailWeights { config, layers, .. } = &self.weights;
-        let rows = NormRows::Wanted {
-            first: small(range.start),
-            count: small(range.len()),
-        };
-        if !self.has_logits {
-            let norm = &self.weights.output_norm;
-            self.add_norm(&gpu, norm, self.last, layers.len(), rows)?;
-            let (normed, to) = (&self.buffers.normed, &self.buffers.logits);
-            self.products
-                .planes(&gpu, &self.weights.lm_head, normed, range.len(), to)?;
-        }
-        self.stamps.note_logits(&gpu, &self.kernels)?;
-        let len = range.len() * config.vocab_size;
-        let buffers = &mut self.buffers;
-        copy_down(gpu.stream(), &buffers.logits, &mut buffers.host_logits, len)?;
-        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use headway_cuda::check::{self, Check, attention_time, product_time, timing};
+use headway_cuda::check::{self, Check, attention_time, product_time, sampling_time, timing};
 use headway_cuda::{CudaError, Gpu};
 
 /// Compares the CUDA device with the CPU. Ends with 1 where a comparison fails.
@@ -27,6 +27,9 @@ struct Args {
     /// Measure attention of several shapes too.
     #[arg(long)]
     time_attention: bool,
+    /// Measure what is found out about logits too.
+    #[arg(long)]
+    time_sampling: bool,
     /// Check this part alone.
     #[arg(long)]
     only: Option<Part>,
@@ -39,6 +42,7 @@ struct Args {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Part {
     Attention,
+    Sampling,
 }
 
 fn main() -> ExitCode {
@@ -77,6 +81,7 @@ fn run(args: &Args) -> Result<usize, CudaError> {
         };
         match args.only {
             Some(Part::Attention) => check::attention(&gpu, &mut report)?,
+            Some(Part::Sampling) => check::sampling(&gpu, &mut report)?,
             None => check::all(&gpu, &args.models, &mut report)?,
         }
         println!("{passed} checks ok, {failed} failed");
@@ -86,6 +91,9 @@ fn run(args: &Args) -> Result<usize, CudaError> {
     }
     if args.time_attention {
         attention_time::all(&gpu, &mut |line| println!("{line}"))?;
+    }
+    if args.time_sampling {
+        sampling_time::all(&gpu, &mut |timing| println!("{timing}"))?;
     }
     if args.time {
         timing::all(&gpu, &mut |timing| println!("{timing}"))?;
