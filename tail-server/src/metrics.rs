@@ -57,6 +57,8 @@ pub struct Metrics {
     compute_seconds: Counter,
     saved_seconds: CounterVec,
     pub(crate) queue_delay_seconds: Histogram,
+    /// Of the engine steps that waited for sessions to come.
+    pub(crate) gather_wait_seconds: Histogram,
     time_to_first_token_seconds: Histogram,
     time_per_output_token_seconds: Histogram,
     /// Reserved by sessions.
