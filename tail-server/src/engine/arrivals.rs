@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn an_item_and_the_end_wake_the_thread() {
         let (sender, mut receiver) = mpsc::channel(1);
-        let (asks, asked) = std::sync::mpsc::channel();
+        let (asks, asked) = std::sync::mpsc::sync_channel(2);
         let waits = thread::spawn(move || {
             let arrivals = Arrivals::here();
             asks.send(()).unwrap();
