@@ -17,7 +17,7 @@ use cudarc::cublas::sys::{
     self as cublas, cublasComputeType_t, cublasGemmAlgo_t, cublasMath_t, cublasOperation_t,
 };
 use cudarc::cublas::{CudaBlas, result};
-use cudarc::driver::sys::CUfunction_attribute_enum;
+use cudarc::driver::sys::{CUfunction_attribute_enum, CUtensorMapDataType};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
     PinnedHostSlice, ValidAsZeroBits, result as driver_result, sys as driver,
@@ -103,9 +103,9 @@ pub(crate) fn set_up_blas(
     }
 }
 
-/// `y = x Wᵀ`, row-major.
+/// `y = x Wᵀ` by cuBLAS, row-major.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Product {
+pub(crate) struct BlasProduct {
     /// Of x and W.
     pub(crate) dtype: Dtype,
     /// Of y: `dtype`, or f32.
@@ -121,7 +121,7 @@ pub(crate) struct Product {
     pub(crate) columns: usize,
 }
 
-impl Product {
+impl BlasProduct {
     /// Starts the product.
     pub(crate) fn start(self, gpu: &Gpu) -> Result<(), CudaError> {
         let [rows, outputs, columns] = [self.rows, self.outputs, self.columns].map(|size| {
@@ -159,23 +159,82 @@ impl Product {
     }
 }
 
+/// A tensor's place and shape, as the copy engine of a device reads it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TensorMap(driver::CUtensorMap);
+
+/// What a [`TensorMap`] says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Boxes<'a> {
+    /// Of 16 bits.
+    pub(crate) dtype: Dtype,
+    /// A multiple of 16.
+    pub(crate) address: u64,
+    /// Of each dimension, the fastest first.
+    pub(crate) sizes: &'a [u64],
+    /// From one entry to the next, for each dimension but the fastest; multiples of 16.
+    pub(crate) strides_bytes: &'a [u64],
+    /// What one copy brings, each at most 256; 128 bytes of the fastest dimension.
+    pub(crate) copied: &'a [u32],
+}
+
+impl TensorMap {
+    /// Copies come swizzled, in atoms of 8 times 128 bytes; what lies outside the tensor comes as zeros.
+    pub(crate) fn new(boxes: Boxes<'_>) -> Result<Self, DriverError> {
+        let Boxes { sizes, copied, .. } = boxes;
+        assert!(
+            sizes.len() == copied.len() && sizes.len() == boxes.strides_bytes.len() + 1,
+            "a size and a box for each dimension, and a stride for each but the first"
+        );
+        let dtype = match boxes.dtype {
+            Dtype::F32 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            Dtype::F16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            Dtype::Bf16 => CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        let every_one = [1_u32; 5];
+        let mut map = driver::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the arrays have an entry for each dimension, and are read before the call returns; the address
+        // is only written down.
+        unsafe {
+            driver::cuTensorMapEncodeTiled(
+                &raw mut map,
+                dtype,
+                u32::try_from(sizes.len()).unwrap_or(u32::MAX),
+                boxes.address as *mut _,
+                sizes.as_ptr(),
+                boxes.strides_bytes.as_ptr(),
+                copied.as_ptr(),
+                every_one.as_ptr(),
+                driver::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                driver::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                driver::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                driver::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+            .result()?;
+        }
+        Ok(Self(map))
+    }
+}
+
 /// An argument of a kernel.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Arg {
+pub(crate) enum Arg<'a> {
     /// Of device memory; 0 is null.
     Address(u64),
     U32(u32),
     U64(u64),
     F32(f32),
+    Map(&'a TensorMap),
 }
 
-impl Arg {
+impl Arg<'_> {
     /// Where the value lies, for as long as the argument does.
     const fn pointer(&self) -> *mut c_void {
         match self {
             Self::Address(value) | Self::U64(value) => (&raw const *value).cast_mut().cast(),
             Self::U32(value) => (&raw const *value).cast_mut().cast(),
             Self::F32(value) => (&raw const *value).cast_mut().cast(),
+            Self::Map(map) => (&raw const map.0).cast_mut().cast(),
         }
     }
 }
@@ -203,7 +262,7 @@ pub(crate) fn launch(
     gpu: &Gpu,
     function: &CudaFunction,
     launch: Launch,
-    args: &[Arg],
+    args: &[Arg<'_>],
 ) -> Result<(), CudaError> {
     let Launch {
         grid: [x, y],

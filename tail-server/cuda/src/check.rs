@@ -11,6 +11,8 @@ use crate::gpu::Gpu;
 mod attention;
 mod host;
 mod kernels;
+pub mod product_time;
+mod products;
 mod tails;
 pub mod timing;
 
@@ -64,6 +66,7 @@ pub fn all(
     report: &mut impl FnMut(&Check),
 ) -> Result<(), CudaError> {
     kernels::all(gpu, report)?;
+    products::all(gpu, report)?;
     attention::all(gpu, report)?;
     tails::all(gpu, models, report)
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::cublas::CudaBlas;
+use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
 };
@@ -14,6 +15,9 @@ use crate::error::CudaError;
 
 /// The kernels, for every supported device. `build.rs` makes them.
 const KERNELS: &[&[u8]] = &include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+const MULTIPROCESSORS: CUdevice_attribute =
+    CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
 
 /// Hopper: the first devices on which a kernel can start before the one in front of it has ended.
 const HOPPER: i32 = 9;
@@ -29,6 +33,7 @@ pub struct Gpu {
     /// In use by `blas`.
     _workspace: CudaSlice<u8>,
     modules: Vec<Arc<CudaModule>>,
+    multiprocessors: u32,
     is_hopper: bool,
     overlaps: bool,
 }
@@ -69,12 +74,14 @@ impl Gpu {
             .map(|binary| context.load_module(Ptx::from_binary(binary.to_vec())))
             .collect::<Result<_, _>>()?;
         let (major, _minor) = context.compute_capability()?;
+        let multiprocessors = context.attribute(MULTIPROCESSORS)?;
         Ok(Arc::new(Self {
             context,
             stream,
             blas,
             _workspace: workspace,
             modules,
+            multiprocessors: u32::try_from(multiprocessors).unwrap_or(1),
             is_hopper: major == HOPPER,
             overlaps: major >= HOPPER,
         }))
@@ -102,6 +109,11 @@ impl Gpu {
 
     pub(crate) const fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// How many there are.
+    pub(crate) const fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
     }
 
     /// Kernels made for this generation alone run here.

@@ -18,7 +18,6 @@ pub(crate) struct Kernels {
     /// Query heads that one thread block of `attend` computes.
     attend_group: u32,
     merge: CudaFunction,
-    silu_mul: CudaFunction,
     fill_random: CudaFunction,
 }
 
@@ -120,7 +119,6 @@ impl Kernels {
             attend: gpu.function(&format!("attend_{name}_{lanes}_{attend_group}"))?,
             attend_group,
             merge: gpu.function(&format!("merge_{name}"))?,
-            silu_mul: gpu.function(&format!("silu_mul_{name}"))?,
             fill_random: gpu.function(&format!("fill_random_{name}"))?,
         })
     }
@@ -264,23 +262,6 @@ impl Kernels {
             gpu,
             &self.merge,
             blocks([what.merges, attention], dim.next_multiple_of(32)),
-            &args,
-        )
-    }
-
-    /// `gate_up`: `[rows, 2, size]`, `out`: `[rows, size]`.
-    pub(crate) fn silu_mul(
-        &self,
-        gpu: &Gpu,
-        [gate_up, out]: [u64; 2],
-        rows: u32,
-        size: u32,
-    ) -> Result<(), CudaError> {
-        let args = [Arg::Address(gate_up), Arg::Address(out), Arg::U32(size)];
-        launch(
-            gpu,
-            &self.silu_mul,
-            blocks([rows, size.div_ceil(256)], 256),
             &args,
         )
     }

@@ -26,6 +26,7 @@ mod dtype;
 mod error;
 mod gpu;
 mod kernels;
+mod products;
 mod step;
 mod tail;
 mod weights;

@@ -8,11 +8,12 @@ use cudarc::driver::{CudaEvent, CudaSlice};
 use headway_model::{BLOCK_POSITIONS, ModelConfig};
 
 use crate::buffers::{Buffers, LOGITS_ROWS, SLOTS};
-use crate::calls::{Product, copy_down};
+use crate::calls::copy_down;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::{AddNorm, Attend, Kernels, NormRows, Planes, RopeKv};
+use crate::products::{Matrix, Products};
 use crate::step::{Bounds, Joined, Segment, Step};
 use crate::weights::{LayerWeights, TailWeights, heads_of};
 
@@ -54,10 +55,13 @@ pub struct Times {
 pub struct Tail {
     weights: TailWeights,
     kernels: Kernels,
+    products: Products,
     bounds: Bounds,
     step: Step,
     kv: CudaSlice<u8>,
     buffers: Buffers,
+    /// What the last layer that ran gives to the residual stream.
+    last: Planes,
     /// Before the first layer, and after each.
     layer_events: Vec<CudaEvent>,
     logits_events: [CudaEvent; 2],
@@ -76,7 +80,20 @@ impl Tail {
         let config = &weights.config;
         let kernels = Kernels::new(&gpu, weights.dtype, heads_of(config)?)?;
         let kv = gpu.zeros(sizes.kv_blocks * Self::block_bytes(config, weights.dtype))?;
-        let buffers = Buffers::new(&gpu, config, weights.dtype, sizes.max_rows)?;
+        let products = Products::new(&gpu, weights.dtype)?;
+        let blocks = &weights.blocks;
+        let most = |of: fn(&LayerWeights) -> &Matrix| {
+            let planes = blocks.iter().map(|block| of(block).most_planes());
+            planes.max().unwrap_or(1)
+        };
+        let onto_x = most(|block| &block.output).max(most(|block| &block.down));
+        let most_planes = [most(|block| &block.qkv), onto_x];
+        let buffers = Buffers::new(&gpu, config, weights.dtype, sizes.max_rows, most_planes)?;
+        let last = Planes {
+            address: gpu.address(&buffers.product),
+            planes: 0,
+            stride: 0,
+        };
         let event = || {
             gpu.context()
                 .new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))
@@ -89,6 +106,8 @@ impl Tail {
         gpu.stream().synchronize()?;
         Ok(Self {
             kernels,
+            products,
+            last,
             bounds: Bounds {
                 max_rows: sizes.max_rows,
                 kv_blocks: sizes.kv_blocks,
@@ -230,50 +249,38 @@ impl Tail {
             while let Some(next) = joining.next_if(|next| next.entry_layer <= layer) {
                 joined = *next;
             }
-            self.run_layer(&gpu, layer, joined)?;
+            self.last = self.run_layer(&gpu, layer, joined, self.last)?;
             self.layer_events[index + 1].record(gpu.stream())?;
         }
         Ok(())
     }
 
     /// One layer on the first `joined.rows` rows.
-    fn run_layer(&self, gpu: &Gpu, layer: usize, joined: Joined) -> Result<(), CudaError> {
+    /// `before`: what the layer before gives to the residual stream; the same of this layer is returned.
+    fn run_layer(
+        &self,
+        gpu: &Gpu,
+        layer: usize,
+        joined: Joined,
+        before: Planes,
+    ) -> Result<Planes, CudaError> {
         let config = &self.weights.config;
         let index = layer - self.weights.layers.start;
         let weights: &LayerWeights = &self.weights.blocks[index];
         let (buffers, kernels) = (&self.buffers, &self.kernels);
         let step = self.step.address(gpu);
-        let [normed, q, context, gate_up, gated] = [
-            &buffers.normed,
-            &buffers.q,
-            &buffers.context,
-            &buffers.gate_up,
-            &buffers.gated,
-        ]
-        .map(|buffer| gpu.address(buffer));
-        let (hidden, inter) = (config.hidden_size, config.intermediate_size);
-        let product =
-            |x: u64, matrix: &CudaSlice<u8>, out, y: u64, [outputs, columns]: [usize; 2]| Product {
-                dtype: self.weights.dtype,
-                out,
-                x,
-                weights: gpu.address(matrix),
-                y,
-                rows: joined.rows as usize,
-                outputs,
-                columns,
-            };
+        let products = &self.products;
+        let rows = joined.rows as usize;
+        let [q, gate_up] = [&buffers.q, &buffers.gate_up].map(|buffer| gpu.address(buffer));
 
         let norm = &weights.attention_norm;
-        self.add_norm(gpu, norm, index, NormRows::BeforeLayer(joined.rows))?;
-        let qkv = gpu.address(&buffers.qkv);
-        let qkv_size = config.q_size() + 2 * config.kv_size();
-        product(normed, &weights.qkv, Dtype::F32, qkv, [qkv_size, hidden]).start(gpu)?;
+        self.add_norm(gpu, norm, before, index, NormRows::BeforeLayer(joined.rows))?;
+        let qkv = products.planes(gpu, &weights.qkv, &buffers.normed, rows, &buffers.qkv)?;
         let optional =
             |vector: Option<&CudaSlice<f32>>| vector.map_or(0, |vector| gpu.address(vector));
         let kv = gpu.address(&self.kv);
         let rope_kv = RopeKv {
-            qkv: one_plane(qkv),
+            qkv,
             q,
             kv,
             angles: gpu.address(&buffers.angles),
@@ -286,7 +293,7 @@ impl Tail {
         let attend = Attend {
             q,
             kv,
-            out: context,
+            out: buffers.context.address(gpu),
             partial: gpu.address(&buffers.partial),
             window: config
                 .window_of(layer)
@@ -295,23 +302,14 @@ impl Tail {
             merges: joined.merges,
         };
         kernels.attend(gpu, attend, step, small(layer))?;
-        let onto_x = gpu.address(&buffers.product);
-        let output = [hidden, config.q_size()];
-        product(context, &weights.output, Dtype::F32, onto_x, output).start(gpu)?;
+        let product = &buffers.product;
+        let onto_x = products.planes(gpu, &weights.output, &buffers.context, rows, product)?;
 
         let norm = &weights.mlp_norm;
-        self.add_norm(gpu, norm, index, NormRows::WithinLayer(joined.rows))?;
-        let dtype = self.weights.dtype;
-        product(
-            normed,
-            &weights.gate_up,
-            dtype,
-            gate_up,
-            [2 * inter, hidden],
-        )
-        .start(gpu)?;
-        kernels.silu_mul(gpu, [gate_up, gated], joined.rows, small(inter))?;
-        product(gated, &weights.down, Dtype::F32, onto_x, [hidden, inter]).start(gpu)
+        self.add_norm(gpu, norm, onto_x, index, NormRows::WithinLayer(joined.rows))?;
+        let between = [gate_up, buffers.gated.address(gpu)];
+        products.gated(gpu, &weights.gate_up, &buffers.normed, rows, between)?;
+        products.planes(gpu, &weights.down, &buffers.gated, rows, product)
     }
 
     /// The last product onto the residual stream, and the norm of what that gives. `layer`: counted from the first
@@ -320,15 +318,16 @@ impl Tail {
         &self,
         gpu: &Gpu,
         weight: &CudaSlice<f32>,
+        product: Planes,
         layer: usize,
         rows: NormRows,
     ) -> Result<(), CudaError> {
         let buffers = &self.buffers;
         let what = AddNorm {
             x: gpu.address(&buffers.x),
-            product: one_plane(gpu.address(&buffers.product)),
+            product,
             weight: gpu.address(weight),
-            out: gpu.address(&buffers.normed),
+            out: buffers.normed.address(gpu),
             hidden_size: small(self.weights.config.hidden_size),
         };
         let at = (self.step.address(gpu), small(layer));
@@ -337,44 +336,24 @@ impl Tail {
 
     fn compute_logits(&mut self, range: Range<usize>) -> Result<(), CudaError> {
         let gpu = Arc::clone(&self.weights.gpu);
-        let TailWeights {
-            config,
-            layers,
-            dtype,
-            ..
-        } = &self.weights;
+        let TailWeights { config, layers, .. } = &self.weights;
         self.logits_events[0].record(gpu.stream())?;
         let rows = NormRows::Wanted {
             first: small(range.start),
             count: small(range.len()),
         };
-        self.add_norm(&gpu, &self.weights.output_norm, layers.len(), rows)?;
-        let buffers = &mut self.buffers;
-        let product = Product {
-            dtype: *dtype,
-            out: Dtype::F32,
-            x: gpu.address(&buffers.normed),
-            weights: gpu.address(&*self.weights.lm_head),
-            y: gpu.address(&buffers.logits),
-            rows: range.len(),
-            outputs: config.vocab_size,
-            columns: config.hidden_size,
-        };
-        product.start(&gpu)?;
+        let norm = &self.weights.output_norm;
+        self.add_norm(&gpu, norm, self.last, layers.len(), rows)?;
+        let (normed, to) = (&self.buffers.normed, &self.buffers.logits);
+        self.products
+            .planes(&gpu, &self.weights.lm_head, normed, range.len(), to)?;
         self.logits_events[1].record(gpu.stream())?;
         let len = range.len() * config.vocab_size;
+        let buffers = &mut self.buffers;
         copy_down(gpu.stream(), &buffers.logits, &mut buffers.host_logits, len)?;
         let elapsed_ms = self.logits_events[0].elapsed_ms(&self.logits_events[1])?;
         self.times.logits_ns += nanoseconds(elapsed_ms);
         Ok(())
-    }
-}
-
-const fn one_plane(address: u64) -> Planes {
-    Planes {
-        address,
-        planes: 1,
-        stride: 0,
     }
 }
 

@@ -13,6 +13,7 @@ use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::{Heads, Kernels};
+use crate::products::{Matrix, Outputs};
 
 /// Layers `[start, L)`, final norm and lm_head, and the embedding where `start` is 0.
 pub struct TailWeights {
@@ -25,7 +26,7 @@ pub struct TailWeights {
     pub(crate) blocks: Vec<LayerWeights>,
     pub(crate) output_norm: CudaSlice<f32>,
     /// `[vocab_size, hidden_size]`.
-    pub(crate) lm_head: Arc<CudaSlice<u8>>,
+    pub(crate) lm_head: Matrix,
     pub(crate) inverse_frequencies: CudaSlice<f32>,
     pub(crate) attention_factor: f32,
     bytes: usize,
@@ -35,15 +36,15 @@ pub struct TailWeights {
 pub(crate) struct LayerWeights {
     pub(crate) attention_norm: CudaSlice<f32>,
     /// q, k and v one below the other.
-    pub(crate) qkv: CudaSlice<u8>,
+    pub(crate) qkv: Matrix,
     pub(crate) qkv_bias: Option<CudaSlice<f32>>,
     /// Of each head's q, and of each head's k.
     pub(crate) qk_norm: Option<[CudaSlice<f32>; 2]>,
-    pub(crate) output: CudaSlice<u8>,
+    pub(crate) output: Matrix,
     pub(crate) mlp_norm: CudaSlice<f32>,
     /// gate and up one below the other.
-    pub(crate) gate_up: CudaSlice<u8>,
-    pub(crate) down: CudaSlice<u8>,
+    pub(crate) gate_up: Matrix,
+    pub(crate) down: Matrix,
 }
 
 impl TailWeights {
@@ -115,7 +116,7 @@ impl TailWeights {
         } else {
             None
         };
-        let lm_head = match &embedding {
+        let lm_head_memory = match &embedding {
             Some(embedding) if config.tied_embeddings => Arc::clone(embedding),
             _ => {
                 let tied = config.tied_embeddings;
@@ -127,18 +128,19 @@ impl TailWeights {
                 Arc::new(source.matrix(&[(name.to_owned(), vocabulary)])?)
             }
         };
+        let lm_head = Matrix::new(gpu, dtype, lm_head_memory, vocabulary, Outputs::Plain)?;
         let output_norm = source.vector(&[(names::OUTPUT_NORM.to_owned(), config.hidden_size)])?;
         let blocks = layers
             .iter()
-            .map(|layer| LayerWeights::new(&config, layer, source))
+            .map(|layer| LayerWeights::new(gpu, dtype, &config, layer, source))
             .collect::<Result<Vec<_>, _>>()?;
         let rope = Rope::new(&config);
         let inverse_frequencies = gpu.stream().clone_htod(rope.inverse_frequencies())?;
         gpu.stream().synchronize()?;
         let mut bytes = blocks.iter().map(LayerWeights::bytes).sum::<usize>();
-        bytes += output_norm.num_bytes() + lm_head.num_bytes();
+        bytes += output_norm.num_bytes() + lm_head.bytes();
         if let Some(embedding) = &embedding
-            && !Arc::ptr_eq(embedding, &lm_head)
+            && !Arc::ptr_eq(embedding, lm_head.memory())
         {
             bytes += embedding.num_bytes();
         }
@@ -225,14 +227,24 @@ fn check_layers(config: &ModelConfig, layers: LayerRange) -> Result<(), LoadErro
 }
 
 impl LayerWeights {
-    fn new(
+    fn new<S: Source>(
+        gpu: &Gpu,
+        dtype: Dtype,
         config: &ModelConfig,
         layer: usize,
-        source: &mut impl Source,
+        source: &mut S,
     ) -> Result<Self, CudaError> {
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
         let (q, kv) = (config.q_size(), config.kv_size());
-        let matrix = |name: &str, outputs, columns| (in_layer(layer, name), [outputs, columns]);
+        let part = |name: &str, outputs, columns| (in_layer(layer, name), [outputs, columns]);
+        let matrix = |parts: &[(String, [usize; 2])], kind, source: &mut S| {
+            let outputs = parts.iter().map(|(_, [outputs, _])| outputs).sum();
+            let columns = parts.first().map_or(0, |(_, [_, columns])| *columns);
+            let memory = Arc::new(source.matrix(parts)?);
+            Matrix::new(gpu, dtype, memory, [outputs, columns], kind)
+        };
+        let plain =
+            |parts: &[(String, [usize; 2])], source: &mut S| matrix(parts, Outputs::Plain, source);
         let vector = |name: &str, len| (in_layer(layer, name), len);
         let qkv_bias = if config.architecture.has_qkv_bias() {
             let parts = [
@@ -254,20 +266,27 @@ impl LayerWeights {
         };
         Ok(Self {
             attention_norm: source.vector(&[vector("attn_norm.weight", hidden)])?,
-            qkv: source.matrix(&[
-                matrix("attn_q.weight", q, hidden),
-                matrix("attn_k.weight", kv, hidden),
-                matrix("attn_v.weight", kv, hidden),
-            ])?,
+            qkv: plain(
+                &[
+                    part("attn_q.weight", q, hidden),
+                    part("attn_k.weight", kv, hidden),
+                    part("attn_v.weight", kv, hidden),
+                ],
+                source,
+            )?,
             qkv_bias,
             qk_norm,
-            output: source.matrix(&[matrix("attn_output.weight", hidden, q)])?,
+            output: plain(&[part("attn_output.weight", hidden, q)], source)?,
             mlp_norm: source.vector(&[vector("ffn_norm.weight", hidden)])?,
-            gate_up: source.matrix(&[
-                matrix("ffn_gate.weight", inter, hidden),
-                matrix("ffn_up.weight", inter, hidden),
-            ])?,
-            down: source.matrix(&[matrix("ffn_down.weight", hidden, inter)])?,
+            gate_up: matrix(
+                &[
+                    part("ffn_gate.weight", inter, hidden),
+                    part("ffn_up.weight", inter, hidden),
+                ],
+                Outputs::Gated,
+                source,
+            )?,
+            down: plain(&[part("ffn_down.weight", hidden, inter)], source)?,
         })
     }
 
@@ -276,10 +295,7 @@ impl LayerWeights {
         let qk_norm = self.qk_norm.iter().flatten();
         let vectors = [&self.attention_norm, &self.mlp_norm].into_iter();
         let vectors = vectors.chain(&self.qkv_bias).chain(qk_norm);
-        matrices
-            .into_iter()
-            .map(CudaSlice::num_bytes)
-            .sum::<usize>()
+        matrices.into_iter().map(Matrix::bytes).sum::<usize>()
             + vectors.map(CudaSlice::num_bytes).sum::<usize>()
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use headway_cuda::check::{self, Check, timing};
+use headway_cuda::check::{self, Check, product_time, timing};
 use headway_cuda::{CudaError, Gpu};
 
 /// Compares the CUDA device with the CPU. Ends with 1 where a comparison fails.
@@ -21,6 +21,9 @@ struct Args {
     /// Measure steps too.
     #[arg(long)]
     time: bool,
+    /// Measure products of several shapes too.
+    #[arg(long)]
+    time_products: bool,
     /// Measure only.
     #[arg(long)]
     no_checks: bool,
@@ -61,6 +64,9 @@ fn run(args: &Args) -> Result<usize, CudaError> {
             }
         })?;
         println!("{passed} checks ok, {failed} failed");
+    }
+    if args.time_products {
+        product_time::all(&gpu, &mut |line| println!("{line}"))?;
     }
     if args.time {
         timing::all(&gpu, &mut |timing| println!("{timing}"))?;

@@ -1,4 +1,4 @@
-//! Every kernel but attention, and the products, on sizes that fill no block.
+//! Every kernel but attention and products, on sizes that fill no block.
 
 use std::sync::Arc;
 
@@ -8,7 +8,6 @@ use headway_model::{BLOCK_POSITIONS, BlockId, KvTable, LayerRange, ModelConfig};
 
 use super::host::{down, rounded, up};
 use super::{Check, Random, difference};
-use crate::calls::Product;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
@@ -21,9 +20,8 @@ const ROPE_LAYER: usize = 2;
 
 pub(super) fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
     for dtype in Dtype::ALL {
-        for (hidden, inter) in [(8, 1), (100, 77), (576, 1536), (4096, 4100)] {
+        for hidden in [8, 100, 576, 4096] {
             report(&rows(gpu, dtype, hidden)?);
-            report(&silu(gpu, dtype, inter)?);
         }
         for (head_dim, heads, kv_heads) in [
             (8, 1, 1),
@@ -38,17 +36,6 @@ pub(super) fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(),
                 let mut config = config(heads, kv_heads, head_dim);
                 config.rope_layout = layout;
                 report(&rope_kv(gpu, dtype, &config)?);
-            }
-        }
-        for [rows, outputs, columns] in [
-            [1, 8, 8],
-            [3, 100, 96],
-            [7, 1000, 72],
-            [64, 960, 576],
-            [200, 129, 40],
-        ] {
-            for out in [dtype, Dtype::F32] {
-                report(&product(gpu, [dtype, out], [rows, outputs, columns])?);
             }
         }
     }
@@ -225,83 +212,6 @@ fn host_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     values
         .map(|(x, weight)| (f64::from(*x) * scale * f64::from(*weight)) as f32)
         .collect()
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the reference is f64")]
-fn silu(gpu: &Arc<Gpu>, dtype: Dtype, size: usize) -> Result<Check, CudaError> {
-    const ROWS: usize = 5;
-    let mut random = Random(size as u64);
-    let kernels = Kernels::new(gpu, dtype, heads_of(&config(1, 1, 8))?)?;
-    let values: Vec<f32> = random
-        .values(ROWS * 2 * size)
-        .iter()
-        .map(|value| 12.0 * value)
-        .collect();
-    let values = rounded(&values, dtype);
-    let gate_up = up(gpu, &values, dtype)?;
-    let out = up(gpu, &vec![0.0; ROWS * size], dtype)?;
-    let width = u32::try_from(size).expect("sizes of the checks are small");
-    kernels.silu_mul(gpu, [gpu.address(&gate_up), gpu.address(&out)], 5, width)?;
-    let mut expected = Vec::new();
-    for row in values.chunks_exact(2 * size) {
-        let (gate, up) = row.split_at(size);
-        expected.extend(gate.iter().zip(up).map(|(gate, up)| {
-            let gate = f64::from(*gate);
-            (gate / (1.0 + (-gate).exp()) * f64::from(*up)) as f32
-        }));
-    }
-    Ok(Check {
-        name: format!("silu · up {} size {size}", dtype.name()),
-        difference: difference(&down(gpu, &out, dtype)?, &expected),
-        tolerance: tolerance(dtype),
-        note: String::new(),
-    })
-}
-
-/// `y = x Wᵀ` against f64 sums, in the weights' type or f32.
-#[expect(clippy::cast_possible_truncation, reason = "the reference is f64")]
-fn product(
-    gpu: &Arc<Gpu>,
-    [dtype, out]: [Dtype; 2],
-    [rows, outputs, columns]: [usize; 3],
-) -> Result<Check, CudaError> {
-    let mut random = Random((rows * outputs + columns) as u64);
-    let x = rounded(&random.values(rows * columns), dtype);
-    let weights = rounded(&random.values(outputs * columns), dtype);
-    let y = up(gpu, &vec![9.0; rows * outputs], out)?;
-    let (device_x, device_weights) = (up(gpu, &x, dtype)?, up(gpu, &weights, dtype)?);
-    let product = Product {
-        dtype,
-        out,
-        x: gpu.address(&device_x),
-        weights: gpu.address(&device_weights),
-        y: gpu.address(&y),
-        rows,
-        outputs,
-        columns,
-    };
-    product.start(gpu)?;
-    let mut expected = Vec::with_capacity(rows * outputs);
-    for x in x.chunks_exact(columns) {
-        for weights in weights.chunks_exact(columns) {
-            let sum: f64 = x
-                .iter()
-                .zip(weights)
-                .map(|(x, w)| f64::from(*x) * f64::from(*w))
-                .sum();
-            expected.push(sum as f32);
-        }
-    }
-    Ok(Check {
-        name: format!(
-            "product {} {rows}×{columns}×{outputs} to {}",
-            dtype.name(),
-            out.name()
-        ),
-        difference: difference(&down(gpu, &y, out)?, &expected),
-        tolerance: tolerance(out),
-        note: String::new(),
-    })
 }
 
 /// q is rotated; k and v lie in their blocks, and nothing else is touched.
