@@ -13,6 +13,7 @@ mod host;
 mod kernels;
 pub mod product_time;
 mod products;
+pub mod report;
 mod tails;
 pub mod timing;
 

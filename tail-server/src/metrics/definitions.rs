@@ -90,6 +90,10 @@ impl Metrics {
                 "headway_tail_busy_seconds_total",
                 "Time the device was busy.",
             )?,
+            layers_seconds: Counter::new(
+                "headway_tail_layers_seconds_total",
+                "Of the busy time, what the layers took.",
+            )?,
             compute_seconds: Counter::new(
                 "headway_tail_compute_seconds_total",
                 "Device time attributed to sessions; equals the busy time.",
@@ -174,6 +178,7 @@ impl Metrics {
             received_bytes,
             sent_bytes,
             busy_seconds,
+            layers_seconds,
             compute_seconds,
             saved_seconds,
             queue_delay_seconds,
@@ -206,6 +211,7 @@ impl Metrics {
             Box::new(received_bytes.clone()),
             Box::new(sent_bytes.clone()),
             Box::new(busy_seconds.clone()),
+            Box::new(layers_seconds.clone()),
             Box::new(compute_seconds.clone()),
             Box::new(saved_seconds.clone()),
             Box::new(queue_delay_seconds.clone()),

@@ -223,8 +223,7 @@ mod tests {
             case: "a \"b\" \\\n".to_owned(),
             reason: String::new(),
         };
-        let expected =
-            r#"{"by":"headway","kind":"left_out","case":"a \"b\" \\ ","reason":""}"#;
+        let expected = r#"{"by":"headway","kind":"left_out","case":"a \"b\" \\ ","reason":""}"#;
         assert_eq!(left_out.json(), expected);
     }
 }

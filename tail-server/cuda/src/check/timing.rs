@@ -174,13 +174,10 @@ fn measure(
         token_ids: vec![1; CHUNK_ROWS],
         hidden_states: random.values(case.rows.min(CHUNK_ROWS) * config().hidden_size),
     };
-    let mut blocks = random.permutation(kv_blocks).into_iter();
-    let mut tables: Vec<KvTable> = (0..case.batch)
-        .map(|_| table(&case, &mut blocks))
-        .collect();
+    let blocks = random.permutation(kv_blocks);
     let mut measured = [Vec::new(), Vec::new(), Vec::new()];
     for run in 0..WARM_UP_RUNS + MEASURED_RUNS {
-        let times = run_case(tail, &case, &sources, &mut tables)?;
+        let times = run_case(tail, &case, &sources, tables(&case, &blocks))?;
         if run >= WARM_UP_RUNS {
             for (values, value) in measured.iter_mut().zip(times) {
                 values.push(value);
@@ -208,16 +205,20 @@ struct Sources {
     hidden_states: Vec<f32>,
 }
 
-/// A session's table, with blocks that lie anywhere.
-fn table(case: &Case, blocks: &mut impl Iterator<Item = u32>) -> KvTable {
+/// The sessions' tables, whose blocks lie anywhere.
+fn tables(case: &Case, blocks: &[u32]) -> Vec<KvTable> {
     let layers = case.layers();
-    let mut table = KvTable::new(layers);
-    for _ in 0..KvTable::columns_for(case.context + case.rows) {
-        let column: Vec<BlockId> = blocks.take(layers.len()).map(BlockId).collect();
-        table.push_column(&column);
-    }
-    table.advance(case.context);
-    table
+    let mut blocks = blocks.iter().copied().map(BlockId);
+    let table = |_| {
+        let mut table = KvTable::new(layers);
+        for _ in 0..KvTable::columns_for(case.context + case.rows) {
+            let column: Vec<BlockId> = blocks.by_ref().take(layers.len()).collect();
+            table.push_column(&column);
+        }
+        table.advance(case.context);
+        table
+    };
+    (0..case.batch).map(table).collect()
 }
 
 /// All rows of the sessions, in as many steps as it takes: wall, layers and logits, in milliseconds.
@@ -225,7 +226,7 @@ fn run_case(
     tail: &mut Tail,
     case: &Case,
     sources: &Sources,
-    tables: &mut [KvTable],
+    mut tables: Vec<KvTable>,
 ) -> Result<[f64; 3], CudaError> {
     let started = Instant::now();
     let [mut layers_ms, mut logits_ms] = [0.0; 2];
@@ -234,7 +235,7 @@ fn run_case(
         let rows = (case.rows - done).min(CHUNK_ROWS);
         let is_last = done + rows == case.rows;
         let wanted = if is_last { case.batch } else { 0 };
-        let times = step(tail, case, sources, tables, [rows, wanted])?;
+        let times = step(tail, case, sources, &tables, [rows, wanted])?;
         layers_ms += times.layers_ns.iter().copied().map(ns_to_ms).sum::<f64>();
         logits_ms += ns_to_ms(times.logits_ns);
         done += rows;
@@ -242,12 +243,7 @@ fn run_case(
             tables.iter_mut().for_each(|table| table.advance(rows));
         }
     }
-    let wall_ms = started.elapsed().as_secs_f64() * 1e3;
-    // As before, for the next run.
-    for table in tables {
-        table.truncate(case.context);
-    }
-    Ok([wall_ms, layers_ms, logits_ms])
+    Ok([started.elapsed().as_secs_f64() * 1e3, layers_ms, logits_ms])
 }
 
 /// `rows` rows of each session; `wanted`: how many sessions want a token after their last one.

@@ -6,7 +6,7 @@ use cudarc::driver::sys::CUevent_flags;
 use headway_model::ModelConfig;
 
 use super::{Case, config, float, median};
-use crate::calls::Product;
+use crate::calls::BlasProduct;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
@@ -66,12 +66,16 @@ fn copy_ms(gpu: &Gpu) -> Result<f64, CudaError> {
 fn product_ms(gpu: &Arc<Gpu>) -> Result<f64, CudaError> {
     let dtype = Dtype::Bf16;
     let bytes = SIDE * SIDE * dtype.bytes();
-    let [x, weights, y] = [gpu.zeros::<u8>(bytes)?, gpu.zeros(bytes)?, gpu.zeros(bytes)?];
+    let [x, weights, y] = [
+        gpu.zeros::<u8>(bytes)?,
+        gpu.zeros(bytes)?,
+        gpu.zeros(bytes)?,
+    ];
     let [x, weights, y] = [&x, &weights, &y].map(|memory| gpu.address(memory));
     let kernels = Kernels::new(gpu, dtype, heads_of(&config())?)?;
     kernels.fill_random(gpu, x, SIDE * SIDE, 1.0, 1)?;
     kernels.fill_random(gpu, weights, SIDE * SIDE, 1.0, 2)?;
-    let product = Product {
+    let product = BlasProduct {
         dtype,
         out: dtype,
         x,
