@@ -30,6 +30,9 @@ pub struct Arguments {
     /// Whose sizes.
     #[arg(long, value_enum, default_value_t = Shape::Llama31_8b)]
     shape: Shape,
+    /// So many layers in place of the shape's. A tail hashes them all before it starts.
+    #[arg(long, value_name = "N")]
+    num_layers: Option<usize>,
     /// The first layer with values; below it, and in the embedding where it is not 0, there are zeros.
     #[arg(long, value_name = "K", default_value_t = 0)]
     layers_from: usize,
@@ -87,7 +90,11 @@ struct Shard {
 
 /// Writes the model and prints its folder.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let sizes = arguments.shape.sizes();
+    let whole = arguments.shape.sizes();
+    let sizes = Sizes {
+        num_layers: arguments.num_layers.unwrap_or(whole.num_layers),
+        ..whole
+    };
     let started = Instant::now();
     write(&sizes, arguments.layers_from, &arguments.out)?;
     eprintln!("written in {:.1} s", started.elapsed().as_secs_f64());
