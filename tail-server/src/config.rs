@@ -69,15 +69,17 @@ pub struct Args {
     /// The most sessions whose prompt is not computed yet, from their Open on.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_queue: usize,
-    /// The most bytes of KV cache, all sessions together.
-    #[arg(long, default_value_t = 2 << 30)]
-    pub max_kv_bytes: usize,
+    /// The most bytes of KV cache, all sessions together [default: on a GPU what is free behind the weights, less
+    /// a tenth, at least 2 GiB, for everything else; on the CPU 2 GiB].
+    #[arg(long)]
+    pub max_kv_bytes: Option<usize>,
     /// Which sessions may be ended or moved, and what is kept of them.
     #[command(flatten)]
     pub sessions: SessionArgs,
-    /// The most rows (prompt tokens and decoding sessions) of one engine step.
-    #[arg(long, default_value_t = 128)]
-    pub step_tokens: usize,
+    /// The most rows (prompt tokens and decoding sessions) of one engine step [default: 1024 on a GPU, 128 on the
+    /// CPU].
+    #[arg(long)]
+    pub step_tokens: Option<usize>,
     /// How long sessions may go on after a signal to stop.
     #[arg(long, default_value_t = 30)]
     pub drain_seconds: u64,
@@ -129,12 +131,12 @@ pub struct Config {
     pub max_sessions: usize,
     /// The most sessions whose prompt is not computed yet.
     pub max_queue: usize,
-    /// The most bytes of KV cache, all sessions together.
-    pub max_kv_bytes: usize,
+    /// The most bytes of KV cache, all sessions together; `None`: what suits the device.
+    pub max_kv_bytes: Option<usize>,
     /// Which sessions may be ended or moved, and what is kept of them.
     pub sessions: SessionConfig,
-    /// The most rows of one engine step.
-    pub step_tokens: usize,
+    /// The most rows of one engine step; `None`: what suits the device.
+    pub step_tokens: Option<usize>,
     /// How long sessions may go on after the shutdown began.
     pub drain: Duration,
     /// How long the engine may have work and finish no step before the tail is not ready; `None`: for ever.
@@ -272,9 +274,13 @@ impl TryFrom<Args> for Config {
             threads: within("threads", threads, 0, 1024)?,
             max_sessions: within("max-sessions", max_sessions, 1, 65_536)?,
             max_queue: within("max-queue", max_queue, 1, 65_536)?,
-            max_kv_bytes: within("max-kv-bytes", max_kv_bytes, 1, usize::MAX)?,
+            max_kv_bytes: max_kv_bytes
+                .map(|bytes| within("max-kv-bytes", bytes, 1, usize::MAX))
+                .transpose()?,
             sessions: SessionConfig::new(sessions)?,
-            step_tokens: within("step-tokens", step_tokens, 2, 65_536)?,
+            step_tokens: step_tokens
+                .map(|rows| within("step-tokens", rows, 2, 65_536))
+                .transpose()?,
             drain: Duration::from_secs(within("drain-seconds", drain_seconds, 0, 86_400)?),
             stall: match within("stall-seconds", stall_seconds, 0, 86_400)? {
                 0 => None,

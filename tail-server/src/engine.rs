@@ -1,7 +1,8 @@
 //! The engine: one thread that owns the device and every session's KV cache.
 //!
 //! Sessions talk to it in [`Command`]s over a bounded channel and get each step's answer over a oneshot.
-//! The thread blocks for commands where it has nothing to do, and never awaits.
+//! The thread blocks for commands where it has nothing to do, or where a step gains by waiting a moment, and never
+//! awaits.
 //!
 //! Invariants:
 //! - Only this thread runs device work on behalf of sessions.
@@ -9,12 +10,14 @@
 //! - An error or a panic in a step ends the sessions of that step with [`EngineError::Failed`], no others;
 //!   their KV caches are freed before they hear of it.
 
+mod arrivals;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod device;
 #[cfg(test)]
 pub(crate) mod faulty;
+mod gather;
 mod sampling;
 mod session;
 #[cfg(test)]
@@ -127,6 +130,8 @@ enum Command {
         session: SessionId,
         request: Box<StepRequest>,
         reply: oneshot::Sender<StepReply>,
+        /// When the session handed it in.
+        sent: Instant,
     },
     Close {
         session: SessionId,
@@ -211,6 +216,7 @@ impl EngineSession {
             session: self.session,
             request: Box::new(request),
             reply,
+            sent: Instant::now(),
         };
         self.commands
             .send(command)

@@ -75,6 +75,7 @@ use self::drain::Drain;
 use self::engine::{CpuDevice, Device, EngineHandle};
 use self::head_artifacts::HeadArtifacts;
 use self::live_sessions::LiveSessions;
+use self::loaded_model::DeviceLimits;
 use self::on_device::OnDeviceAnswers;
 use self::reload::Reloads;
 use self::savings::Savings;
@@ -126,7 +127,7 @@ pub async fn run(
     metrics: Arc<Metrics>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let step_tokens = config.step_tokens;
+    let step_tokens = model.limits.step_tokens;
     let device = move |layers, kv_blocks| on_its_device(layers, kv_blocks, step_tokens);
     run_on(device, listener, config, model, metrics, shutdown).await
 }
@@ -152,6 +153,7 @@ async fn run_on<D: Device>(
     let LoadedModel {
         weights,
         layers,
+        limits,
         manifest,
         tokenizer_json,
     } = model;
@@ -159,12 +161,11 @@ async fn run_on<D: Device>(
         .weight_bytes
         .set(capacity::gauge_value(layers.weight_bytes()));
     let watchdog = Arc::new(Watchdog::new(config.stall, Arc::clone(&metrics)));
-    let num_layers = layers.num_layers();
-    let savings = Arc::new(Savings::new(num_layers, Arc::clone(&metrics)));
-    let kv_limits = kv_limits(&config, &layers);
+    let savings = Arc::new(Savings::new(layers.num_layers(), Arc::clone(&metrics)));
+    let kv_limits = kv_limits(&config, limits, &layers);
     let (engine, engine_thread) = EngineHandle::start(
         device(layers, kv_limits.total_blocks)?,
-        config.step_tokens,
+        limits.step_tokens,
         config.max_sessions,
         Arc::clone(&watchdog),
         Arc::clone(&savings),
@@ -181,7 +182,7 @@ async fn run_on<D: Device>(
         rebalance::watch_target(rebalance, room.live.clone(), record, &mut reloads);
     }
     background.spawn(reloads.run(config.timeouts.reload, Arc::clone(&metrics)));
-    let max_draft_tokens = max_draft_tokens(&config);
+    let max_draft_tokens = max_draft_tokens(&config, limits);
     let on_device_answers = OnDeviceAnswers::new(&manifest, savings, config.timeouts.headers);
     let sessions = SessionService {
         admission: Admission::new(manifest, config.codecs, max_draft_tokens),
@@ -271,8 +272,8 @@ struct Guarded {
 }
 
 /// A draft and the token before it go into one engine step.
-fn max_draft_tokens(config: &Config) -> u32 {
-    let most = Batcher::new(config.step_tokens).max_whole_rows() - 1;
+fn max_draft_tokens(config: &Config, limits: DeviceLimits) -> u32 {
+    let most = Batcher::new(limits.step_tokens).max_whole_rows() - 1;
     let most = u32::try_from(most).unwrap_or(u32::MAX);
     config.sessions.max_draft_tokens.min(most)
 }
@@ -288,10 +289,10 @@ fn room(config: &Config, kv_limits: KvLimits, metrics: &Arc<Metrics>) -> Room {
 }
 
 /// As many blocks as the limit has room for.
-fn kv_limits(config: &Config, layers: &TailLayers) -> KvLimits {
+fn kv_limits(config: &Config, limits: DeviceLimits, layers: &TailLayers) -> KvLimits {
     let block_bytes = layers.block_bytes();
     KvLimits {
-        total_blocks: config.max_kv_bytes / block_bytes,
+        total_blocks: limits.kv_bytes / block_bytes,
         block_bytes,
         prefix_retention: config.sessions.prefix_retention.unwrap_or_default(),
     }

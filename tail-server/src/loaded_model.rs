@@ -86,10 +86,20 @@ pub enum LoadModelError {
     },
 }
 
+/// What the device is used for, as asked or as suits it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeviceLimits {
+    /// The most bytes of KV cache, all sessions together.
+    pub(crate) kv_bytes: usize,
+    /// The most rows of one engine step.
+    pub(crate) step_tokens: usize,
+}
+
 /// A model ready to be served.
 pub struct LoadedModel {
     pub(crate) weights: Arc<Weights>,
     pub(crate) layers: TailLayers,
+    pub(crate) limits: DeviceLimits,
     pub(crate) manifest: Manifest,
     /// `tokenizer.json`, the very bytes that the manifest's digest covers.
     pub(crate) tokenizer_json: Bytes,
@@ -127,17 +137,26 @@ impl LoadedModel {
                 got,
             });
         }
-        let layers =
-            TailLayers::load(&weights, tail_layers, config).map_err(|error| match error {
-                TailLayersError::Load(source) => failed(source),
-                #[cfg(feature = "cuda")]
-                TailLayersError::Cuda(_) => LoadModelError::Device {
-                    model: config.model.clone(),
-                    source: error.into(),
-                },
-            })?;
+        let not_on_device = |error| match error {
+            TailLayersError::Load(source) => failed(source),
+            #[cfg(feature = "cuda")]
+            TailLayersError::Cuda(_) => LoadModelError::Device {
+                model: config.model.clone(),
+                source: Box::new(error),
+            },
+        };
+        let layers = TailLayers::load(&weights, tail_layers, config).map_err(not_on_device)?;
+        let limits = DeviceLimits {
+            kv_bytes: match config.max_kv_bytes {
+                Some(kv_bytes) => kv_bytes,
+                None => layers.usual_kv_bytes().map_err(not_on_device)?,
+            },
+            step_tokens: config
+                .step_tokens
+                .unwrap_or_else(|| layers.usual_step_tokens()),
+        };
         let column_bytes = layers.block_bytes() * tail_layers.len();
-        let max_positions = max_positions(config, &weights, column_bytes)?;
+        let max_positions = max_positions(limits.kv_bytes, &weights, column_bytes)?;
 
         let manifest = Manifest {
             name: weights.name().to_owned(),
@@ -154,11 +173,12 @@ impl LoadedModel {
         };
         tracing::info!(
             name = manifest.name, model_digest = manifest.model_digest, layers = %tail_layers,
-            weight_bytes = layers.weight_bytes(), "model loaded"
+            weight_bytes = layers.weight_bytes(), ?limits, "model loaded"
         );
         Ok(Self {
             weights: Arc::new(weights),
             layers,
+            limits,
             manifest,
             tokenizer_json: tokenizer_json.into(),
         })
@@ -198,7 +218,7 @@ fn split_range(config: &Config, num_layers: usize) -> Result<SplitRange, LoadMod
 /// The longest session: what the model was made for, unless the KV cache or the protocol holds less.
 /// `column_bytes`: of a block in each of the tail's layers.
 fn max_positions(
-    config: &Config,
+    kv_bytes: usize,
     weights: &Weights,
     column_bytes: usize,
 ) -> Result<usize, LoadModelError> {
@@ -206,9 +226,9 @@ fn max_positions(
         .config()
         .max_positions
         .min(Limits::default().max_positions as usize);
-    match config.max_kv_bytes / column_bytes {
+    match kv_bytes / column_bytes {
         0 => Err(LoadModelError::KvBytes {
-            max_kv_bytes: config.max_kv_bytes,
+            max_kv_bytes: kv_bytes,
             block_bytes: column_bytes,
         }),
         columns => Ok(wanted.min(columns.saturating_mul(BLOCK_POSITIONS))),
@@ -240,6 +260,28 @@ mod tests {
                 max: 29
             })
         ));
+    }
+
+    #[test]
+    fn limits_are_the_devices_unless_they_are_given() {
+        let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/tiny/llama");
+        let limits = |options: &[&str]| {
+            let base = [
+                "tail-server",
+                "--cache-dir",
+                "c",
+                "--device",
+                "cpu",
+                "--model",
+                model,
+            ];
+            let args = Args::try_parse_from(base.iter().chain(options)).unwrap();
+            let model = LoadedModel::load(&Config::try_from(args).unwrap()).unwrap();
+            (model.limits.kv_bytes, model.limits.step_tokens)
+        };
+        assert_eq!(limits(&[]), (2 << 30, 128));
+        let given = limits(&["--max-kv-bytes", "1000000", "--step-tokens", "9"]);
+        assert_eq!(given, (1_000_000, 9));
     }
 
     #[test]

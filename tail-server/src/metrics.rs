@@ -54,9 +54,12 @@ pub struct Metrics {
     /// From the tail to devices; WebSocket payloads.
     pub(crate) sent_bytes: IntCounter,
     busy_seconds: Counter,
+    layers_seconds: Counter,
     compute_seconds: Counter,
     saved_seconds: CounterVec,
     pub(crate) queue_delay_seconds: Histogram,
+    /// Of the engine steps that waited for sessions to come.
+    pub(crate) gather_wait_seconds: Histogram,
     time_to_first_token_seconds: Histogram,
     time_per_output_token_seconds: Histogram,
     /// Reserved by sessions.
@@ -159,6 +162,11 @@ impl Metrics {
             .inc_by(seconds(shares.iter().map(|share| share.compute_ns).sum()));
         let saved_ns = shares.iter().map(|share| share.saved_ns).sum();
         self.record_saved(Term::HeadLayers, saved_ns);
+    }
+
+    /// Of a step's busy time, what its layers took.
+    pub(crate) fn record_layers(&self, ns: u64) {
+        self.layers_seconds.inc_by(seconds(ns));
     }
 
     pub(crate) fn record_saved(&self, term: Term, saved_ns: u64) {

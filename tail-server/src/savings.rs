@@ -41,6 +41,7 @@ impl Savings {
             }
         }
         self.metrics.record_step(times.busy_ns(), &shares);
+        self.metrics.record_layers(times.layers_ns.iter().sum());
         let mut ledger = self.lock();
         ledger.record(times, batch);
         let due = ledger.due();

@@ -4,7 +4,8 @@
 //! before ([`answers`]), by the same layers that tail and device run; so one process plays many devices beside
 //! a tail on the same two cores, and every token that comes is compared with the known one.
 //!
-//! [`concurrency`] measures, [`soak`] breaks things for a long time and looks whether the rules hold.
+//! [`concurrency`] measures, [`soak`] breaks things for a long time and looks whether the rules hold. [`synthetic`]
+//! measures a tail whose model no test machine could compute answers of: its rows are random, and no token is compared.
 
 pub mod answers;
 pub mod concurrency;
@@ -16,4 +17,5 @@ pub mod samples;
 pub mod scrape;
 pub mod server;
 pub mod soak;
+pub mod synthetic;
 pub mod usage;

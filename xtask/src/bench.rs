@@ -11,6 +11,7 @@ mod quality;
 mod relay;
 mod soak;
 mod split;
+mod tail;
 
 /// What to measure.
 #[derive(Subcommand)]
@@ -23,6 +24,8 @@ pub enum Command {
     Soak(soak::Arguments),
     /// Decode speed and time to first token of a split model over emulated networks.
     Split(split::Arguments),
+    /// Steps of the tail on a GPU, beside transformers and beside what the GPU cannot be faster than.
+    Tail(tail::Arguments),
     /// Resident memory of device and tail at several split layers.
     Memory,
     /// How fast the operator is on a simulated cluster, and what it uses.
@@ -38,6 +41,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Edge(arguments) => edge::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Split(arguments) => split::run(&arguments),
+        Command::Tail(arguments) => tail::run(&arguments),
         Command::Memory => memory::run(),
         Command::Operator(arguments) => operator::run(&arguments),
         Command::Quality(arguments) => quality::run(&arguments),

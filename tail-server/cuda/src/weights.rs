@@ -160,6 +160,12 @@ impl TailWeights {
         })
     }
 
+    /// The device they lie on.
+    #[must_use]
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
     /// Sizes and choices of the model.
     #[must_use]
     pub const fn config(&self) -> &ModelConfig {

@@ -9,7 +9,9 @@ use std::time::Instant;
 use headway_model::sampler::Sampled;
 use tokio::sync::mpsc;
 
+use super::arrivals::{Arrival, Arrivals};
 use super::device::{Device, DeviceError, StepRun};
+use super::gather::Gather;
 use super::session::{Session, Used};
 use super::{Command, EngineError, SessionId};
 use crate::accounting::{Rows, Share};
@@ -21,7 +23,9 @@ use crate::watchdog::{Pulse, Watchdog};
 /// What the engine's thread owns.
 pub(super) struct Engine<D> {
     device: D,
+    step_tokens: usize,
     batcher: Batcher,
+    gather: Gather,
     sessions: BTreeMap<SessionId, Session>,
     watchdog: Arc<Watchdog>,
     savings: Arc<Savings>,
@@ -63,7 +67,9 @@ impl<D: Device> Engine<D> {
     ) -> Self {
         Self {
             device,
+            step_tokens,
             batcher: Batcher::new(step_tokens),
+            gather: Gather::default(),
             sessions: BTreeMap::new(),
             watchdog,
             savings,
@@ -75,6 +81,7 @@ impl<D: Device> Engine<D> {
         // Says so wherever this function ends, also in a panic outside a step.
         let watchdog = Arc::clone(&self.watchdog);
         let _end = watchdog.until_dropped();
+        let arrivals = Arrivals::here();
         loop {
             let ready: Vec<Ready> = self
                 .sessions
@@ -83,11 +90,18 @@ impl<D: Device> Engine<D> {
                 .collect();
             if ready.is_empty() {
                 self.watchdog.note(Pulse::Idle);
+                self.gather.nothing_is_ready();
                 let Some(command) = commands.blocking_recv() else {
                     return;
                 };
                 self.note_work();
                 self.apply(command);
+            } else if let Some(until) = self.wait_until(&ready) {
+                match arrivals.next(&mut commands, until) {
+                    Arrival::Came(command) => self.apply(command),
+                    Arrival::Late => {}
+                    Arrival::Closed => self.gather.all_left(),
+                }
             } else {
                 let chunks = self.batcher.plan(&ready);
                 self.step(&chunks);
@@ -98,6 +112,14 @@ impl<D: Device> Engine<D> {
                 self.apply(command);
             }
         }
+    }
+
+    /// Until when a step of what is ready should wait for other sessions; `None`: it should begin. Prompts fill a
+    /// step by themselves, and a draft is many rows.
+    fn wait_until(&mut self, ready: &[Ready]) -> Option<Instant> {
+        let are_rows = ready.iter().all(|ready| ready.phase == Phase::Decode);
+        let now = Instant::now();
+        are_rows.then(|| self.gather.wait_until(ready.len(), self.step_tokens, now))?
     }
 
     /// From now on the next step is due.
@@ -118,18 +140,30 @@ impl<D: Device> Engine<D> {
                 session,
                 request,
                 reply,
-            } => match self.sessions.get_mut(&session) {
-                Some(open) => open.enqueue(*request, reply),
-                // Its session failed in a batch; the receiver may be gone.
-                None => drop(reply.send(Err(EngineError::Failed))),
-            },
-            Command::Close { session } => drop(self.sessions.remove(&session)),
+                sent,
+            } => {
+                let is_pause = request.phase == Phase::Prefill;
+                self.gather.came(session, sent, is_pause);
+                match self.sessions.get_mut(&session) {
+                    Some(open) => open.enqueue(*request, reply),
+                    // Its session failed in a batch; the receiver may be gone.
+                    None => drop(reply.send(Err(EngineError::Failed))),
+                }
+            }
+            Command::Close { session } => {
+                self.gather.left(session);
+                drop(self.sessions.remove(&session));
+            }
         }
     }
 
     /// Runs one engine step.
     fn step(&mut self, chunks: &[Chunk]) {
         let started = Instant::now();
+        if let Some(waited) = self.gather.began(started) {
+            let metrics = self.savings.metrics();
+            metrics.gather_wait_seconds.observe(waited.as_secs_f64());
+        }
         let mut batch: Vec<Running> = chunks
             .iter()
             .filter_map(|chunk| {
@@ -144,7 +178,7 @@ impl<D: Device> Engine<D> {
         // every batch fills anew.
         let computed = catch_unwind(AssertUnwindSafe(|| self.compute(&mut batch, started)));
         match computed {
-            Ok(Ok(computed)) => self.finish(batch, computed),
+            Ok(Ok(computed)) => self.finish(batch, computed, started),
             Ok(Err(fault)) => self.fail(batch, started, &fault),
             Err(payload) => {
                 let message = panic_message(payload.as_ref());
@@ -190,9 +224,11 @@ impl<D: Device> Engine<D> {
         Ok(Computed { shares, samples })
     }
 
-    fn finish(&mut self, batch: Vec<Running>, computed: Computed) {
+    fn finish(&mut self, batch: Vec<Running>, computed: Computed, started: Instant) {
         let Computed { shares, samples } = computed;
         let now = Instant::now();
+        let sessions = batch.len();
+        let mut are_rows = true;
         for ((running, share), sampled) in batch.into_iter().zip(shares).zip(samples) {
             let Running {
                 id,
@@ -204,10 +240,9 @@ impl<D: Device> Engine<D> {
                 saved_ns: share.saved_ns,
                 draft_saved_ns: 0,
             };
-            if session
-                .ready(id)
-                .is_some_and(|ready| ready.phase == Phase::Verify)
-            {
+            let phase = session.ready(id).map(|ready| ready.phase);
+            are_rows &= phase == Some(Phase::Decode);
+            if phase == Some(Phase::Verify) {
                 used.draft_saved_ns = self.savings.count_draft(
                     session.entry_layer(),
                     rows - 1,
@@ -215,17 +250,26 @@ impl<D: Device> Engine<D> {
                     share.compute_ns,
                 );
             }
+            let is_answered = !sampled.is_empty();
             session.end_chunk(rows, used, sampled, now);
+            if is_answered && session.ready(id).is_none() {
+                self.gather.answered(id, now);
+            }
             self.sessions.insert(id, session);
+        }
+        if are_rows {
+            // The answers included: they are the host's part, which grows with the rows.
+            self.gather.ended(sessions, started.elapsed());
         }
     }
 
     /// The time is still somebody's: it is charged to the batch, and saved nothing.
-    fn fail(&self, batch: Vec<Running>, started: Instant, fault: &Fault) {
+    fn fail(&mut self, batch: Vec<Running>, started: Instant, fault: &Fault) {
         tracing::error!(%fault, sessions = batch.len(), "an engine step failed");
         let busy_ns = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.savings.count_failed_step(busy_ns);
         for running in batch {
+            self.gather.left(running.id);
             running.session.fail(EngineError::Failed);
         }
     }

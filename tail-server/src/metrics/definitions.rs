@@ -11,6 +11,9 @@ use super::Metrics;
 /// Upper bounds of the queue delay's buckets, in seconds: 0.5 ms to 16 s, each twice the one before.
 const QUEUE_DELAY_BUCKETS: (f64, f64, usize) = (0.0005, 2.0, 16);
 
+/// 50 us to 0.8 s: at most half of a step.
+const GATHER_WAIT_BUCKETS: (f64, f64, usize) = (0.000_05, 2.0, 15);
+
 /// 5 ms to 41 s: a prompt's upload and all its rows.
 const FIRST_TOKEN_BUCKETS: (f64, f64, usize) = (0.005, 2.0, 14);
 
@@ -87,6 +90,10 @@ impl Metrics {
                 "headway_tail_busy_seconds_total",
                 "Time the device was busy.",
             )?,
+            layers_seconds: Counter::new(
+                "headway_tail_layers_seconds_total",
+                "Of the busy time, what the layers took.",
+            )?,
             compute_seconds: Counter::new(
                 "headway_tail_compute_seconds_total",
                 "Device time attributed to sessions; equals the busy time.",
@@ -102,6 +109,11 @@ impl Metrics {
                 "headway_tail_queue_delay_seconds",
                 "From a step's arrival to its first engine step.",
                 QUEUE_DELAY_BUCKETS,
+            )?,
+            gather_wait_seconds: histogram(
+                "headway_tail_gather_wait_seconds",
+                "How long an engine step waited for sessions about to come, of those that did.",
+                GATHER_WAIT_BUCKETS,
             )?,
             kv_bytes: IntGauge::new("headway_tail_kv_bytes", "KV cache reserved by sessions.")?,
             kv_limit_bytes: IntGauge::new(
@@ -166,9 +178,11 @@ impl Metrics {
             received_bytes,
             sent_bytes,
             busy_seconds,
+            layers_seconds,
             compute_seconds,
             saved_seconds,
             queue_delay_seconds,
+            gather_wait_seconds,
             time_to_first_token_seconds,
             time_per_output_token_seconds,
             kv_bytes,
@@ -197,9 +211,11 @@ impl Metrics {
             Box::new(received_bytes.clone()),
             Box::new(sent_bytes.clone()),
             Box::new(busy_seconds.clone()),
+            Box::new(layers_seconds.clone()),
             Box::new(compute_seconds.clone()),
             Box::new(saved_seconds.clone()),
             Box::new(queue_delay_seconds.clone()),
+            Box::new(gather_wait_seconds.clone()),
             Box::new(time_to_first_token_seconds.clone()),
             Box::new(time_per_output_token_seconds.clone()),
             Box::new(kv_bytes.clone()),

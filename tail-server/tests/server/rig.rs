@@ -143,9 +143,12 @@ impl Server {
         let device: &[&str] = if is_named { &[] } else { &["--device", DEVICE] };
         let given = base.iter().chain(&paths).chain(device).chain(options);
         let args = Args::try_parse_from(given).unwrap();
+        let config = Config::try_from(args).unwrap();
         let config = Config {
             timeouts,
-            ..Config::try_from(args).unwrap()
+            // A GPU is shared by the servers of all tests.
+            max_kv_bytes: config.max_kv_bytes.or(Some(2 << 30)),
+            ..config
         };
         let model = LoadedModel::load(&config).unwrap();
         let manifest = model.manifest().clone();

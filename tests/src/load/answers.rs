@@ -276,7 +276,9 @@ fn digests(question: &Question, sequence: &[u32], rows: &[Bytes]) -> Vec<PrefixD
     rows.iter().filter_map(|row| hasher.push(row)).collect()
 }
 
-fn wire_sampling(params: &SamplingParams) -> Sampling {
+/// `Open.sampling` of some parameters.
+#[must_use]
+pub fn wire_sampling(params: &SamplingParams) -> Sampling {
     let logit_bias = params
         .logit_bias
         .iter()

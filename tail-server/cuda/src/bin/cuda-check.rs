@@ -21,6 +21,9 @@ struct Args {
     /// Measure steps too.
     #[arg(long)]
     time: bool,
+    /// Print measured steps alone, each as a line of JSON. Leaves the comparisons out.
+    #[arg(long, requires = "time")]
+    json: bool,
     /// Measure products of several shapes too.
     #[arg(long)]
     time_products: bool,
@@ -62,6 +65,10 @@ fn main() -> ExitCode {
 /// Returns how many checks have failed.
 fn run(args: &Args) -> Result<usize, CudaError> {
     let gpu = Gpu::open(args.device)?;
+    if args.json {
+        timing::all(&gpu, &mut |line| println!("{}", line.json()))?;
+        return Ok(0);
+    }
     let (free, total) = gpu.memory_bytes()?;
     println!(
         "{}: {} of {} MiB free",
@@ -96,7 +103,7 @@ fn run(args: &Args) -> Result<usize, CudaError> {
         sampling_time::all(&gpu, &mut |timing| println!("{timing}"))?;
     }
     if args.time {
-        timing::all(&gpu, &mut |timing| println!("{timing}"))?;
+        timing::all(&gpu, &mut |line| println!("{line}"))?;
     }
     Ok(failed)
 }

@@ -1,96 +1,150 @@
-//! How long a step takes: the last 16 layers and the lm_head of a Llama-3.1-8B shape, with random weights.
+//! How long steps take: a Llama-3.1-8B shape with random weights, of which sessions run the layers from their split
+//! layer on, and the lm_head.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cudarc::driver::sys::CUevent_flags;
 use headway_model::config::{Architecture, RopeLayout, RopeScaling};
 use headway_model::{BlockId, KvTable, LayerRange, ModelConfig};
 
+use self::floors::Floors;
 use super::Random;
+use super::report::{Kind, Line, StepTimes};
 use crate::buffers::LOGITS_ROWS;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
+use crate::sampling::SummaryPlan;
 use crate::step::{Input, Segment};
 use crate::tail::{Tail, TailSizes};
 use crate::weights::TailWeights;
 
-/// Positions that each decoding session holds.
-const CONTEXT: usize = 512;
-const LAYERS: LayerRange = LayerRange::new(16, 32);
-const COPY_BYTES: usize = 1 << 30;
-const WARM_UP_STEPS: usize = 5;
-const MEASURED_STEPS: usize = 40;
+mod floors;
 
-/// Medians of one kind of step.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Timing {
-    /// The step.
-    pub name: String,
-    /// From the call to the logits on the host, in milliseconds.
-    pub wall_ms: f64,
-    /// Of that, layers on the device.
-    pub layers_ms: f64,
-    /// Of that, final norm and lm_head on the device.
-    pub logits_ms: f64,
-    /// What must be read and written, over the measured bandwidth.
-    pub floor_ms: f64,
+/// All layers are there, so that every split layer can be measured.
+const NUM_LAYERS: usize = 32;
+/// Where sessions enter, but for the measurement by split layer.
+const SPLIT_LAYER: usize = 16;
+
+const BATCHES: [usize; 4] = [1, 8, 64, 256];
+const CONTEXTS: [usize; 2] = [512, 8192];
+const PROMPTS: [usize; 3] = [512, 2048, 8192];
+const SPLITS: [usize; 4] = [0, 8, 16, 24];
+const SPLIT_BATCHES: [usize; 3] = [1, 8, 64];
+
+/// The most rows of a step: prompts come in chunks of so many.
+const CHUNK_ROWS: usize = 2048;
+/// What is left free beside weights and KV memory, for the buffers of a step and the libraries.
+const RESERVE_BYTES: usize = 4 << 30;
+
+const WARM_UP_RUNS: usize = 3;
+const MEASURED_RUNS: usize = 20;
+
+/// One measurement.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    kind: Kind,
+    split_layer: usize,
+    batch: usize,
+    /// Positions that each session holds.
+    context: usize,
+    /// Positions that each session adds.
+    rows: usize,
 }
 
-impl fmt::Display for Timing {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let device_ms = self.layers_ms + self.logits_ms;
-        write!(
-            f,
-            "{:<34} wall {:8.3} ms ({:5.2} floors)   device {device_ms:8.3} ms ({:5.2}) = layers {:8.3} + lm_head {:7.3}   floor {:6.3}",
-            self.name,
-            self.wall_ms,
-            self.wall_ms / self.floor_ms,
-            device_ms / self.floor_ms,
-            self.layers_ms,
-            self.logits_ms,
-            self.floor_ms
-        )
+impl Case {
+    fn layers(&self) -> LayerRange {
+        LayerRange::new(self.split_layer, NUM_LAYERS)
+    }
+
+    /// Blocks of KV memory.
+    fn kv_blocks(&self) -> usize {
+        self.batch * KvTable::columns_for(self.context + self.rows) * self.layers().len()
+    }
+
+    fn name(&self) -> String {
+        let Self {
+            batch,
+            context,
+            rows,
+            ..
+        } = self;
+        match self.kind {
+            Kind::Prefill => format!("a prompt of {rows} tokens"),
+            Kind::Decode | Kind::Split => format!("decode of {batch} sessions at {context}"),
+        }
     }
 }
 
-/// Measures decode steps of 1, 8 and 64 sessions and a prompt of 512 rows, each with items of several lengths, and
-/// shows each to `report`.
+/// Measures every case that fits the device and shows each to `report`: decode steps by batch and context, prompts,
+/// and decode steps by split layer.
 ///
 /// # Errors
-/// [`CudaError`] where the device fails or has too little memory: about 12 GB.
-pub fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Timing)) -> Result<(), CudaError> {
-    let bytes_per_ms = copy_bytes_per_ms(gpu)?;
-    for item_positions in [64, 128, 256] {
-        let weights = TailWeights::random(gpu, config(), LAYERS, Dtype::Bf16)?;
-        let columns = KvTable::columns_for(CONTEXT + 1);
-        let sizes = TailSizes {
-            item_positions,
-            ..TailSizes::new(512, 64 * columns * LAYERS.len())
-        };
-        let mut tail = Tail::new(weights, sizes)?;
-        tail.fill_kv(1.0)?;
-        for batch in [1, 8, 64] {
-            let name = format!("decode batch {batch}, items of {item_positions}");
-            report(&measure(
-                &mut tail,
-                name,
-                [batch, 1, CONTEXT],
-                bytes_per_ms,
-            )?);
-        }
-        let name = format!("prefill 512, items of {item_positions}");
-        report(&measure(&mut tail, name, [1, 512, 0], bytes_per_ms)?);
+/// [`CudaError`] where the device fails or has too little memory for the weights: about 17 GB.
+pub fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Line)) -> Result<(), CudaError> {
+    let floors = Floors::measure(gpu)?;
+    report(&Line::Machine {
+        device: gpu.name()?,
+        copy_bytes_per_s: floors.bytes_per_ms * 1e3,
+        matrix_operations_per_s: floors.operations_per_ms * 1e3,
+    });
+    let layers = LayerRange::new(0, NUM_LAYERS);
+    let weights = TailWeights::random(gpu, config(), layers, Dtype::Bf16)?;
+    let block_bytes = Tail::block_bytes(weights.config(), weights.dtype());
+    let (free_bytes, _) = gpu.memory_bytes()?;
+    let most_blocks = free_bytes.saturating_sub(RESERVE_BYTES) / block_bytes;
+    let (fitting, too_large): (Vec<Case>, Vec<Case>) = cases()
+        .into_iter()
+        .partition(|case| case.kv_blocks() <= most_blocks);
+    for case in too_large {
+        report(&Line::LeftOut {
+            case: case.name(),
+            reason: format!(
+                "it takes {:.0} GB of KV memory, and there are {:.0}",
+                float(case.kv_blocks() * block_bytes) / 1e9,
+                float(most_blocks * block_bytes) / 1e9
+            ),
+        });
+    }
+    let kv_blocks = fitting.iter().map(Case::kv_blocks).max().unwrap_or(0);
+    let mut tail = Tail::new(weights, TailSizes::new(CHUNK_ROWS, kv_blocks))?;
+    tail.fill_kv(1.0)?;
+    for case in fitting {
+        report(&Line::Step(measure(&mut tail, case, kv_blocks, &floors)?));
     }
     Ok(())
+}
+
+fn cases() -> Vec<Case> {
+    let decode = |kind, split_layer, batch, context| Case {
+        kind,
+        split_layer,
+        batch,
+        context,
+        rows: 1,
+    };
+    let mut cases = Vec::new();
+    for context in CONTEXTS {
+        cases.extend(BATCHES.map(|batch| decode(Kind::Decode, SPLIT_LAYER, batch, context)));
+    }
+    cases.extend(PROMPTS.map(|rows| Case {
+        kind: Kind::Prefill,
+        split_layer: SPLIT_LAYER,
+        batch: 1,
+        context: 0,
+        rows,
+    }));
+    for split_layer in SPLITS {
+        let by_batch = SPLIT_BATCHES;
+        cases.extend(by_batch.map(|batch| decode(Kind::Split, split_layer, batch, CONTEXTS[0])));
+    }
+    cases
 }
 
 fn config() -> ModelConfig {
     ModelConfig {
         architecture: Architecture::Llama,
-        num_layers: LAYERS.end,
+        num_layers: NUM_LAYERS,
         hidden_size: 4096,
         intermediate_size: 14_336,
         num_attention_heads: 32,
@@ -108,87 +162,124 @@ fn config() -> ModelConfig {
     }
 }
 
-/// Bytes read and written by a copy within the device, in a millisecond; the median of some.
-fn copy_bytes_per_ms(gpu: &Gpu) -> Result<f64, CudaError> {
-    let from = gpu.zeros::<u8>(COPY_BYTES)?;
-    let mut to = gpu.zeros::<u8>(COPY_BYTES)?;
-    let event = || {
-        gpu.context()
-            .new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))
-    };
-    let (start, end) = (event()?, event()?);
-    let mut times_ms = Vec::new();
-    for _ in 0..10 {
-        start.record(gpu.stream())?;
-        gpu.stream().memcpy_dtod(&from, &mut to)?;
-        end.record(gpu.stream())?;
-        times_ms.push(f64::from(start.elapsed_ms(&end)?));
-    }
-    Ok(float(2 * COPY_BYTES) / median(times_ms))
-}
-
-/// `sessions` sessions of `rows` rows each, which hold `context` positions; each wants one row's logits.
+/// The case's medians. Every session wants a token after its last row; the first layer's rows are token ids, those
+/// of the others hidden states.
 fn measure(
     tail: &mut Tail,
-    name: String,
-    [sessions, rows, context]: [usize; 3],
-    bytes_per_ms: f64,
-) -> Result<Timing, CudaError> {
+    case: Case,
+    kv_blocks: usize,
+    floors: &Floors,
+) -> Result<StepTimes, CudaError> {
     let mut random = Random(7);
-    let mut blocks = random
-        .permutation(64 * KvTable::columns_for(CONTEXT + 1) * LAYERS.len())
-        .into_iter();
-    let tables: Vec<KvTable> = (0..sessions)
-        .map(|_| {
-            let mut table = KvTable::new(LAYERS);
-            for _ in 0..KvTable::columns_for(context + rows) {
-                let column: Vec<BlockId> =
-                    blocks.by_ref().take(LAYERS.len()).map(BlockId).collect();
-                table.push_column(&column);
-            }
-            table.advance(context);
-            table
-        })
-        .collect();
-    let states = random.values(rows * tail.weights().config().hidden_size);
-    let segments: Vec<Segment<'_>> = tables
-        .iter()
-        .map(|table| Segment {
-            entry_layer: LAYERS.start,
-            rows,
-            input: Input::HiddenStates(&states),
-            table,
-        })
-        .collect();
-    let wanted: Vec<u32> = (1..)
-        .take(sessions)
-        .map(|count| count * u32::try_from(rows).unwrap_or(1) - 1)
-        .collect();
-    assert!(sessions <= LOGITS_ROWS, "all logits fit at once");
-
+    let sources = Sources {
+        token_ids: vec![1; CHUNK_ROWS],
+        hidden_states: random.values(case.rows.min(CHUNK_ROWS) * config().hidden_size),
+    };
+    let blocks = random.permutation(kv_blocks);
     let mut measured = [Vec::new(), Vec::new(), Vec::new()];
-    for step in 0..WARM_UP_STEPS + MEASURED_STEPS {
-        let started = Instant::now();
-        tail.start(&segments, &wanted)?;
-        tail.logits(0..sessions)?;
-        let times = tail.finish()?;
-        if step >= WARM_UP_STEPS {
-            let [wall, layers, logits] = &mut measured;
-            wall.push(started.elapsed().as_secs_f64() * 1e3);
-            layers.push(times.layers_ns.iter().map(|&ns| ns_to_ms(ns)).sum());
-            logits.push(ns_to_ms(times.logits_ns));
+    for run in 0..WARM_UP_RUNS + MEASURED_RUNS {
+        let times = run_case(tail, &case, &sources, tables(&case, &blocks))?;
+        if run >= WARM_UP_RUNS {
+            for (values, value) in measured.iter_mut().zip(times) {
+                values.push(value);
+            }
         }
     }
     let [wall_ms, layers_ms, logits_ms] = measured.map(median);
-    let kv_row_bytes = 2 * config().kv_size() * Dtype::Bf16.bytes() * LAYERS.len();
-    let kv_bytes = sessions * (context + rows) * kv_row_bytes;
-    Ok(Timing {
-        name,
+    Ok(StepTimes {
+        kind: case.kind,
+        split_layer: case.split_layer,
+        layers: case.layers().len(),
+        context: case.context,
+        batch: case.batch,
+        tokens: case.batch * case.rows,
         wall_ms,
         layers_ms,
         logits_ms,
-        floor_ms: float(tail.weights().bytes() + kv_bytes) / bytes_per_ms,
+        floor_ms: floors.of(&config(), &case),
     })
+}
+
+/// What rows are made of; every session sends the same.
+struct Sources {
+    token_ids: Vec<u32>,
+    hidden_states: Vec<f32>,
+}
+
+/// The sessions' tables, whose blocks lie anywhere.
+fn tables(case: &Case, blocks: &[u32]) -> Vec<KvTable> {
+    let layers = case.layers();
+    let mut blocks = blocks.iter().copied().map(BlockId);
+    let table = |_| {
+        let mut table = KvTable::new(layers);
+        for _ in 0..KvTable::columns_for(case.context + case.rows) {
+            let column: Vec<BlockId> = blocks.by_ref().take(layers.len()).collect();
+            table.push_column(&column);
+        }
+        table.advance(case.context);
+        table
+    };
+    (0..case.batch).map(table).collect()
+}
+
+/// All rows of the sessions, in as many steps as it takes: wall, layers and logits, in milliseconds.
+fn run_case(
+    tail: &mut Tail,
+    case: &Case,
+    sources: &Sources,
+    mut tables: Vec<KvTable>,
+) -> Result<[f64; 3], CudaError> {
+    let started = Instant::now();
+    let [mut layers_ms, mut logits_ms] = [0.0; 2];
+    let mut done = 0;
+    while done < case.rows {
+        let rows = (case.rows - done).min(CHUNK_ROWS);
+        let is_last = done + rows == case.rows;
+        let wanted = if is_last { case.batch } else { 0 };
+        let times = step(tail, case, sources, &tables, [rows, wanted])?;
+        layers_ms += times.layers_ns.iter().copied().map(ns_to_ms).sum::<f64>();
+        logits_ms += ns_to_ms(times.logits_ns);
+        done += rows;
+        if !is_last {
+            tables.iter_mut().for_each(|table| table.advance(rows));
+        }
+    }
+    Ok([started.elapsed().as_secs_f64() * 1e3, layers_ms, logits_ms])
+}
+
+/// `rows` rows of each session; `wanted`: how many sessions want a token after their last one.
+fn step(
+    tail: &mut Tail,
+    case: &Case,
+    sources: &Sources,
+    tables: &[KvTable],
+    [rows, wanted]: [usize; 2],
+) -> Result<crate::tail::Times, CudaError> {
+    let hidden_size = tail.weights().config().hidden_size;
+    let segments: Vec<Segment<'_>> = tables
+        .iter()
+        .map(|table| Segment {
+            entry_layer: case.split_layer,
+            rows,
+            input: if case.split_layer == 0 {
+                Input::TokenIds(&sources.token_ids[..rows])
+            } else {
+                Input::HiddenStates(&sources.hidden_states[..rows * hidden_size])
+            },
+            table,
+        })
+        .collect();
+    let last_rows: Vec<u32> = (1..)
+        .take(wanted)
+        .map(|count| count * u32::try_from(rows).unwrap_or(1) - 1)
+        .collect();
+    tail.start(&segments, &last_rows)?;
+    for first in (0..wanted).step_by(LOGITS_ROWS) {
+        let range = first..wanted.min(first + LOGITS_ROWS);
+        let plan = SummaryPlan::greedy(range.len());
+        tail.summaries(range, &plan)?;
+    }
+    tail.finish()
 }
 
 pub(super) fn median(mut values: Vec<f64>) -> f64 {
