@@ -59,5 +59,17 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
+__device__ __forceinline__ float4 add(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+// value + (the first plane + the second + ...): four values of each.
+__device__ __forceinline__ float4 add_planes(float4 value, const float* planes, uint32_t count, uint64_t stride) {
+  float4 sum = make_float4(0, 0, 0, 0);
+  for (uint32_t plane = 0; plane < count; plane++)
+    sum = add(sum, *reinterpret_cast<const float4*>(planes + plane * stride));
+  return add(value, sum);
+}
+
 // Defines NAME_f32, NAME_bf16 and NAME_f16: `BODY(T)` is the call of the template.
 #define FOR_EACH_TYPE(DEFINE) DEFINE(float, f32) DEFINE(__nv_bfloat16, bf16) DEFINE(__half, f16)

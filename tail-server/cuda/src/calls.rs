@@ -23,6 +23,7 @@ use cudarc::driver::{
     PinnedHostSlice, ValidAsZeroBits, result as driver_result, sys as driver,
 };
 
+use crate::chain::ChainArgs;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
@@ -73,10 +74,10 @@ pub(crate) fn copy_up(
 }
 
 /// Copies the first `len` values from the device, and waits for all that was started before.
-pub(crate) fn copy_down(
+pub(crate) fn copy_down<V: ValidAsZeroBits>(
     stream: &CudaStream,
-    from: &CudaSlice<f32>,
-    to: &mut PinnedHostSlice<f32>,
+    from: &CudaSlice<V>,
+    to: &mut PinnedHostSlice<V>,
     len: usize,
 ) -> Result<(), DriverError> {
     stream.context().bind_to_thread()?;
@@ -160,6 +161,7 @@ impl BlasProduct {
 }
 
 /// A tensor's place and shape, as the copy engine of a device reads it.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TensorMap(driver::CUtensorMap);
 
@@ -217,7 +219,7 @@ impl TensorMap {
 }
 
 /// An argument of a kernel.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) enum Arg<'a> {
     /// Of device memory; 0 is null.
     Address(u64),
@@ -225,6 +227,7 @@ pub(crate) enum Arg<'a> {
     U64(u64),
     F32(f32),
     Map(&'a TensorMap),
+    Chain(&'a ChainArgs),
 }
 
 impl Arg<'_> {
@@ -235,6 +238,7 @@ impl Arg<'_> {
             Self::U32(value) => (&raw const *value).cast_mut().cast(),
             Self::F32(value) => (&raw const *value).cast_mut().cast(),
             Self::Map(map) => (&raw const map.0).cast_mut().cast(),
+            Self::Chain(args) => (&raw const **args).cast_mut().cast(),
         }
     }
 }

@@ -16,6 +16,7 @@ pub(crate) struct Kernels {
     assemble: CudaFunction,
     angles: CudaFunction,
     add_norm: CudaFunction,
+    stamp: CudaFunction,
     fill_random: CudaFunction,
 }
 
@@ -50,6 +51,8 @@ pub(crate) struct AddNorm {
     /// `[rows, hidden_size]`, of the kernels' type.
     pub(crate) out: u64,
     pub(crate) hidden_size: u32,
+    /// When each layer began, and when the last one had ended; u64, nanoseconds of the device's clock.
+    pub(crate) stamps: u64,
 }
 
 /// Which rows a norm reads.
@@ -72,6 +75,7 @@ impl Kernels {
             assemble: gpu.function(&format!("assemble_{name}"))?,
             angles: gpu.function("angles")?,
             add_norm: gpu.function(&format!("add_norm_{name}"))?,
+            stamp: gpu.function("stamp")?,
             fill_random: gpu.function(&format!("fill_random_{name}"))?,
         })
     }
@@ -136,8 +140,15 @@ impl Kernels {
             Arg::F32(self.heads.eps),
             Arg::U32(rows),
             Arg::U32(first),
+            Arg::Address(what.stamps),
         ];
         launch(gpu, &self.add_norm, blocks([count, 1], 512), &args)
+    }
+
+    /// Writes down at `address` when all that was started before is done; u64, nanoseconds of the device's clock.
+    pub(crate) fn stamp(&self, gpu: &Gpu, address: u64) -> Result<(), CudaError> {
+        let args = [Arg::Address(address)];
+        launch(gpu, &self.stamp, blocks([1, 1], 1), &args)
     }
 
     /// `count` values in `(-scale, scale)`.

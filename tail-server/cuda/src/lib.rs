@@ -22,12 +22,14 @@
 mod attention;
 mod buffers;
 mod calls;
+mod chain;
 pub mod check;
 mod dtype;
 mod error;
 mod gpu;
 mod kernels;
 mod products;
+mod stamps;
 mod step;
 mod tail;
 mod weights;

@@ -3,18 +3,19 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUevent_flags;
-use cudarc::driver::{CudaEvent, CudaSlice};
+use cudarc::driver::CudaSlice;
 use headway_model::{BLOCK_POSITIONS, ModelConfig};
 
 use crate::attention::{Attend, RopeKv, partial_values};
 use crate::buffers::{Buffers, LOGITS_ROWS};
 use crate::calls::copy_down;
+use crate::chain::{Chains, Link, LinkNorm, Shared};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::{AddNorm, Kernels, NormRows, Planes};
 use crate::products::{Matrix, Products};
+use crate::stamps::Stamps;
 use crate::step::{Bounds, Joined, Segment, Step};
 use crate::weights::{LayerWeights, TailWeights, heads_of};
 
@@ -61,16 +62,17 @@ pub struct Tail {
     weights: TailWeights,
     kernels: Kernels,
     products: Products,
+    /// For steps of few rows, where there are kernels.
+    chains: Option<Chains>,
     bounds: Bounds,
     step: Step,
     kv: CudaSlice<u8>,
     buffers: Buffers,
     /// What the last layer that ran gives to the residual stream.
     last: Planes,
-    /// Before the first layer, and after each.
-    layer_events: Vec<CudaEvent>,
-    logits_events: [CudaEvent; 2],
-    times: Times,
+    stamps: Stamps,
+    /// Of the step that runs.
+    first_layer: usize,
     /// Why nothing is started any more.
     fault: Option<String>,
 }
@@ -102,19 +104,13 @@ impl Tail {
             planes: 0,
             stride: 0,
         };
-        let event = || {
-            gpu.context()
-                .new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))
-        };
-        let layer_events = (0..=weights.layers.len())
-            .map(|_| event())
-            .collect::<Result<_, _>>()?;
-        let logits_events = [event()?, event()?];
+        let stamps = Stamps::new(&gpu, weights.layers.len())?;
         let step = Step::new(&gpu, (1 << 16) + sizes.max_rows * (config.hidden_size + 64))?;
         gpu.stream().synchronize()?;
         Ok(Self {
             kernels,
             products,
+            chains: Chains::new(&gpu, weights.dtype, &weights.blocks)?,
             last,
             bounds: Bounds {
                 max_rows: sizes.max_rows,
@@ -126,9 +122,8 @@ impl Tail {
             step,
             kv,
             buffers,
-            layer_events,
-            logits_events,
-            times: Times::default(),
+            stamps,
+            first_layer: weights.layers.end,
             fault: None,
             weights,
         })
@@ -179,17 +174,14 @@ impl Tail {
     /// The device's fault.
     pub fn finish(&mut self) -> Result<Times, CudaError> {
         self.guarded(|tail| {
-            tail.weights.gpu.stream().synchronize()?;
-            let ran = tail.times.layers_ns.len();
-            for (layer_ns, events) in tail
-                .times
-                .layers_ns
-                .iter_mut()
-                .zip(tail.layer_events[..=ran].windows(2))
-            {
-                *layer_ns = nanoseconds(events[0].elapsed_ms(&events[1])?);
-            }
-            Ok(std::mem::take(&mut tail.times))
+            let gpu = Arc::clone(&tail.weights.gpu);
+            let first = tail.first_layer - tail.weights.layers.start;
+            let (layers_ns, logits_ns) = tail.stamps.read(&gpu, &tail.kernels, first)?;
+            Ok(Times {
+                first_layer: tail.first_layer,
+                layers_ns,
+                logits_ns,
+            })
         })
     }
 
@@ -228,12 +220,7 @@ impl Tail {
         let first_layer = segments
             .first()
             .map_or(layers.end, |segment| segment.entry_layer);
-        self.times = Times {
-            first_layer,
-            layers_ns: vec![0; layers.end - first_layer],
-            logits_ns: 0,
-        };
-
+        self.first_layer = first_layer;
         let step = self.step.address(&gpu);
         let x = gpu.address(&self.buffers.x);
         let rows = small(self.step.rows());
@@ -250,15 +237,98 @@ impl Tail {
         self.kernels
             .angles(&gpu, [angles, frequencies, step], rows, factor)?;
 
-        self.layer_events[0].record(gpu.stream())?;
         let mut joined = Joined::default();
         let mut joining = self.step.joined().iter().peekable();
-        for (index, layer) in (first_layer..layers.end).enumerate() {
-            while let Some(next) = joining.next_if(|next| next.entry_layer <= layer) {
-                joined = *next;
-            }
+        let of_layers: Vec<(usize, Joined)> = (first_layer..layers.end)
+            .map(|layer| {
+                while let Some(next) = joining.next_if(|next| next.entry_layer <= layer) {
+                    joined = *next;
+                }
+                (layer, joined)
+            })
+            .collect();
+        self.last.planes = 0;
+        if self.step.rows() <= Chains::most_rows()
+            && let Some(chains) = &mut self.chains
+        {
+            chains.begin(&gpu)?;
+            return self.run_chains(&gpu, &of_layers);
+        }
+        for (layer, joined) in of_layers {
             self.last = self.run_layer(&gpu, layer, joined, self.last)?;
-            self.layer_events[index + 1].record(gpu.stream())?;
+        }
+        Ok(())
+    }
+
+    /// The layers, with all products between two attentions as one kernel.
+    fn run_chains(&mut self, gpu: &Gpu, layers: &[(usize, Joined)]) -> Result<(), CudaError> {
+        let Some(chains) = &self.chains else {
+            return Ok(());
+        };
+        let (buffers, config) = (&self.buffers, &self.weights.config);
+        let rows = self.step.rows();
+        let shared = Shared {
+            buffers,
+            config,
+            before: self.last,
+            rows,
+            step: self.step.address(gpu),
+            stamps: self.stamps.address(gpu),
+        };
+        let start = self.weights.layers.start;
+        let blocks = &self.weights.blocks;
+        let planes = |memory: &CudaSlice<f32>, matrix: &Matrix| Planes {
+            address: gpu.address(memory),
+            planes: matrix.splits(),
+            stride: (rows * matrix.outputs()) as u64,
+        };
+        let link = |layer, matrix, x, out| Link {
+            matrix,
+            x,
+            norm: None,
+            out,
+            layer,
+        };
+        let first = |index: usize| Link {
+            norm: Some(LinkNorm {
+                weight: &blocks[index].attention_norm,
+                begins_layer: true,
+            }),
+            ..link(
+                index,
+                &blocks[index].qkv,
+                &buffers.normed,
+                gpu.address(&buffers.qkv),
+            )
+        };
+        if let Some((layer, _)) = layers.first() {
+            chains.start(gpu, 0, &[first(layer - start)], &shared)?;
+        }
+        let onto_x = gpu.address(&buffers.product);
+        for (layer, joined) in layers {
+            let index = layer - start;
+            let weights = &blocks[index];
+            let qkv = planes(&buffers.qkv, &weights.qkv);
+            self.attend(gpu, *layer, *joined, qkv)?;
+            let gated = buffers.gated.address(gpu);
+            let mut links = vec![
+                link(index, &weights.output, &buffers.context, onto_x),
+                Link {
+                    norm: Some(LinkNorm {
+                        weight: &weights.mlp_norm,
+                        begins_layer: false,
+                    }),
+                    ..link(index, &weights.gate_up, &buffers.normed, gated)
+                },
+                link(index, &weights.down, &buffers.gated, onto_x),
+            ];
+            if index + 1 < blocks.len() {
+                links.push(first(index + 1));
+            }
+            chains.start(gpu, index + 1, &links, &shared)?;
+        }
+        if let Some(last) = blocks.last() {
+            self.last = planes(&buffers.product, &last.down);
         }
         Ok(())
     }
@@ -279,11 +349,36 @@ impl Tail {
         let step = self.step.address(gpu);
         let products = &self.products;
         let rows = joined.rows as usize;
-        let [q, gate_up] = [&buffers.q, &buffers.gate_up].map(|buffer| gpu.address(buffer));
+        let gate_up = gpu.address(&buffers.gate_up);
 
         let norm = &weights.attention_norm;
         self.add_norm(gpu, norm, before, index, NormRows::BeforeLayer(joined.rows))?;
         let qkv = products.planes(gpu, &weights.qkv, &buffers.normed, rows, &buffers.qkv)?;
+        self.attend(gpu, layer, joined, qkv)?;
+        let product = &buffers.product;
+        let onto_x = products.planes(gpu, &weights.output, &buffers.context, rows, product)?;
+
+        let norm = &weights.mlp_norm;
+        self.add_norm(gpu, norm, onto_x, index, NormRows::WithinLayer(joined.rows))?;
+        let between = [gate_up, buffers.gated.address(gpu)];
+        products.gated(gpu, &weights.gate_up, &buffers.normed, rows, between)?;
+        products.planes(gpu, &weights.down, &buffers.gated, rows, product)
+    }
+
+    /// What stands between the product with q, k and v, and the one with attention's output.
+    fn attend(
+        &self,
+        gpu: &Gpu,
+        layer: usize,
+        joined: Joined,
+        qkv: Planes,
+    ) -> Result<(), CudaError> {
+        let config = &self.weights.config;
+        let index = layer - self.weights.layers.start;
+        let weights = &self.weights.blocks[index];
+        let (buffers, kernels) = (&self.buffers, &self.kernels);
+        let step = self.step.address(gpu);
+        let q = gpu.address(&buffers.q);
         let optional =
             |vector: Option<&CudaSlice<f32>>| vector.map_or(0, |vector| gpu.address(vector));
         let kv = gpu.address(&self.kv);
@@ -312,15 +407,7 @@ impl Tail {
             has_prompts: self.step.has_prompts(),
             has_merges: self.step.has_merges(),
         };
-        kernels.attention.attend(gpu, attend, step, layers)?;
-        let product = &buffers.product;
-        let onto_x = products.planes(gpu, &weights.output, &buffers.context, rows, product)?;
-
-        let norm = &weights.mlp_norm;
-        self.add_norm(gpu, norm, onto_x, index, NormRows::WithinLayer(joined.rows))?;
-        let between = [gate_up, buffers.gated.address(gpu)];
-        products.gated(gpu, &weights.gate_up, &buffers.normed, rows, between)?;
-        products.planes(gpu, &weights.down, &buffers.gated, rows, product)
+        kernels.attention.attend(gpu, attend, step, layers)
     }
 
     /// The last product onto the residual stream, and the norm of what that gives. `layer`: counted from the first
@@ -340,6 +427,7 @@ impl Tail {
             weight: gpu.address(weight),
             out: buffers.normed.address(gpu),
             hidden_size: small(self.weights.config.hidden_size),
+            stamps: self.stamps.address(gpu),
         };
         let at = (self.step.address(gpu), small(layer));
         self.kernels.add_norm(gpu, what, rows, at)
@@ -348,7 +436,6 @@ impl Tail {
     fn compute_logits(&mut self, range: Range<usize>) -> Result<(), CudaError> {
         let gpu = Arc::clone(&self.weights.gpu);
         let TailWeights { config, layers, .. } = &self.weights;
-        self.logits_events[0].record(gpu.stream())?;
         let rows = NormRows::Wanted {
             first: small(range.start),
             count: small(range.len()),
@@ -358,26 +445,14 @@ impl Tail {
         let (normed, to) = (&self.buffers.normed, &self.buffers.logits);
         self.products
             .planes(&gpu, &self.weights.lm_head, normed, range.len(), to)?;
-        self.logits_events[1].record(gpu.stream())?;
+        self.stamps.note_logits(&gpu, &self.kernels)?;
         let len = range.len() * config.vocab_size;
         let buffers = &mut self.buffers;
         copy_down(gpu.stream(), &buffers.logits, &mut buffers.host_logits, len)?;
-        let elapsed_ms = self.logits_events[0].elapsed_ms(&self.logits_events[1])?;
-        self.times.logits_ns += nanoseconds(elapsed_ms);
         Ok(())
     }
 }
 
 fn small(size: usize) -> u32 {
     u32::try_from(size).expect("sizes are bounded by ModelConfig and the step")
-}
-
-/// The device's clock counts half microseconds.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a time is not negative, and saturates"
-)]
-fn nanoseconds(elapsed_ms: f32) -> u64 {
-    (f64::from(elapsed_ms) * 1e6) as u64
 }

@@ -165,6 +165,7 @@ fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError>
     let device_weight = up(gpu, &weight, Dtype::F32)?;
     let planes = random.values(2 * 7 * hidden);
     let device_planes = up(gpu, &planes, Dtype::F32)?;
+    let stamps = up(gpu, &[0.0; 16], Dtype::F32)?;
     let width = u32::try_from(hidden).expect("sizes of the checks are small");
     let address = |memory| gpu.address(memory);
     let step = step.address(gpu);
@@ -189,6 +190,7 @@ fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError>
         weight: address(&device_weight),
         out: address(&out),
         hidden_size: width,
+        stamps: address(&stamps),
     };
     let plus = |rows: usize, x: &[f32]| -> Vec<f32> {
         let add = |(i, x): (usize, &f32)| match i {
