@@ -164,8 +164,6 @@ impl<'a> Bench<'a> {
         step.upload(gpu, self.config, &self.bounds(one_order), segments, &[])?;
         let device_q = up(gpu, q, self.dtype)?;
         let out = up(gpu, &vec![9.0; q.len()], self.dtype)?;
-        let slots = partial_values(self.heads, self.cut, step.rows());
-        let partial = up(gpu, &vec![f32::NAN; slots], Dtype::F32)?;
         let what = Attend {
             q: gpu.address(&device_q),
             kv: gpu.address(&self.device_kv),
