@@ -216,16 +216,15 @@ impl AttentionKernels {
                 launch(gpu, attend, self.blocks(BLOCKS_EACH, 128, 0), &args)?;
             }
             Cores::Tensor { decode, prompt } => {
-                let args = [
-                    q, kv, out, partial, step, layer, tail_layer, heads, kv_heads, window, scale,
-                ];
-                let bytes = decode_bytes(self.heads.dim);
-                launch(
-                    gpu,
-                    decode,
-                    self.blocks(DECODE_BLOCKS_EACH, 128, bytes),
-                    &args,
-                )?;
+                if what.has_items {
+                    let args = [
+                        q, kv, out, partial, step, layer, tail_layer, heads, kv_heads, window,
+                        scale,
+                    ];
+                    let bytes = decode_bytes(self.heads.dim);
+                    let shape = self.blocks(DECODE_BLOCKS_EACH, 128, bytes);
+                    launch(gpu, decode, shape, &args)?;
+                }
                 if what.has_prompts {
                     let args = [
                         q, kv, out, step, layer, tail_layer, heads, kv_heads, window, scale,
