@@ -2,9 +2,10 @@
 //!
 //! Three kernels attend. `attend_decode_*`, on Hopper's tensor cores, for bf16 and f16 with the usual head_dims: rows
 //! of a session that share positions are computed together. `attend_prompt_*`, likewise, for segments of many rows.
-//! `attend_*`, on CUDA cores, for everything else. `attend_merge_*` merges what was computed in several items. Their
-//! launches do not depend on a step, but for whether there are prompts, other rows, and rows of several items: thread blocks take
-//! what the step's array says there is for the layer.
+//! `attend_*`, on CUDA cores, for everything else. `attend_merge_*` merges what was computed in several items.
+//!
+//! Launches depend on whether a step has prompts, other rows, and rows of several items, and on nothing else of it:
+//! thread blocks take what the step's array says there is for the layer.
 
 use cudarc::driver::CudaFunction;
 use headway_model::BLOCK_POSITIONS;
