@@ -17,10 +17,14 @@ constexpr int MULTIPLYING_THREADS = 32 * MULTIPLYING_WARPS;
 // And a warp that brings weights, and one that brings x.
 constexpr int CHAIN_THREADS = MULTIPLYING_THREADS + 64;
 
+// Chunks that are brought to the L2 cache while the first x of the chain is not there, beyond those of the ring:
+// attention leaves memory little to do.
+constexpr uint32_t CHUNKS_AHEAD = 12;
+
 // What stands before a product: the residual stream's rows with the last product added, and their norm.
 struct ChainNorm {
   const float* weight; // null where the product reads something else
-  uint32_t within;     // of a layer; otherwise before `layer`, at which rows may join
+  uint32_t rows;       // NormRows
 };
 
 // One product: of all rows of `layer`, as in `product`. Its x is what the map says.
@@ -53,6 +57,12 @@ struct Chain {
   // Of thread blocks, two for each product: rows normed for it, and blocks that are done with it. 0 at the start.
   uint32_t* counters;
 };
+
+// How many rows a product has.
+__device__ __forceinline__ uint32_t rows_of(const Chain& chain, const ChainProduct& product) {
+  if (product.norm.weight && product.norm.rows == WANTED_ROWS) return all_wanted(chain.step);
+  return work_of(chain.step, product.layer).rows;
+}
 
 // Goes through the chunks of a thread block's items of one product.
 struct ChainWalk {
@@ -94,12 +104,8 @@ __device__ __forceinline__ void wait_counter(const uint32_t* counter, uint32_t c
 
 // Raises the counter by one, after all that the multiplying threads have written. All of them call it.
 __device__ __forceinline__ void raise_counter(uint32_t* counter) {
-  asm volatile("fence.proxy.async;" ::: "memory");
   asm volatile("bar.sync 1, %0;" ::"n"(MULTIPLYING_THREADS) : "memory");
-  if (threadIdx.x == 0) {
-    __threadfence();
-    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
-  }
+  if (threadIdx.x == 0) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
 
 // How many blocks are done with a product when it is done.
@@ -127,16 +133,21 @@ template <typename T>
 __device__ __forceinline__ void chain_norm(const Chain& chain, uint32_t index) {
   __shared__ float sums[MULTIPLYING_WARPS];
   const ChainProduct& product = chain.products[index];
+  bool is_wanted = product.norm.rows == WANTED_ROWS;
   LayerWork work = work_of(chain.step, product.layer);
-  if (blockIdx.x >= work.rows) return;
+  uint32_t rows = rows_of(chain, product);
+  uint32_t with_product = product.norm.rows == WITHIN_LAYER ? work.rows : work.rows_before;
+  const uint32_t* wanted = part_of<uint32_t>(chain.step, WANTED);
+  auto row_of = [&](uint32_t index) { return is_wanted ? wanted[index] : index; };
+  if (blockIdx.x >= rows) return;
   uint32_t size = chain.hidden_size;
   uint64_t stride = (uint64_t)chain.rows * size;
   const float* planes = chain.planes;
   uint32_t plane_count = chain.plane_count;
   float4 weights[NORM_FOURS], values[NORM_FOURS];
   load_fours(weights, product.norm.weight, size);
-  // Only this block writes these rows.
-  load_fours(values, chain.residual + (size_t)blockIdx.x * size, size);
+  // Only this block writes these rows, but for the wanted ones.
+  if (!is_wanted) load_fours(values, chain.residual + (size_t)blockIdx.x * size, size);
   if (index > 0) {
     const ChainProduct& before = chain.products[index - 1];
     planes = static_cast<const float*>(before.out);
@@ -144,14 +155,14 @@ __device__ __forceinline__ void chain_norm(const Chain& chain, uint32_t index) {
     if (threadIdx.x == 0) wait_counter(&chain.counters[2 * index - 1], blocks_of(before));
     asm volatile("bar.sync 1, %0;" ::"n"(MULTIPLYING_THREADS) : "memory");
   }
-  if (!product.norm.within && blockIdx.x == 0 && threadIdx.x == 0) chain.stamps[product.layer] = now_ns();
+  if (product.norm.rows != WITHIN_LAYER && blockIdx.x == 0 && threadIdx.x == 0) chain.stamps[product.layer] = now_ns();
 
-  uint32_t with_product = product.norm.within ? work.rows : work.rows_before;
-  for (uint32_t row = blockIdx.x; row < work.rows; row += gridDim.x) {
+  for (uint32_t index_of_row = blockIdx.x; index_of_row < rows; index_of_row += gridDim.x) {
+    uint32_t row = row_of(index_of_row);
     float* x = chain.residual + (size_t)row * size;
     float sum = 0;
     for (uint32_t first = 0; first < size; first += NORM_PASS) {
-      if (first > 0 || row > blockIdx.x) load_fours(values, x + first, size - first);
+      if (is_wanted || first > 0 || index_of_row > blockIdx.x) load_fours(values, x + first, size - first);
       if (row < with_product) {
         const float* from = planes + (size_t)row * size + first;
         float4 added[NORM_FOURS];
@@ -168,7 +179,7 @@ __device__ __forceinline__ void chain_norm(const Chain& chain, uint32_t index) {
         for (int k = 0; k < NORM_FOURS; k++) {
           values[k] = add(values[k], added[k]);
           uint32_t i = first + (k * MULTIPLYING_THREADS + threadIdx.x) * 4;
-          if (i < size) *reinterpret_cast<float4*>(x + i) = values[k];
+          if (i < size && !is_wanted) *reinterpret_cast<float4*>(x + i) = values[k];
         }
       }
 #pragma unroll
@@ -183,10 +194,16 @@ __device__ __forceinline__ void chain_norm(const Chain& chain, uint32_t index) {
 #pragma unroll
     for (int i = 0; i < MULTIPLYING_WARPS; i++) sum += sums[i];
     float scale = 1.f / sqrtf(sum / (float)size + chain.eps);
-    T* out = static_cast<T*>(chain.normed) + (size_t)row * size;
+    T* out = static_cast<T*>(chain.normed) + (size_t)index_of_row * size;
     for (uint32_t first = 0; first < size; first += NORM_PASS) {
       if (size > NORM_PASS) {
         load_fours(values, x + first, size - first);
+        if (is_wanted && row < with_product) {
+          for (int k = 0; k < NORM_FOURS; k++) {
+            uint32_t i = first + (k * MULTIPLYING_THREADS + threadIdx.x) * 4;
+            if (i < size) values[k] = add_planes(values[k], planes + (size_t)row * size + i, plane_count, stride);
+          }
+        }
         load_fours(weights, product.norm.weight + first, size - first);
       }
 #pragma unroll
@@ -201,6 +218,19 @@ __device__ __forceinline__ void chain_norm(const Chain& chain, uint32_t index) {
       }
     }
     raise_counter(&chain.counters[2 * index]);
+  }
+}
+
+// Brings the next chunks of weights to the L2 cache, from `walk` of product `p` on.
+__device__ __forceinline__ void bring_ahead(const Chain& chain, uint32_t p, ChainWalk walk) {
+  for (uint32_t chunk = 0; chunk < CHUNKS_AHEAD; chunk++, walk.next_chunk()) {
+    while (!walk.has_item()) {
+      if (++p >= chain.count) return;
+      walk = ChainWalk(chain.products[p]);
+    }
+    const ChainProduct& product = chain.products[p];
+    if (product.gated) prefetch_box_4d(&chain.weights[p], walk.chunk * CHUNK, walk.tile * (TILE / 16));
+    else prefetch_box(&chain.weights[p], walk.chunk * CHUNK, walk.tile * TILE);
   }
 }
 
@@ -233,6 +263,7 @@ __device__ __forceinline__ void run_chain(const Chain& chain) {
         const ChainProduct& product = chain.products[p];
         for (ChainWalk walk(product); walk.has_item(); index++, walk.next_chunk()) {
           uint32_t stage = index % WEIGHT_STAGES;
+          if (index == WEIGHT_STAGES) bring_ahead(chain, p, walk);
           if (index >= WEIGHT_STAGES) wait_barrier(&empty_weights[stage], (index / WEIGHT_STAGES - 1) % 2);
           arrive_expecting(&full_weights[stage], WEIGHTS);
           uint8_t* to = weight_ring + stage * WEIGHTS;
@@ -258,7 +289,7 @@ __device__ __forceinline__ void run_chain(const Chain& chain) {
       ChainWalk walk(product);
       if (!walk.has_item()) continue;
       if (product.norm.weight)
-        wait_counter(&chain.counters[2 * p], work_of(chain.step, product.layer).rows);
+        wait_counter(&chain.counters[2 * p], rows_of(chain, product));
       else if (p > 0)
         wait_counter(&chain.counters[2 * p - 1], blocks_of(chain.products[p - 1]));
       for (; walk.has_item(); index++, walk.next_chunk()) {
@@ -283,7 +314,7 @@ __device__ __forceinline__ void run_chain(const Chain& chain) {
     if (product.norm.weight) chain_norm<T>(chain, p);
     ChainWalk walk(product);
     if (!walk.has_item()) continue;
-    uint32_t rows = work_of(chain.step, product.layer).rows;
+    uint32_t rows = rows_of(chain, product);
     for (; walk.has_item(); walk.next_item()) {
       float sums[ROWS / 2];
       for (uint32_t chunk = walk.begin; chunk < walk.end; chunk++, index++) {

@@ -44,11 +44,6 @@ extern "C" __global__ void angles(float2* out, const float* inverse_frequencies,
 // The product is a sum of planes, f32 [plane, row, hidden_size], added in their order. Grid: rows, or the wanted ones
 // from `first_wanted` on, whose x is left as it is. Says in `stamps` when a layer begins, and when the layers have
 // ended. hidden_size is a multiple of 4, at most 16,384.
-enum NormRows {
-  BEFORE_LAYER, // rows that join at this layer have no product yet
-  WITHIN_LAYER,
-  WANTED_ROWS,
-};
 constexpr int NORM_THREADS = 512;
 constexpr int NORM_TURNS = 8;
 template <typename T>

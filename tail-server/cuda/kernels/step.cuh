@@ -9,8 +9,8 @@ constexpr uint32_t BLOCK_POSITIONS = 32;
 
 // Words of the header: where each part begins.
 enum StepPart { ROWS, TABLES, ITEMS, PROMPTS, MERGES, HIDDEN_STATES, WANTED, LAYERS };
-// Behind the parts' words: the number of rows.
-constexpr int ALL_ROWS = 8;
+// Behind the parts' words: the number of rows, and of wanted ones.
+constexpr int ALL_ROWS = 8, ALL_WANTED = 9;
 
 // One row of the batch.
 struct Row {
@@ -50,12 +50,20 @@ struct LayerWork {
   uint32_t unused[3];
 };
 
+// Which rows a norm reads.
+enum NormRows {
+  BEFORE_LAYER, // rows that join at this layer have no product yet
+  WITHIN_LAYER,
+  WANTED_ROWS,
+};
+
 template <typename Part>
 __device__ __forceinline__ const Part* part_of(const uint32_t* step, StepPart part) {
   return reinterpret_cast<const Part*>(step + step[part]);
 }
 
 __device__ __forceinline__ uint32_t all_rows(const uint32_t* step) { return step[ALL_ROWS]; }
+__device__ __forceinline__ uint32_t all_wanted(const uint32_t* step) { return step[ALL_WANTED]; }
 
 // `layer`: counted from the tail's first one; one past the last stands for what follows the layers.
 __device__ __forceinline__ LayerWork work_of(const uint32_t* step, uint32_t layer) {

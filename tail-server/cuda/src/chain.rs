@@ -45,8 +45,17 @@ pub(crate) struct Link<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct LinkNorm<'a> {
     pub(crate) weight: &'a CudaSlice<f32>,
-    /// Rows may join here.
-    pub(crate) begins_layer: bool,
+    pub(crate) rows: LinkRows,
+}
+
+/// Which rows a norm reads; the order is that of the kernels.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LinkRows {
+    /// At which some may join.
+    BeforeLayer,
+    WithinLayer,
+    /// Of which logits are wanted.
+    Wanted,
 }
 
 /// What all links of a chain share.
@@ -84,7 +93,7 @@ pub(crate) struct ChainArgs {
 #[derive(Clone, Copy, Default)]
 struct ProductArgs {
     norm_weight: u64,
-    within: u32,
+    norm_rows: u32,
     out: u64,
     outputs: u32,
     chunks: u32,
@@ -187,7 +196,7 @@ impl Link<'_> {
         let gated = self.matrix.kind() == Outputs::Gated;
         ProductArgs {
             norm_weight: self.norm.map_or(0, |norm| gpu.address(norm.weight)),
-            within: u32::from(self.norm.is_some_and(|norm| !norm.begins_layer)),
+            norm_rows: self.norm.map_or(0, |norm| norm.rows as u32),
             out: self.out,
             outputs: small(self.matrix.outputs()) / if gated { 2 } else { 1 },
             chunks: self.matrix.chunks(),

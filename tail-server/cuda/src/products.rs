@@ -86,6 +86,11 @@ impl Matrix {
         &self.memory
     }
 
+    /// Its products come in one plane.
+    pub(crate) fn in_one_plane(self) -> Self {
+        Self { splits: 1, ..self }
+    }
+
     pub(crate) const fn outputs(&self) -> usize {
         self.outputs
     }

@@ -137,6 +137,7 @@ impl Step {
         let words = &mut self.host.as_mut_slice()?[..parts.words];
         words[..8].copy_from_slice(&parts.starts.map(word));
         words[8] = word(self.rows);
+        words[9] = word(wanted.len());
         write_rows(words, &parts, segments, config.hidden_size);
         let [
             _,

@@ -9,7 +9,7 @@ use headway_model::{BLOCK_POSITIONS, ModelConfig};
 use crate::attention::{Attend, RopeKv, partial_values};
 use crate::buffers::{Buffers, LOGITS_ROWS};
 use crate::calls::copy_down;
-use crate::chain::{Chains, Link, LinkNorm, Shared};
+use crate::chain::{Chains, Link, LinkNorm, LinkRows, Shared};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
@@ -70,6 +70,8 @@ pub struct Tail {
     buffers: Buffers,
     /// What the last layer that ran gives to the residual stream.
     last: Planes,
+    /// The logits of all wanted rows are there.
+    has_logits: bool,
     stamps: Stamps,
     /// Of the step that runs.
     first_layer: usize,
@@ -112,6 +114,7 @@ impl Tail {
             products,
             chains: Chains::new(&gpu, weights.dtype, &weights.blocks)?,
             last,
+            has_logits: false,
             bounds: Bounds {
                 max_rows: sizes.max_rows,
                 kv_blocks: sizes.kv_blocks,
@@ -248,11 +251,12 @@ impl Tail {
             })
             .collect();
         self.last.planes = 0;
+        self.has_logits = false;
         if self.step.rows() <= Chains::most_rows()
             && let Some(chains) = &mut self.chains
         {
             chains.begin(&gpu)?;
-            return self.run_chains(&gpu, &of_layers);
+            return self.run_chains(&gpu, &of_layers, wanted.len());
         }
         for (layer, joined) in of_layers {
             self.last = self.run_layer(&gpu, layer, joined, self.last)?;
@@ -261,7 +265,12 @@ impl Tail {
     }
 
     /// The layers, with all products between two attentions as one kernel.
-    fn run_chains(&mut self, gpu: &Gpu, layers: &[(usize, Joined)]) -> Result<(), CudaError> {
+    fn run_chains(
+        &mut self,
+        gpu: &Gpu,
+        layers: &[(usize, Joined)],
+        wanted: usize,
+    ) -> Result<(), CudaError> {
         let Some(chains) = &self.chains else {
             return Ok(());
         };
@@ -292,7 +301,7 @@ impl Tail {
         let first = |index: usize| Link {
             norm: Some(LinkNorm {
                 weight: &blocks[index].attention_norm,
-                begins_layer: true,
+                rows: LinkRows::BeforeLayer,
             }),
             ..link(
                 index,
@@ -316,7 +325,7 @@ impl Tail {
                 Link {
                     norm: Some(LinkNorm {
                         weight: &weights.mlp_norm,
-                        begins_layer: false,
+                        rows: LinkRows::WithinLayer,
                     }),
                     ..link(index, &weights.gate_up, &buffers.normed, gated)
                 },
@@ -324,9 +333,18 @@ impl Tail {
             ];
             if index + 1 < blocks.len() {
                 links.push(first(index + 1));
+            } else if wanted > 0 {
+                let weight = &self.weights.output_norm;
+                let rows = LinkRows::Wanted;
+                let logits = gpu.address(&buffers.logits);
+                links.push(Link {
+                    norm: Some(LinkNorm { weight, rows }),
+                    ..link(index + 1, &self.weights.lm_head, &buffers.normed, logits)
+                });
             }
             chains.start(gpu, index + 1, &links, &shared)?;
         }
+        self.has_logits = wanted > 0;
         if let Some(last) = blocks.last() {
             self.last = planes(&buffers.product, &last.down);
         }
@@ -342,11 +360,9 @@ impl Tail {
         joined: Joined,
         before: Planes,
     ) -> Result<Planes, CudaError> {
-        let config = &self.weights.config;
         let index = layer - self.weights.layers.start;
         let weights: &LayerWeights = &self.weights.blocks[index];
-        let (buffers, kernels) = (&self.buffers, &self.kernels);
-        let step = self.step.address(gpu);
+        let buffers = &self.buffers;
         let products = &self.products;
         let rows = joined.rows as usize;
         let gate_up = gpu.address(&buffers.gate_up);
@@ -440,11 +456,13 @@ impl Tail {
             first: small(range.start),
             count: small(range.len()),
         };
-        let norm = &self.weights.output_norm;
-        self.add_norm(&gpu, norm, self.last, layers.len(), rows)?;
-        let (normed, to) = (&self.buffers.normed, &self.buffers.logits);
-        self.products
-            .planes(&gpu, &self.weights.lm_head, normed, range.len(), to)?;
+        if !self.has_logits {
+            let norm = &self.weights.output_norm;
+            self.add_norm(&gpu, norm, self.last, layers.len(), rows)?;
+            let (normed, to) = (&self.buffers.normed, &self.buffers.logits);
+            self.products
+                .planes(&gpu, &self.weights.lm_head, normed, range.len(), to)?;
+        }
         self.stamps.note_logits(&gpu, &self.kernels)?;
         let len = range.len() * config.vocab_size;
         let buffers = &mut self.buffers;
