@@ -49,7 +49,8 @@ struct WarpBlocks {
 template <typename T, int D> struct Fetch {
   using Memory = DecodeMemory<D>;
   const T* kv;
-  uint32_t stages, barriers; // the warp's
+  uint8_t* stages;    // the warp's
+  uint64_t* barriers; // the warp's
   uint32_t stage = 0, at = 0, left = 0, kv_head = 0;
   uint32_t number = 0; // lane l: of the block l turns after the first one whose numbers were read
   const T* values = nullptr; // of the block whose keys were copied last, if they are still to be copied
@@ -115,8 +116,8 @@ template <typename T, int D> struct Fetch {
   __device__ __forceinline__ void copy(const T* from, uint32_t part) const {
     if (threadIdx.x % 32) return;
     uint32_t at = 2 * stage + part;
-    arrive_expecting(barriers + at * 8, Memory::HALF);
-    copy_bytes(stages + at * Memory::HALF, from, Memory::HALF, barriers + at * 8);
+    arrive_expecting(barriers + at, Memory::HALF);
+    copy_bytes(stages + at * Memory::HALF, from, Memory::HALF, barriers + at);
   }
 };
 
@@ -238,10 +239,10 @@ __device__ __forceinline__ void decode(const T* queries, const T* kv, T* out, fl
   let_next_start();
   Fetch<T, D> fetch;
   fetch.kv = kv;
-  fetch.stages = shared_address(own);
-  fetch.barriers = shared_address(shared + Memory::BARRIERS) + warp * Memory::STAGES * 16;
-  if (lane < 2 * Memory::STAGES) init_barrier(fetch.barriers + lane * 8, 1);
-  show_to_copies();
+  fetch.stages = own;
+  fetch.barriers = reinterpret_cast<uint64_t*>(shared + Memory::BARRIERS) + warp * Memory::STAGES * 2;
+  if (lane < 2 * Memory::STAGES) init_barrier(fetch.barriers + lane, 1);
+  publish_barriers();
   __syncwarp();
   wait_for_previous();
   DecodeWork work = {part_of<Item>(step, ITEMS), part_of<uint32_t>(step, TABLES),
@@ -274,9 +275,10 @@ __device__ __forceinline__ void decode(const T* queries, const T* kv, T* out, fl
 #pragma unroll 1
     for (uint32_t block = blocks.first; block < blocks.end; block += DECODE_WARPS) {
       uint8_t* keys = own + stage * 2 * Memory::HALF;
-      uint32_t first = block * BLOCK_POSITIONS, barrier = fetch.barriers + stage * 16;
+      uint32_t first = block * BLOCK_POSITIONS;
+      uint64_t* barrier = fetch.barriers + stage * 2;
       float weights[4][4], shrink[2];
-      wait_for(barrier, parity);
+      wait_barrier(barrier, parity);
       score_block<T, D>(weights, q, shared_address(keys));
       __syncwarp();
       fetch.next_keys(work);
@@ -286,7 +288,7 @@ __device__ __forceinline__ void decode(const T* queries, const T* kv, T* out, fl
       for (int i = 0; i < D / 8; i++)
 #pragma unroll
         for (int j = 0; j < 4; j++) sums[i][j] *= shrink[j / 2];
-      wait_for(barrier + 8, parity);
+      wait_barrier(barrier + 1, parity);
       bool is_cut = item.end < first + BLOCK_POSITIONS;
       if (is_cut) clear_values<D>(keys + Memory::HALF, item.end - first);
       add_values<T, D>(sums, weights, shared_address(keys + Memory::HALF));

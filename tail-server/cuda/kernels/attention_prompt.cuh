@@ -50,21 +50,22 @@ struct PromptTiles {
 
 // The tiles in shared memory, of keys and values by turns, and whose turn it is.
 template <int D> struct TileRing {
-  uint32_t tiles, barriers;
-  __device__ __forceinline__ uint32_t tile(uint32_t count) const {
+  uint8_t* tiles;
+  uint64_t* barriers;
+  __device__ __forceinline__ uint8_t* tile(uint32_t count) const {
     return tiles + count % TILES_AHEAD * PromptMemory<D>::TILE;
   }
-  __device__ __forceinline__ uint32_t is_full(uint32_t count) const { return barriers + count % TILES_AHEAD * 8; }
-  __device__ __forceinline__ uint32_t is_free(uint32_t count) const {
-    return barriers + (TILES_AHEAD + count % TILES_AHEAD) * 8;
+  __device__ __forceinline__ uint64_t* is_full(uint32_t count) const { return barriers + count % TILES_AHEAD; }
+  __device__ __forceinline__ uint64_t* is_free(uint32_t count) const {
+    return barriers + TILES_AHEAD + count % TILES_AHEAD;
   }
   // Until tile `count` has come.
   __device__ __forceinline__ void wait_full(uint32_t count) const {
-    wait_for(is_full(count), count / TILES_AHEAD % 2);
+    wait_barrier(is_full(count), count / TILES_AHEAD % 2);
   }
   // Until the tile that was in the place of tile `count` is no longer needed.
   __device__ __forceinline__ void wait_free(uint32_t count) const {
-    wait_for(is_free(count), (count / TILES_AHEAD + 1) % 2);
+    wait_barrier(is_free(count), (count / TILES_AHEAD + 1) % 2);
   }
   // A warp needs tile `count` no more.
   __device__ __forceinline__ void release(uint32_t count) const {
@@ -98,7 +99,7 @@ __device__ __forceinline__ void bring_tiles(const TileRing<D>& ring, const T* kv
         ring.wait_free(count);
         if (lane == 0) arrive_expecting(ring.is_full(count), blocks * PANELS * PART);
         __syncwarp();
-        uint32_t to = ring.tile(count) + panel * PromptMemory<D>::PANEL + block_in_tile * PART;
+        uint8_t* to = ring.tile(count) + panel * PromptMemory<D>::PANEL + block_in_tile * PART;
         if (is_there) copy_bytes(to, from + part * to_values, PART, ring.is_full(count));
       }
     }
@@ -135,24 +136,24 @@ __device__ __forceinline__ void stage_queries(uint8_t* to, const T* queries, con
 
 // Starts scores = q kᵀ of a tile.
 template <typename T, int D>
-__device__ __forceinline__ void start_scores(float (&scores)[16][4], uint32_t queries, uint32_t keys) {
+__device__ __forceinline__ void start_scores(float (&scores)[16][4], const uint8_t* queries, const uint8_t* keys) {
 #pragma unroll
   for (int k = 0; k < D / 16; k++) {
-    uint64_t a = operand(queries + k / 4 * PROMPT_ROWS * 128 + k % 4 * 32, 0);
-    uint64_t b = operand(keys + k / 4 * PromptMemory<D>::PANEL + k % 4 * 32, 0);
-    multiply_rows(scores, a, b, k > 0, T());
+    uint64_t a = describe(queries + k / 4 * PROMPT_ROWS * 128 + k % 4 * 32);
+    uint64_t b = describe(keys + k / 4 * PromptMemory<D>::PANEL + k % 4 * 32);
+    multiply<T, PROMPT_POSITIONS>(reinterpret_cast<float(&)[64]>(scores), a, b, k > 0);
   }
-  end_group();
+  commit_products();
 }
 
 // Starts sums += weights · values of a tile.
 template <typename T, int D>
 __device__ __forceinline__ void start_values(float (&sums)[D / 8][4], const uint32_t (&weights)[8][4],
-                                             uint32_t values) {
+                                             const uint8_t* values) {
 #pragma unroll
   for (int k = 0; k < PROMPT_POSITIONS / 16; k++)
-    add_product(sums, weights[k], operand(values + k * 16 * 128, PromptMemory<D>::PANEL), T());
-  end_group();
+    add_product(sums, weights[k], describe_summed(values + k * 16 * 128, PromptMemory<D>::PANEL), T());
+  commit_products();
 }
 
 template <typename T>
@@ -187,7 +188,7 @@ __device__ __forceinline__ void attend_prompt(const TileRing<D>& ring, uint32_t&
   uint32_t first_row = threadIdx.x / 32 * 16 + lane / 4;
   PromptTiles tiles(item, work.window);
   stage_queries<T, D>(shared + PromptMemory<D>::QUERIES, queries, item, first_head, per_kv_head, work.heads);
-  uint32_t q = shared_address(shared + PromptMemory<D>::QUERIES) + group * 64 * 128;
+  const uint8_t* q = shared + PromptMemory<D>::QUERIES + group * 64 * 128;
 
   uint32_t begin[2], end[2];
 #pragma unroll
@@ -207,9 +208,9 @@ __device__ __forceinline__ void attend_prompt(const TileRing<D>& ring, uint32_t&
   };
 
   ring.wait_full(count);
-  show_to_products();
+  fence_products();
   start_scores<T, D>(scores, q, ring.tile(count));
-  wait_for_groups<0>();
+  wait_products<0>();
   settle(scores);
   ring.release(count);
   weigh_tile(tiles.begin);
@@ -217,16 +218,16 @@ __device__ __forceinline__ void attend_prompt(const TileRing<D>& ring, uint32_t&
 #pragma unroll 1
   for (uint32_t tile = 1; tile < tiles.count; tile++, count += 2) {
     ring.wait_full(count + 2);
-    show_to_products();
+    fence_products();
     start_scores<T, D>(scores, q, ring.tile(count + 2));
     ring.wait_full(count + 1);
-    show_to_products();
+    fence_products();
     start_values<T, D>(sums, weights, ring.tile(count + 1));
-    wait_for_groups<1>();
+    wait_products<1>();
     settle(scores);
     ring.release(count + 2);
     weigh_tile(tiles.begin + tile * PROMPT_POSITIONS);
-    wait_for_groups<0>();
+    wait_products<0>();
     settle(sums);
     settle(scores);
     ring.release(count + 1);
@@ -238,10 +239,10 @@ __device__ __forceinline__ void attend_prompt(const TileRing<D>& ring, uint32_t&
   }
   ring.wait_full(count + 1);
   uint32_t rest = (tiles.end - tiles.begin) % PROMPT_POSITIONS;
-  if (rest) clear_rows<D>(shared + (count + 1) % TILES_AHEAD * PromptMemory<D>::TILE, rest);
-  show_to_products();
+  if (rest) clear_rows<D>(ring.tile(count + 1), rest);
+  fence_products();
   start_values<T, D>(sums, weights, ring.tile(count + 1));
-  wait_for_groups<0>();
+  wait_products<0>();
   settle(sums);
   ring.release(count + 1);
   count += 2;
@@ -265,12 +266,12 @@ __device__ __forceinline__ void prompt(const T* queries, const T* kv, T* out, co
                                        uint32_t tail_layer, uint32_t heads, uint32_t kv_heads, uint32_t window,
                                        float scale) {
   extern __shared__ __align__(1024) uint8_t shared[];
-  TileRing<D> ring = {shared_address(shared), shared_address(shared + PromptMemory<D>::BARRIERS)};
+  TileRing<D> ring = {shared, reinterpret_cast<uint64_t*>(shared + PromptMemory<D>::BARRIERS)};
   let_next_start();
   if (threadIdx.x < TILES_AHEAD) {
     init_barrier(ring.is_full(threadIdx.x), 1);
     init_barrier(ring.is_free(threadIdx.x), 2 * GROUP_THREADS / 32);
-    show_to_copies();
+    publish_barriers();
   }
   __syncthreads();
   wait_for_previous();

@@ -1,13 +1,9 @@
 // Tensor cores and asynchronous copies: the instructions as functions, and a tile's softmax. Types of two bytes.
 #pragma once
-#include "element.cuh"
+#include "hopper.cuh"
 
 // Below, a tile of 16 rows and 8 columns of f32 is held by a warp as the instructions have it: lane l has of row l / 4
 // the columns 2 (l % 4) and the next one, then the same of row l / 4 + 8.
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return (uint32_t)__cvta_generic_to_shared(pointer);
-}
 
 // Two values in one register, the first one in the lower half.
 __device__ __forceinline__ uint32_t pack(float first, float second, __nv_bfloat16) {
@@ -105,37 +101,14 @@ __device__ __forceinline__ float row_sum(float value) {
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void init_barrier(uint32_t barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
 // What threads wrote to shared memory is there for copies and for wgmma.
 __device__ __forceinline__ void show_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-__device__ __forceinline__ void arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void arrive_expecting(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-// Until the barrier's phase of this parity is over.
-__device__ __forceinline__ void wait_for(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}\n" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
 // A multiple of 16 bytes from global to shared memory, which the barrier counts.
-__device__ __forceinline__ void copy_bytes(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
+__device__ __forceinline__ void copy_bytes(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
+               "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
                : "memory");
 }
 #endif

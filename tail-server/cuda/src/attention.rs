@@ -2,9 +2,10 @@
 //!
 //! Three kernels attend. `attend_decode_*`, on Hopper's tensor cores, for bf16 and f16 with the usual head_dims: rows
 //! of a session that share positions are computed together. `attend_prompt_*`, likewise, for segments of many rows.
-//! `attend_*`, on CUDA cores, for everything else. `attend_merge_*` merges what was computed in several items. Their
-//! launches do not depend on a step, but for whether there are prompts and rows of several items: thread blocks take
-//! what the step's array says there is for the layer.
+//! `attend_*`, on CUDA cores, for everything else. `attend_merge_*` merges what was computed in several items.
+//!
+//! Launches depend on whether a step has prompts, other rows, and rows of several items, and on nothing else of it:
+//! thread blocks take what the step's array says there is for the layer.
 
 use cudarc::driver::CudaFunction;
 use headway_model::BLOCK_POSITIONS;
@@ -21,8 +22,8 @@ const PROMPT_TILE: u32 = 128;
 /// Thread blocks of `attend_*` and `attend_merge_*`, and of `attend_decode_*`, for each multiprocessor.
 const BLOCKS_EACH: u32 = 4;
 const DECODE_BLOCKS_EACH: u32 = 2;
-/// Items of all key-value heads of one row, at most: about two for each multiprocessor of a large device.
-const ROW_UNITS: usize = 256;
+/// Items of all key-value heads of one row, at most: about one for each multiprocessor of a large device.
+const ROW_UNITS: usize = 128;
 /// Threads of a thread block of `rope_kv_*`.
 const ROPE_THREADS: u32 = 128;
 
@@ -90,6 +91,8 @@ pub(crate) struct Attend {
     pub(crate) partial: u64,
     /// Positions a row sees; 0 for all.
     pub(crate) window: u32,
+    /// Whether a layer of the step may have rows that are not those of prompts.
+    pub(crate) has_items: bool,
     /// Whether a layer of the step may have items of prompts.
     pub(crate) has_prompts: bool,
     /// Whether a layer of the step may have rows of several items.
@@ -214,22 +217,21 @@ impl AttentionKernels {
                 launch(gpu, attend, self.blocks(BLOCKS_EACH, 128, 0), &args)?;
             }
             Cores::Tensor { decode, prompt } => {
-                let args = [
-                    q, kv, out, partial, step, layer, tail_layer, heads, kv_heads, window, scale,
-                ];
-                let bytes = decode_bytes(self.heads.dim);
-                launch(
-                    gpu,
-                    decode,
-                    self.blocks(DECODE_BLOCKS_EACH, 128, bytes),
-                    &args,
-                )?;
+                if what.has_items {
+                    let args = [
+                        q, kv, out, partial, step, layer, tail_layer, heads, kv_heads, window,
+                        scale,
+                    ];
+                    let bytes = decode_bytes(self.heads.dim);
+                    let shape = self.blocks(DECODE_BLOCKS_EACH, 128, bytes);
+                    launch(gpu, decode, shape, &args)?;
+                }
                 if what.has_prompts {
                     let args = [
                         q, kv, out, step, layer, tail_layer, heads, kv_heads, window, scale,
                     ];
-                    let bytes = prompt_bytes(self.heads.dim);
-                    launch(gpu, prompt, self.blocks(1, 384, bytes), &args)?;
+                    let shape = self.blocks(1, 384, prompt_bytes(self.heads.dim));
+                    launch(gpu, prompt, shape, &args)?;
                 }
             }
         }

@@ -95,6 +95,11 @@ impl Step {
         self.rows
     }
 
+    /// Some rows are not those of prompts.
+    pub(crate) fn has_items(&self) -> bool {
+        self.items.has_rows()
+    }
+
     /// Some rows are those of prompts, for which there is a kernel of their own.
     pub(crate) fn has_prompts(&self) -> bool {
         self.items.has_prompts()

@@ -41,7 +41,7 @@ impl TailSizes {
         Self {
             max_rows,
             kv_blocks,
-            item_positions: 128,
+            item_positions: 512,
             one_order: false,
         }
     }
@@ -411,6 +411,7 @@ impl Tail {
             window: config
                 .window_of(layer)
                 .map_or(0, |window| u32::try_from(window).unwrap_or(0)),
+            has_items: self.step.has_items(),
             has_prompts: self.step.has_prompts(),
             has_merges: self.step.has_merges(),
         };

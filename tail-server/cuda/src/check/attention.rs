@@ -15,7 +15,7 @@ use crate::attention::{Attend, Cut, partial_values};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
-use crate::kernels::{Heads, Kernels};
+use crate::kernels::Kernels;
 use crate::step::{Bounds, Input, Segment, Step};
 use crate::weights::heads_of;
 
@@ -38,23 +38,23 @@ const BLOCKS: usize = 400;
 const LAYERS: [usize; 2] = [1, 3];
 
 pub(super) fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
-    for dtype in Dtype::ALL {
-        for (head_dim, heads, kv_heads) in [
-            (8, 1, 1),
-            (16, 4, 2),
-            (40, 14, 2),
-            (64, 4, 4),
-            (64, 9, 3),
-            (64, 14, 2),
-            (64, 18, 1),
-            (80, 5, 5),
-            (128, 4, 4),
-            (128, 32, 8),
-            (128, 12, 1),
-            (128, 16, 2),
-            (128, 16, 1),
-            (256, 8, 2),
-        ] {
+    for (head_dim, heads, kv_heads) in [
+        (128, 32, 8),
+        (64, 14, 2),
+        (8, 1, 1),
+        (16, 4, 2),
+        (40, 14, 2),
+        (64, 4, 4),
+        (64, 9, 3),
+        (64, 18, 1),
+        (80, 5, 5),
+        (128, 4, 4),
+        (128, 12, 1),
+        (128, 16, 2),
+        (128, 16, 1),
+        (256, 8, 2),
+    ] {
+        for dtype in Dtype::ALL {
             for (window, item_positions) in [
                 (None, 64),
                 (Some(50), 32),
@@ -82,7 +82,6 @@ struct Bench<'a> {
     dtype: Dtype,
     config: &'a ModelConfig,
     kernels: Kernels,
-    heads: Heads,
     cut: Cut,
     tables: Vec<KvTable>,
     /// `[row, heads, head_dim]`.
@@ -90,6 +89,8 @@ struct Bench<'a> {
     /// `[block, keys or values, kv_head, position, head_dim]`.
     kv: Vec<f32>,
     device_kv: CudaSlice<u8>,
+    /// Not numbers at first.
+    partial: CudaSlice<u8>,
 }
 
 impl<'a> Bench<'a> {
@@ -127,12 +128,14 @@ impl<'a> Bench<'a> {
             .iter()
             .map(|value| 3.0 * value)
             .collect();
+        let cut = kernels.attention.cut(item_positions);
+        let slots = partial_values(heads_of(config)?, cut, rows);
         Ok(Self {
             gpu,
             dtype,
             config,
-            heads: heads_of(config)?,
-            cut: kernels.attention.cut(item_positions),
+            cut,
+            partial: up(gpu, &vec![f32::NAN; slots], Dtype::F32)?,
             kernels,
             tables,
             q: rounded(&q, dtype),
@@ -161,17 +164,16 @@ impl<'a> Bench<'a> {
         step.upload(gpu, self.config, &self.bounds(one_order), segments, &[])?;
         let device_q = up(gpu, q, self.dtype)?;
         let out = up(gpu, &vec![9.0; q.len()], self.dtype)?;
-        let slots = partial_values(self.heads, self.cut, step.rows());
-        let partial = up(gpu, &vec![f32::NAN; slots], Dtype::F32)?;
         let what = Attend {
             q: gpu.address(&device_q),
             kv: gpu.address(&self.device_kv),
             out: gpu.address(&out),
-            partial: gpu.address(&partial),
+            partial: gpu.address(&self.partial),
             window: self
                 .config
                 .sliding_window
                 .map_or(0, |window| u32::try_from(window).unwrap_or(0)),
+            has_items: step.has_items(),
             has_prompts: step.has_prompts(),
             has_merges: step.has_merges(),
         };

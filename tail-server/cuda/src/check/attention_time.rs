@@ -60,17 +60,17 @@ const ROPE_ROWS: [usize; 5] = [1, 8, 64, 512, 2048];
 /// # Errors
 /// [`CudaError`] where the device fails or has too little memory: about 10 GB.
 pub fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&str)) -> Result<(), CudaError> {
-    for item_positions in [64, 128, 256, 512] {
+    for item_positions in [128, 256, 512] {
         for shape in DECODE {
             report(&Bench::new(gpu, shape, item_positions)?.attend()?);
         }
     }
     for shape in PROMPTS {
-        report(&Bench::new(gpu, shape, 256)?.attend()?);
+        report(&Bench::new(gpu, shape, 512)?.attend()?);
     }
     for rows in ROPE_ROWS {
         for planes in [1, 4] {
-            report(&Bench::new(gpu, [rows, 300, 1], 256)?.rope(planes)?);
+            report(&Bench::new(gpu, [rows, 300, 1], 512)?.rope(planes)?);
         }
     }
     Ok(())
@@ -158,6 +158,7 @@ impl<'a> Bench<'a> {
             out: gpu.address(&out),
             partial: gpu.address(&partial),
             window: 0,
+            has_items: step.has_items(),
             has_prompts: step.has_prompts(),
             has_merges: step.has_merges(),
         };

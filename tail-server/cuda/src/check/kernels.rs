@@ -105,7 +105,7 @@ pub(super) const fn element_at(position: usize, element: usize, head_dim: usize)
     if !head_dim.is_multiple_of(64) {
         return within * head_dim + element;
     }
-    let eight = (element / 8 ^ within) % 8;
+    let eight = ((element / 8) ^ within) % 8;
     (element / 64 * BLOCK_POSITIONS + within) * 64 + eight * 8 + element % 8
 }
 
@@ -264,13 +264,8 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
         table: &table,
     };
     let mut step = Step::new(gpu, 16)?;
-    step.upload(
-        gpu,
-        config,
-        &bounds(config, BLOCKS, kernels.attention.cut(64)),
-        &[segment],
-        &[],
-    )?;
+    let bounds = bounds(config, BLOCKS, kernels.attention.cut(64));
+    step.upload(gpu, config, &bounds, &[segment], &[])?;
 
     let rope = Rope::new(config);
     let frequencies = up(gpu, rope.inverse_frequencies(), Dtype::F32)?;

@@ -33,6 +33,10 @@ pub(super) struct Items {
 }
 
 impl Items {
+    pub(super) const fn has_rows(&self) -> bool {
+        !self.rows.is_empty()
+    }
+
     pub(super) const fn has_prompts(&self) -> bool {
         !self.prompts.is_empty()
     }
