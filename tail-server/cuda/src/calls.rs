@@ -20,8 +20,8 @@ use cudarc::cublas::sys::{
 use cudarc::cublas::{CudaBlas, result};
 use cudarc::driver::sys::{CUfunction_attribute_enum, CUtensorMapDataType};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
-    PinnedHostSlice, ValidAsZeroBits, result as driver_result, sys as driver,
+    CudaContext, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
+    DriverError, PinnedHostSlice, ValidAsZeroBits, result as driver_result, sys as driver,
 };
 
 use crate::chain::ChainArgs;
@@ -87,6 +87,31 @@ pub(crate) fn copy_down<V: DeviceRepr + ValidAsZeroBits>(
     // SAFETY: both have as many values, and `to` is borrowed until the copy is done.
     unsafe { driver_result::memcpy_dtoh_async(to, address, stream.cu_stream())? };
     stream.synchronize()
+}
+
+/// Launches that were recorded, to be started together.
+pub(crate) struct Graph(CudaGraph);
+
+// SAFETY: the driver's handles of a graph may be used by any thread, one at a time; `Graphs` owns it.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// From here on, what this thread starts on the stream is recorded.
+    pub(crate) fn begin(stream: &CudaStream) -> Result<(), DriverError> {
+        stream.begin_capture(driver::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+    }
+
+    /// What was recorded.
+    pub(crate) fn end(stream: &Arc<CudaStream>) -> Result<Self, DriverError> {
+        let flags = driver::CUgraphInstantiate_flags(0);
+        let graph = stream.end_capture(flags)?;
+        let nothing = driver::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+        graph.map(Self).ok_or(DriverError(nothing))
+    }
+
+    pub(crate) fn launch(&self) -> Result<(), DriverError> {
+        self.0.launch()
+    }
 }
 
 /// Gives cuBLAS its memory, and keeps all of its sums in f32.

@@ -132,6 +132,11 @@ impl Chains {
         KERNELS[KERNELS.len() - 1][0] as usize
     }
 
+    /// Rows of the kernel that takes so many.
+    pub(crate) fn kernel_rows(rows: usize) -> usize {
+        KERNELS[kernel(rows)][0] as usize
+    }
+
     /// To be called once a step, before its chains.
     pub(crate) fn begin(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
         Ok(gpu.stream().memset_zeros(&mut self.counters)?)
@@ -145,10 +150,7 @@ impl Chains {
         links: &[Link<'_>],
         shared: &Shared<'_>,
     ) -> Result<(), CudaError> {
-        let fits = KERNELS
-            .iter()
-            .position(|[rows, ..]| *rows as usize >= shared.rows);
-        let kernel = fits.expect("the caller has seen to the number of rows");
+        let kernel = kernel(shared.rows);
         let blocks = gpu.multiprocessors();
         let [first, ..] = links else { return Ok(()) };
         let map = |link: &Link<'_>| *link.matrix.map().expect("all matrices are mapped");
@@ -206,6 +208,12 @@ impl Link<'_> {
             shift,
         }
     }
+}
+
+/// The smallest that takes so many rows.
+fn kernel(rows: usize) -> usize {
+    let fits = KERNELS.iter().position(|[most, ..]| *most as usize >= rows);
+    fits.expect("the caller has seen to the number of rows")
 }
 
 const fn shared_bytes([rows, weight_stages, x_stages]: [u32; 3]) -> u32 {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 
+mod alone;
 mod attention;
 pub mod attention_time;
 mod host;
@@ -73,7 +74,7 @@ pub fn all(
     products::all(gpu, report)?;
     sampling::all(gpu, report)?;
     attention::all(gpu, report)?;
-    tails::all(gpu, models, report)
+    whole_tails(gpu, models, report)
 }
 
 /// Checks attention, and what stands before it, alone.
@@ -83,6 +84,21 @@ pub fn all(
 pub fn attention(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
     kernels::ropes(gpu, report)?;
     attention::all(gpu, report)
+}
+
+/// Checks whole tails alone.
+///
+/// # Errors
+/// [`CudaError`] where the device fails.
+pub fn whole_tails(
+    gpu: &Arc<Gpu>,
+    models: &Path,
+    report: &mut impl FnMut(&Check),
+) -> Result<(), CudaError> {
+    if gpu.is_hopper() {
+        alone::all(gpu, report)?;
+    }
+    tails::all(gpu, models, report)
 }
 
 /// Checks what is found out about logits, as [`all`] does.

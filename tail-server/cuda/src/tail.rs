@@ -5,19 +5,22 @@ use std::sync::Arc;
 use cudarc::driver::CudaSlice;
 use headway_model::{BLOCK_POSITIONS, ModelConfig};
 
-use crate::attention::{Attend, RopeKv, partial_values};
+use crate::attention::partial_values;
 use crate::buffers::Buffers;
-use crate::chain::{Chains, Link, LinkNorm, LinkRows, Shared};
+use crate::chain::Chains;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
-use crate::kernels::{AddNorm, Kernels, NormRows, Planes};
+use crate::graphs::{GraphKey, Graphs, Next, Recording};
+use crate::kernels::{Kernels, Planes};
 use crate::products::{Matrix, Products};
 use crate::sampling::Sampling;
 use crate::stamps::Stamps;
-use crate::step::{Bounds, Joined, Segment, Step};
+use crate::step::{Bounds, Segment, Step};
 use crate::weights::{LayerWeights, TailWeights, heads_of};
 
+mod chained;
+mod layers;
 mod logits;
 
 /// How much memory a tail takes, beside its weights.
@@ -29,10 +32,16 @@ pub struct TailSizes {
     pub kv_blocks: usize,
     /// Positions that one thread block attends to; a row with more is computed by several at a time.
     pub item_positions: usize,
-    /// Rows of prompts are computed by the arithmetic of decoding rows, so that keys and values of prefill, decode
-    /// and replay have the same bits as far as attention goes. Prompts then take longer.
-    pub one_order: bool,
+    /// A row's result does not depend on the rows beside it, nor on whether the keys and values it reads came from a
+    /// prompt or from decoding: not by one bit. Steps then have at most [`DETERMINISTIC_ROWS`] rows, so that prompts
+    /// take longer.
+    pub deterministic: bool,
+    /// Steps of few rows are replayed as graphs.
+    pub graphs: bool,
 }
+
+/// The most rows of a step of a deterministic tail.
+pub const DETERMINISTIC_ROWS: usize = Chains::most_rows();
 
 impl TailSizes {
     /// With the usual `item_positions`.
@@ -42,7 +51,8 @@ impl TailSizes {
             max_rows,
             kv_blocks,
             item_positions: 512,
-            one_order: false,
+            deterministic: false,
+            graphs: true,
         }
     }
 }
@@ -76,6 +86,7 @@ pub struct Tail {
     has_logits: bool,
     /// Of those that are summarised, among the logits in memory.
     first_logits_row: usize,
+    graphs: Graphs,
     stamps: Stamps,
     /// Of the step that runs.
     first_layer: usize,
@@ -87,7 +98,8 @@ impl Tail {
     /// Takes all memory that steps need.
     ///
     /// # Errors
-    /// [`CudaError::Driver`] where the device has too little memory.
+    /// [`CudaError::Driver`] where the device has too little memory, [`CudaError::NotDeterministic`] where there are no
+    /// kernels for that.
     pub fn new(weights: TailWeights, sizes: TailSizes) -> Result<Self, CudaError> {
         let gpu = Arc::clone(&weights.gpu);
         let config = &weights.config;
@@ -96,6 +108,10 @@ impl Tail {
         let cut = kernels.attention.cut(sizes.item_positions);
         let kv = gpu.zeros(sizes.kv_blocks * Self::block_bytes(config, weights.dtype))?;
         let products = Products::new(&gpu, weights.dtype)?;
+        let chains = Chains::new(&gpu, weights.dtype, &weights.blocks)?;
+        if sizes.deterministic && chains.is_none() {
+            return Err(CudaError::NotDeterministic);
+        }
         let blocks = &weights.blocks;
         let most = |of: fn(&LayerWeights) -> &Matrix| {
             let planes = blocks.iter().map(|block| of(block).most_planes());
@@ -117,20 +133,25 @@ impl Tail {
         Ok(Self {
             kernels,
             products,
-            chains: Chains::new(&gpu, weights.dtype, &weights.blocks)?,
+            chains,
             last,
             has_logits: false,
             first_logits_row: 0,
             bounds: Bounds {
-                max_rows: sizes.max_rows,
+                max_rows: if sizes.deterministic {
+                    sizes.max_rows.min(DETERMINISTIC_ROWS)
+                } else {
+                    sizes.max_rows
+                },
                 kv_blocks: sizes.kv_blocks,
                 cut,
-                one_order: sizes.one_order,
+                one_order: sizes.deterministic,
                 layers: weights.layers,
             },
             step,
             kv,
             buffers,
+            graphs: Graphs::new(sizes.graphs),
             stamps,
             first_layer: weights.layers.end,
             sampling,
@@ -216,229 +237,46 @@ impl Tail {
             .first()
             .map_or(layers.end, |segment| segment.entry_layer);
         self.first_layer = first_layer;
-        let step = self.step.address(&gpu);
-        let x = gpu.address(&self.buffers.x);
-        let rows = small(self.step.rows());
-        let embedding = self
-            .weights
-            .embedding
-            .as_ref()
-            .map_or(0, |matrix| gpu.address(&**matrix));
-        self.kernels
-            .assemble(&gpu, [x, embedding, step], rows, small(config.hidden_size))?;
-        let angles = gpu.address(&self.buffers.angles);
-        let frequencies = gpu.address(&self.weights.inverse_frequencies);
-        let factor = self.weights.attention_factor;
-        self.kernels
-            .angles(&gpu, [angles, frequencies, step], rows, factor)?;
-
-        let mut joined = Joined::default();
-        let mut joining = self.step.joined().iter().peekable();
-        let of_layers: Vec<(usize, Joined)> = (first_layer..layers.end)
-            .map(|layer| {
-                while let Some(next) = joining.next_if(|next| next.entry_layer <= layer) {
-                    joined = *next;
-                }
-                (layer, joined)
-            })
-            .collect();
         self.last.planes = 0;
         self.has_logits = false;
-        if self.step.rows() <= Chains::most_rows()
-            && let Some(chains) = &mut self.chains
-        {
-            chains.begin(&gpu)?;
-            return self.run_chains(&gpu, &of_layers, wanted.len());
-        }
-        for (layer, joined) in of_layers {
-            self.last = self.run_layer(&gpu, layer, joined, self.last)?;
-        }
-        Ok(())
-    }
-
-    /// The layers, with all products between two attentions as one kernel.
-    fn run_chains(
-        &mut self,
-        gpu: &Gpu,
-        layers: &[(usize, Joined)],
-        wanted: usize,
-    ) -> Result<(), CudaError> {
-        let Some(chains) = &self.chains else {
-            return Ok(());
-        };
-        let (buffers, config) = (&self.buffers, &self.weights.config);
         let rows = self.step.rows();
-        let shared = Shared {
-            buffers,
-            config,
-            before: self.last,
-            rows,
-            step: self.step.address(gpu),
-            stamps: self.stamps.address(gpu),
-        };
-        let start = self.weights.layers.start;
-        let blocks = &self.weights.blocks;
-        let planes = |memory: &CudaSlice<f32>, matrix: &Matrix| Planes {
-            address: gpu.address(memory),
-            planes: matrix.splits(),
-            stride: (rows * matrix.outputs()) as u64,
-        };
-        let link = |layer, matrix, x, out| Link {
-            matrix,
-            x,
-            norm: None,
-            out,
-            layer,
-        };
-        let first = |index: usize| Link {
-            norm: Some(LinkNorm {
-                weight: &blocks[index].attention_norm,
-                rows: LinkRows::BeforeLayer,
-            }),
-            ..link(
-                index,
-                &blocks[index].qkv,
-                &buffers.normed,
-                gpu.address(&buffers.qkv),
-            )
-        };
-        if let Some((layer, _)) = layers.first() {
-            chains.start(gpu, 0, &[first(layer - start)], &shared)?;
-        }
-        let onto_x = gpu.address(&buffers.product);
-        for (layer, joined) in layers {
-            let index = layer - start;
-            let weights = &blocks[index];
-            let qkv = planes(&buffers.qkv, &weights.qkv);
-            self.attend(gpu, *layer, *joined, qkv)?;
-            let gated = buffers.gated.address(gpu);
-            let mut links = vec![
-                link(index, &weights.output, &buffers.context, onto_x),
-                Link {
-                    norm: Some(LinkNorm {
-                        weight: &weights.mlp_norm,
-                        rows: LinkRows::WithinLayer,
-                    }),
-                    ..link(index, &weights.gate_up, &buffers.normed, gated)
-                },
-                link(index, &weights.down, &buffers.gated, onto_x),
-            ];
-            if index + 1 < blocks.len() {
-                links.push(first(index + 1));
-            } else if wanted > 0 {
-                let weight = &self.weights.output_norm;
-                let rows = LinkRows::Wanted;
-                let logits = gpu.address(&buffers.logits);
-                links.push(Link {
-                    norm: Some(LinkNorm { weight, rows }),
-                    ..link(index + 1, &self.weights.lm_head, &buffers.normed, logits)
-                });
+        match &mut self.chains {
+            Some(chains) if rows <= Chains::most_rows() => {
+                chains.begin(&gpu)?;
+                let key = GraphKey {
+                    first_layer,
+                    rows: Chains::kernel_rows(rows),
+                    has_wanted: !wanted.is_empty(),
+                    has_items: self.step.has_items(),
+                    has_prompts: self.step.has_prompts(),
+                    has_merges: self.step.has_merges(),
+                };
+                self.start_chains(&gpu, key)
             }
-            chains.start(gpu, index + 1, &links, &shared)?;
+            _ => self.start_layers(&gpu, first_layer),
         }
-        self.has_logits = wanted > 0;
-        if let Some(last) = blocks.last() {
-            self.last = planes(&buffers.product, &last.down);
+    }
+
+    /// The kernels of a step of few rows: as a graph, once they have been seen before.
+    fn start_chains(&mut self, gpu: &Gpu, key: GraphKey) -> Result<(), CudaError> {
+        match self.graphs.next(key, self.step.address(gpu)) {
+            Next::Start => self.run_chains(gpu, key)?,
+            Next::Record => {
+                let recording = Recording::begin(gpu)?;
+                let recorded = self.run_chains(gpu, key);
+                // Ended also where something failed: nothing can be done with a device that records.
+                let graph = recording.end(gpu);
+                recorded?;
+                self.graphs.keep(key, graph?);
+                self.graphs.replay(key)?;
+            }
+            Next::Replay => self.graphs.replay(key)?,
+        }
+        self.has_logits = key.has_wanted;
+        if let Some(last) = self.weights.blocks.last() {
+            self.last = self.planes(gpu, &self.buffers.product, &last.down, key.rows);
         }
         Ok(())
-    }
-
-    /// One layer on the first `joined.rows` rows.
-    /// `before`: what the layer before gives to the residual stream; the same of this layer is returned.
-    fn run_layer(
-        &self,
-        gpu: &Gpu,
-        layer: usize,
-        joined: Joined,
-        before: Planes,
-    ) -> Result<Planes, CudaError> {
-        let index = layer - self.weights.layers.start;
-        let weights: &LayerWeights = &self.weights.blocks[index];
-        let buffers = &self.buffers;
-        let products = &self.products;
-        let rows = joined.rows as usize;
-        let gate_up = gpu.address(&buffers.gate_up);
-
-        let norm = &weights.attention_norm;
-        self.add_norm(gpu, norm, before, index, NormRows::BeforeLayer(joined.rows))?;
-        let qkv = products.planes(gpu, &weights.qkv, &buffers.normed, rows, &buffers.qkv)?;
-        self.attend(gpu, layer, joined, qkv)?;
-        let product = &buffers.product;
-        let onto_x = products.planes(gpu, &weights.output, &buffers.context, rows, product)?;
-
-        let norm = &weights.mlp_norm;
-        self.add_norm(gpu, norm, onto_x, index, NormRows::WithinLayer(joined.rows))?;
-        let between = [gate_up, buffers.gated.address(gpu)];
-        products.gated(gpu, &weights.gate_up, &buffers.normed, rows, between)?;
-        products.planes(gpu, &weights.down, &buffers.gated, rows, product)
-    }
-
-    /// What stands between the product with q, k and v, and the one with attention's output.
-    fn attend(
-        &self,
-        gpu: &Gpu,
-        layer: usize,
-        joined: Joined,
-        qkv: Planes,
-    ) -> Result<(), CudaError> {
-        let config = &self.weights.config;
-        let index = layer - self.weights.layers.start;
-        let weights = &self.weights.blocks[index];
-        let (buffers, kernels) = (&self.buffers, &self.kernels);
-        let step = self.step.address(gpu);
-        let q = gpu.address(&buffers.q);
-        let optional =
-            |vector: Option<&CudaSlice<f32>>| vector.map_or(0, |vector| gpu.address(vector));
-        let kv = gpu.address(&self.kv);
-        let rope_kv = RopeKv {
-            qkv,
-            q,
-            kv,
-            angles: gpu.address(&buffers.angles),
-            bias: optional(weights.qkv_bias.as_ref()),
-            q_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[0])),
-            k_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[1])),
-        };
-        let layers = [small(layer), small(index)];
-        kernels
-            .attention
-            .rope_kv(gpu, rope_kv, step, layers, joined.rows)?;
-        let attend = Attend {
-            q,
-            kv,
-            out: buffers.context.address(gpu),
-            partial: gpu.address(&buffers.partial),
-            window: config
-                .window_of(layer)
-                .map_or(0, |window| u32::try_from(window).unwrap_or(0)),
-            has_items: self.step.has_items(),
-            has_prompts: self.step.has_prompts(),
-            has_merges: self.step.has_merges(),
-        };
-        kernels.attention.attend(gpu, attend, step, layers)
-    }
-
-    /// The last product onto the residual stream, and the norm of what that gives. `layer`: counted from the first
-    /// one here.
-    fn add_norm(
-        &self,
-        gpu: &Gpu,
-        weight: &CudaSlice<f32>,
-        product: Planes,
-        layer: usize,
-        rows: NormRows,
-    ) -> Result<(), CudaError> {
-        let buffers = &self.buffers;
-        let what = AddNorm {
-            x: gpu.address(&buffers.x),
-            product,
-            weight: gpu.address(weight),
-            out: buffers.normed.address(gpu),
-            hidden_size: small(self.weights.config.hidden_size),
-            stamps: self.stamps.address(gpu),
-        };
-        let at = (self.step.address(gpu), small(layer));
-        self.kernels.add_norm(gpu, what, rows, at)
     }
 }
 
