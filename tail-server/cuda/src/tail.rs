@@ -52,7 +52,7 @@ impl TailSizes {
             kv_blocks,
             item_positions: 512,
             deterministic: false,
-            graphs: true,
+            graphs: false,
         }
     }
 }
