@@ -7,7 +7,8 @@ use crate::calls::pinned;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
-use crate::products::{OWN_ROWS, Rows};
+use crate::operand::Rows;
+use crate::products::OWN_ROWS;
 
 /// Rows whose logits are in memory at a time: 256 rows of a vocabulary of 150,000 take 154 MB.
 pub const LOGITS_ROWS: usize = 256;
