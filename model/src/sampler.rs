@@ -3,11 +3,21 @@
 //! A draw depends on (seed, position) alone and not on a generator's history: a session that is
 //! rebuilt elsewhere goes on with the tokens it would have had.
 
+mod adjustment;
+mod summary;
+
 use std::collections::HashMap;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use serde::{Deserialize, Serialize};
+
+pub use self::adjustment::Adjustment;
+pub use self::summary::{LogitsSummary, SummaryNeeds};
+
+/// Nothing lighter than this, beside the most likely token, can ever be drawn in practice, nor change a sum: leaving
+/// it out spares sorting the whole vocabulary.
+const LIGHTEST: f64 = 1e-12;
 
 /// How to choose the next token.
 ///
@@ -131,6 +141,8 @@ pub struct Sampled {
 /// The sampler of one session.
 pub struct Sampler {
     params: SamplingParams,
+    /// The logit biases by token; fewer than listed where a token is listed twice.
+    biases: HashMap<u32, f32>,
     prompt_tokens: usize,
     /// Positions observed so far; observing one again changes nothing.
     observed: usize,
@@ -146,6 +158,7 @@ impl Sampler {
     pub fn new(params: SamplingParams, prompt_tokens: usize) -> Result<Self, SamplingError> {
         params.check()?;
         Ok(Self {
+            biases: params.logit_bias.iter().copied().collect(),
             params,
             prompt_tokens,
             observed: 0,
@@ -168,7 +181,13 @@ impl Sampler {
     /// Chooses the token that will stand at `position`. `logits`: `[vocab_size]`, changed in place.
     pub fn sample(&self, logits: &mut [f32], position: usize) -> Sampled {
         self.adjust(logits);
-        let report = self.params.logprobs || self.params.top_logprobs > 0;
+        self.sample_adjusted(logits, position)
+    }
+
+    /// As [`Sampler::sample`], of logits that have their biases and penalties already.
+    #[must_use]
+    pub fn sample_adjusted(&self, logits: &[f32], position: usize) -> Sampled {
+        let report = self.reports();
         let log_total = if report { log_sum_exp(logits) } else { 0.0 };
         let top_logprobs = most_likely(logits, self.params.top_logprobs)
             .into_iter()
@@ -177,7 +196,7 @@ impl Sampler {
         let token_id = if self.params.temperature == 0.0 {
             argmax(logits)
         } else {
-            self.draw(logits, position)
+            self.pick(&self.candidates(logits), position)
         };
         let logprob = report.then(|| logits[token_id as usize] - log_total);
         Sampled {
@@ -185,6 +204,21 @@ impl Sampler {
             logprob,
             top_logprobs,
         }
+    }
+
+    /// True where log-probabilities are wanted.
+    const fn reports(&self) -> bool {
+        self.params.logprobs || self.params.top_logprobs > 0
+    }
+
+    /// What a candidate must weigh beside the most likely token.
+    fn floor(&self) -> f64 {
+        f64::from(self.params.min_p).max(LIGHTEST)
+    }
+
+    /// What a token weighs beside the most likely one.
+    fn weight(&self, logit: f32, largest: f32) -> f64 {
+        ((f64::from(logit) - f64::from(largest)) / f64::from(self.params.temperature)).exp()
     }
 
     /// Biases and penalties.
@@ -212,11 +246,11 @@ impl Sampler {
         }
     }
 
-    fn draw(&self, logits: &[f32], position: usize) -> u32 {
-        let candidates = self.candidates(logits);
+    /// Draws one of the candidates.
+    fn pick(&self, candidates: &[(u32, f64)], position: usize) -> u32 {
         let total: f64 = candidates.iter().map(|(_, weight)| weight).sum();
         let mut target = uniform(self.params.seed, position) * total;
-        for (token_id, weight) in &candidates {
+        for (token_id, weight) in candidates {
             target -= weight;
             if target < 0.0 {
                 return *token_id;
@@ -228,24 +262,23 @@ impl Sampler {
 
     /// The tokens that pass the filters and their weights, most likely first.
     fn candidates(&self, logits: &[f32]) -> Vec<(u32, f64)> {
-        let temperature = f64::from(self.params.temperature);
-        let largest = f64::from(logits[argmax(logits) as usize]);
-        let weight = |logit: f32| ((f64::from(logit) - largest) / temperature).exp();
-        let count = if self.params.top_k == 0 {
-            logits.len()
-        } else {
-            self.params.top_k
-        };
-        // Nothing lighter than 1e-12 of the best can ever be drawn in practice, nor change a sum: leaving
-        // it out spares sorting the whole vocabulary.
-        let floor = f64::from(self.params.min_p).max(1e-12);
+        let largest = logits[argmax(logits) as usize];
+        let floor = self.floor();
         let mut kept: Vec<(u32, f64)> = (0_u32..)
             .zip(logits)
-            .map(|(token_id, logit)| (token_id, weight(*logit)))
+            .map(|(token_id, logit)| (token_id, self.weight(*logit, largest)))
             .filter(|(_, weight)| *weight >= floor)
             .collect();
+        self.cut(&mut kept);
+        kept
+    }
+
+    /// Sorts what is above the floor, and keeps what top-k and top-p let pass.
+    fn cut(&self, kept: &mut Vec<(u32, f64)>) {
         kept.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        kept.truncate(count);
+        if self.params.top_k > 0 {
+            kept.truncate(self.params.top_k);
+        }
         if self.params.top_p < 1.0 {
             let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
             let mut left = f64::from(self.params.top_p) * total;
@@ -257,7 +290,6 @@ impl Sampler {
             let needed = needed.count().max(1);
             kept.truncate(needed);
         }
-        kept
     }
 }
 
@@ -299,12 +331,15 @@ pub fn log_sum_exp(logits: &[f32]) -> f32 {
     (largest + sum.ln()) as f32
 }
 
+/// The `count` largest, best first; of equal ones the lowest index first, as in [`argmax`].
 fn most_likely(logits: &[f32], count: usize) -> Vec<(u32, f32)> {
     if count == 0 {
         return Vec::new();
     }
     let mut all: Vec<(u32, f32)> = (0_u32..).zip(logits.iter().copied()).collect();
-    let best_first = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    // A negative zero is equal to a positive one.
+    let order = |a: f32, b: f32| (a + 0.0).total_cmp(&(b + 0.0));
+    let best_first = |a: &(u32, f32), b: &(u32, f32)| order(b.1, a.1).then(a.0.cmp(&b.0));
     let count = count.min(all.len());
     all.select_nth_unstable_by(count - 1, best_first);
     all.truncate(count);

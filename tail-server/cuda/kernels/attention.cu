@@ -1,2 +1,3 @@
 // Attention over paged keys and values.
 #include "attention.cuh"
+#include "attention_merge.cuh"

@@ -1,13 +1,10 @@
-// Grouped-query attention of single rows over paged keys and values.
+// Grouped-query attention on CUDA cores, over paged keys and values: for every type and head_dim.
 //
-// A row's positions are cut into items (see step.cuh); a thread block computes one item for up to GROUP query
-// heads that share a key-value head. Where a row has one item, that is the result; otherwise the items' partial
-// results are merged in order. How a row is cut depends on its position alone, so its sums have the same order
-// beside whatever other rows it is computed.
+// A row's positions are cut into items (see step.cuh); a thread block computes one item at a time for up to GROUP query
+// heads that share a key-value head; attention_merge.cuh merges a row's items. How a row is cut depends on its position
+// alone, so its sums have the same order beside whatever other rows it is computed.
 #pragma once
-#include "element.cuh"
-#include "overlap.cuh"
-#include "step.cuh"
+#include "attention_parts.cuh"
 
 constexpr int ATTEND_THREADS = 128;
 constexpr int ATTEND_WARPS = ATTEND_THREADS / 32;
@@ -17,30 +14,19 @@ constexpr int IN_FLIGHT = 2;
 constexpr float LOWEST = -1e30f;
 
 // LANES threads hold the elements of one position, eight each: head_dim is at most 8 · LANES.
-// `q`: [row, heads, head_dim], rotated. `out`: [row, heads, head_dim].
-// `partial`: [slot, heads, 2 + head_dim]: largest score and sum of weights, then the weighted values; f32.
+// `q`: [row, heads, head_dim], rotated. `out`: [row, heads, head_dim]. `partial`: see attention_parts.cuh.
+// `layer`: of the model; `tail_layer`: counted from the tail's first.
 // `scale`: what scores are multiplied with, times log2(e). `window`: positions a row sees, 0 for all.
-// Grid: items, kv_heads · groups of GROUP query heads.
+// Items have one row. Grid: any; each item is kv_heads · groups of GROUP query heads units of work.
 template <typename T, int LANES, int GROUP>
-__device__ __forceinline__ void attend(const T* queries, const T* kv, T* out, float* partial, const uint32_t* step,
-                                       uint32_t layer, uint32_t heads, uint32_t kv_heads, uint32_t head_dim,
-                                       uint32_t window, float scale) {
+__device__ __forceinline__ void attend_to(const Item& item, uint32_t kv_head, uint32_t first_head, uint32_t count,
+                                          const T* queries, const T* kv, T* out, float* partial,
+                                          const uint32_t* tables, uint32_t layer, uint32_t heads, uint32_t kv_heads,
+                                          uint32_t head_dim, uint32_t window, float scale) {
   constexpr int LANE_GROUPS = ATTEND_THREADS / LANES;
   __shared__ float largest_of[ATTEND_WARPS][GROUP], sum_of[ATTEND_WARPS][GROUP];
   __shared__ float values_of[ATTEND_WARPS][GROUP][8 * LANES];
-
-  let_next_start();
-  wait_for_previous();
-  Item item = part_of<Item>(step, ITEMS)[blockIdx.x];
-  Row row = part_of<Row>(step, ROWS)[item.row];
-  const uint32_t* tables = part_of<uint32_t>(step, TABLES);
-  uint32_t per_kv_head = heads / kv_heads;
-  uint32_t groups = (per_kv_head + GROUP - 1) / GROUP;
-  uint32_t kv_head = blockIdx.y / groups;
-  uint32_t first_head = kv_head * per_kv_head + blockIdx.y % groups * GROUP;
-  uint32_t count = min((uint32_t)GROUP, (kv_head + 1) * per_kv_head - first_head);
-  uint32_t begin = item.begin, end = item.end;
-  if (window && row.position + 1 > window) begin = max(begin, row.position + 1 - window);
+  uint32_t begin = max(item.begin, first_seen(item.position, window)), end = item.end;
 
   int lane = threadIdx.x % LANES, lane_group = threadIdx.x / LANES;
   bool holds = lane * 8 < head_dim;
@@ -71,8 +57,8 @@ __device__ __forceinline__ void attend(const T* queries, const T* kv, T* out, fl
       uint32_t position = min(turn + u * LANE_GROUPS + lane_group, end - 1);
       key[u] = value[u] = zero_eight<T>();
       if (holds) {
-        uint32_t block = block_of(tables, row, layer, position);
-        const T* at = kv + key_at(block, position, kv_head, kv_heads, head_dim) + lane * 8;
+        uint32_t block = block_of(tables, item, layer, position / BLOCK_POSITIONS);
+        const T* at = kv + keys_at(block, kv_head, kv_heads, head_dim) + element_at(position, lane * 8, head_dim);
         key[u] = load_eight(at);
         value[u] = load_eight(at + to_value);
       }
@@ -157,11 +143,11 @@ __device__ __forceinline__ void attend(const T* queries, const T* kv, T* out, fl
       weights += sum_of[warp][g] * shrink;
       weighted += values_of[warp][g][element] * shrink;
     }
-    if (item.slot == DIRECT) {
+    if (item.items == 1) {
       out[((size_t)item.row * heads + first_head + g) * head_dim + element] = from_float<T>(weighted / weights);
     } else {
-      float* to = partial + ((size_t)item.slot * heads + first_head + g) * (head_dim + 2);
-      to[2 + element] = weighted;
+      float* to = partial_at(partial, item, item.index, 0, first_head + g, heads, head_dim);
+      to[PARTIAL_HEAD + element] = weighted;
       if (element == 0) {
         to[0] = most;
         to[1] = weights;
@@ -170,40 +156,40 @@ __device__ __forceinline__ void attend(const T* queries, const T* kv, T* out, fl
   }
 }
 
-// Merges a row's partial results. Grid: merges, heads; threads: head_dim or more.
-template <typename T>
-__device__ __forceinline__ void merge(const float* partial, T* out, const uint32_t* step, uint32_t heads,
-                                      uint32_t head_dim) {
+template <typename T, int LANES, int GROUP>
+__device__ __forceinline__ void attend(const T* queries, const T* kv, T* out, float* partial,
+                                       const uint32_t* step, uint32_t layer, uint32_t tail_layer, uint32_t heads,
+                                       uint32_t kv_heads, uint32_t head_dim, uint32_t window, float scale) {
   let_next_start();
   wait_for_previous();
-  Merge what = part_of<Merge>(step, MERGES)[blockIdx.x];
-  uint32_t head = blockIdx.y, element = threadIdx.x;
-  if (element >= head_dim) return;
-  const float* from = partial + ((size_t)what.first_slot * heads + head) * (head_dim + 2);
-  size_t slot_size = (size_t)heads * (head_dim + 2);
-  float most = LOWEST, weights = 0, weighted = 0;
-  for (uint32_t slot = 0; slot < what.slots; slot++) most = fmaxf(most, from[slot * slot_size]);
-  for (uint32_t slot = 0; slot < what.slots; slot++) {
-    float shrink = exp2f(from[slot * slot_size] - most);
-    weights += from[slot * slot_size + 1] * shrink;
-    weighted += from[slot * slot_size + 2 + element] * shrink;
+  const Item* items = part_of<Item>(step, ITEMS);
+  const uint32_t* tables = part_of<uint32_t>(step, TABLES);
+  uint32_t per_kv_head = heads / kv_heads;
+  uint32_t groups = (per_kv_head + GROUP - 1) / GROUP, per_item = kv_heads * groups;
+  uint32_t units = work_of(step, tail_layer).items * per_item;
+  for (uint32_t turn = 0, unit; (unit = unit_of(turn)) < units; turn++) {
+    Item item = load_item(items + unit / per_item);
+    uint32_t part = unit % per_item, kv_head = part / groups;
+    uint32_t first_head = kv_head * per_kv_head + part % groups * GROUP;
+    uint32_t count = min((uint32_t)GROUP, (kv_head + 1) * per_kv_head - first_head);
+    attend_to<T, LANES, GROUP>(item, kv_head, first_head, count, queries, kv, out, partial, tables, layer, heads,
+                               kv_heads, head_dim, window, scale);
+    __syncthreads();
   }
-  out[((size_t)what.row * heads + head) * head_dim + element] = from_float<T>(weighted / weights);
 }
 
 #define ATTEND(T, NAME, LANES, GROUP)                                                                         \
   extern "C" __global__ void __launch_bounds__(ATTEND_THREADS) attend_##NAME##_##LANES##_##GROUP(             \
-      const T* q, const T* kv, T* out, float* partial, const uint32_t* step, uint32_t layer,                \
-      uint32_t heads, uint32_t kv_heads, uint32_t head_dim, uint32_t window, float scale) {                   \
-    attend<T, LANES, GROUP>(q, kv, out, partial, step, layer, heads, kv_heads, head_dim, window, scale);    \
+      const T* q, const T* kv, T* out, float* partial, const uint32_t* step,               \
+      uint32_t layer, uint32_t tail_layer, uint32_t heads, uint32_t kv_heads, uint32_t head_dim,              \
+      uint32_t window, float scale) {                                                                         \
+    attend<T, LANES, GROUP>(q, kv, out, partial, step, layer, tail_layer, heads, kv_heads,           \
+                            head_dim, window, scale);                                                         \
   }
-#define ATTEND_GROUPS(T, NAME, LANES)                                                                         \
-  ATTEND(T, NAME, LANES, 1) ATTEND(T, NAME, LANES, 4) ATTEND(T, NAME, LANES, 8)
 #define DEFINE(T, NAME)                                                                                       \
-  ATTEND_GROUPS(T, NAME, 8) ATTEND_GROUPS(T, NAME, 16) ATTEND_GROUPS(T, NAME, 32)                             \
-  extern "C" __global__ void merge_##NAME(const float* partial, T* out, const uint32_t* step,                 \
-                                          uint32_t heads, uint32_t head_dim) {                                \
-    merge<T>(partial, out, step, heads, head_dim);                                                            \
-  }
+  ATTEND(T, NAME, 8, 1) ATTEND(T, NAME, 8, 4) ATTEND(T, NAME, 8, 8)                                           \
+  ATTEND(T, NAME, 16, 1) ATTEND(T, NAME, 16, 4) ATTEND(T, NAME, 16, 8)                                        \
+  ATTEND(T, NAME, 32, 1) ATTEND(T, NAME, 32, 4) ATTEND(T, NAME, 32, 8)
 FOR_EACH_TYPE(DEFINE)
 #undef DEFINE
+#undef ATTEND

@@ -41,10 +41,34 @@ template <typename T> __device__ __forceinline__ void unpack(const Eight<T>& eig
   for (int i = 0; i < 8; i++) out[i] = to_float(values[i]);
 }
 
+// Four neighbours at a multiple of four elements, in one store.
+__device__ __forceinline__ void store_four(float* to, float4 values) { *reinterpret_cast<float4*>(to) = values; }
+template <typename T> __device__ __forceinline__ void store_four(T* to, float4 values) {
+  union {
+    T four[4];
+    uint2 words;
+  };
+  four[0] = from_float<T>(values.x), four[1] = from_float<T>(values.y);
+  four[2] = from_float<T>(values.z), four[3] = from_float<T>(values.w);
+  *reinterpret_cast<uint2*>(to) = words;
+}
+
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int offset = 16; offset; offset >>= 1) value += __shfl_xor_sync(~0u, value, offset);
   return value;
+}
+
+__device__ __forceinline__ float4 add(float4 a, float4 b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
+// value + (the first plane + the second + ...): four values of each.
+__device__ __forceinline__ float4 add_planes(float4 value, const float* planes, uint32_t count, uint64_t stride) {
+  float4 sum = make_float4(0, 0, 0, 0);
+  for (uint32_t plane = 0; plane < count; plane++)
+    sum = add(sum, *reinterpret_cast<const float4*>(planes + plane * stride));
+  return add(value, sum);
 }
 
 // Defines NAME_f32, NAME_bf16 and NAME_f16: `BODY(T)` is the call of the template.

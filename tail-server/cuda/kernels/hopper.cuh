@@ -49,6 +49,17 @@ __device__ __forceinline__ void copy_box(void* to, const TensorMap* from, uint64
       : "memory");
 }
 
+// Brings a box to the L2 cache.
+__device__ __forceinline__ void prefetch_box(const TensorMap* from, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(from), "r"(column), "r"(row)
+               : "memory");
+}
+__device__ __forceinline__ void prefetch_box_4d(const TensorMap* from, int column, int group) {
+  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %3, %3, %2}];" ::"l"(from), "r"(column), "r"(group),
+               "r"(0)
+               : "memory");
+}
+
 // As `copy_box`, of four dimensions, at 0 in the second and the third.
 __device__ __forceinline__ void copy_box_4d(void* to, const TensorMap* from, uint64_t* barrier, int column, int group,
                                             uint64_t policy) {

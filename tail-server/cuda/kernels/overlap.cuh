@@ -3,6 +3,15 @@
 // touches, and before it returns: only then is everything before that kernel done, too.
 #pragma once
 
+#include <stdint.h>
+
+// The device's clock, in nanoseconds.
+__device__ __forceinline__ uint64_t now_ns() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
 // The next kernel's blocks may start where there is room.
 __device__ __forceinline__ void let_next_start() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

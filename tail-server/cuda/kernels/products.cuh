@@ -54,6 +54,43 @@ struct Walk {
   }
 };
 
+// Writes a thread's sums of a tile to a plane, [row, outputs]; `multiply` says which it has.
+template <int N>
+__device__ __forceinline__ void write_plane(float* plane, const float (&sums)[N / 2], uint32_t outputs, uint32_t tile,
+                                            uint32_t first_row, uint32_t rows) {
+  uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  uint32_t output = tile * TILE + warp * 16 + lane / 4;
+#pragma unroll
+  for (int j = 0; j < N / 8; j++) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      uint32_t row = first_row + 8 * j + 2 * (lane % 4) + i;
+      if (row >= rows) continue;
+      float* to = plane + (size_t)row * outputs;
+      if (output < outputs) to[output] = sums[4 * j + i];
+      if (output + 8 < outputs) to[output + 8] = sums[4 * j + 2 + i];
+    }
+  }
+}
+
+// Writes silu(gate) · up of a tile, [row, outputs]: a thread has a gate and its up, eight rows of the tile below.
+template <typename T, int N>
+__device__ __forceinline__ void write_gated(T* out, const float (&sums)[N / 2], uint32_t outputs, uint32_t tile,
+                                            uint32_t first_row, uint32_t rows) {
+  uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  uint32_t output = tile * (TILE / 2) + warp * 8 + lane / 4;
+  if (output >= outputs) return;
+#pragma unroll
+  for (int j = 0; j < N / 8; j++) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      uint32_t row = first_row + 8 * j + 2 * (lane % 4) + i;
+      float gate = sums[4 * j + i], up = sums[4 * j + 2 + i];
+      if (row < rows) out[(size_t)row * outputs + output] = from_float<T>(gate / (1.f + expf(-gate)) * up);
+    }
+  }
+}
+
 // W: [outputs, columns], x: [rows, columns], both as tensor maps with boxes of [TILE, CHUNK] and [ROWS, CHUNK].
 // Grid: at most one thread block for each item; an item is ROWS rows of a split of a tile.
 template <typename T, int ROWS, int STAGES, Into INTO>
@@ -67,7 +104,6 @@ __device__ __forceinline__ void product(const TensorMap* weights, const TensorMa
   __shared__ uint64_t full[STAGES], empty[STAGES];
 
   uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  let_next_start();
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < STAGES; stage++) {
       init_barrier(&full[stage], 1);
@@ -94,8 +130,16 @@ __device__ __forceinline__ void product(const TensorMap* weights, const TensorMa
     // The weights do not depend on the kernels before, x does.
     Walk ahead = walk;
     for (uint32_t stage = 0; stage < STAGES && ahead.has_item(); stage++, ahead.next_chunk()) copy_weights(ahead, stage);
+    bool is_last = false;
     wait_for_previous();
     for (uint32_t index = 0; walk.has_item(); index++, walk.next_chunk()) {
+      // Soon memory has nothing more to bring to this kernel: the next one starts, and asks for its weights. Earlier,
+      // they would be there too soon, and memory would have nothing to do when this kernel ends.
+      if (!is_last && !ahead.has_item()) {
+        let_next_start();
+        is_last = true;
+      }
+      if (ahead.has_item()) ahead.next_chunk();
       uint32_t stage = index % STAGES;
       if (index >= STAGES) {
         wait_barrier(&empty[stage], (index / STAGES - 1) % 2);
@@ -132,29 +176,14 @@ __device__ __forceinline__ void product(const TensorMap* weights, const TensorMa
     wait_products<0>();
     if (lane == 0) arrive(&empty[(index - 1) % STAGES]);
 
-    uint32_t slab = group * 64 + warp % 4 * 16 + lane / 4;
 #pragma unroll
     for (int repeat = 0; repeat < REPEATS; repeat++) {
-#pragma unroll
-      for (int j = 0; j < N / 8; j++) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-          uint32_t row = walk.row_tile * ROWS + repeat * N + 8 * j + 2 * (lane % 4) + i;
-          if (row >= shape.rows) continue;
-          float first = sums[repeat][4 * j + i], second = sums[repeat][4 * j + 2 + i];
-          if constexpr (INTO == GATED) {
-            uint32_t output = walk.tile * OUTPUTS + group * 32 + warp % 4 * 8 + lane / 4;
-            if (output < shape.outputs)
-              static_cast<T*>(out)[(size_t)row * shape.outputs + output] =
-                  from_float<T>(first / (1.f + expf(-first)) * second);
-          } else {
-            float* to = static_cast<float*>(out) + walk.split * plane_stride + (size_t)row * shape.outputs;
-            uint32_t output = walk.tile * OUTPUTS + slab;
-            if (output < shape.outputs) to[output] = first;
-            if (output + 8 < shape.outputs) to[output + 8] = second;
-          }
-        }
-      }
+      uint32_t first_row = walk.row_tile * ROWS + repeat * N;
+      if constexpr (INTO == GATED)
+        write_gated<T, N>(static_cast<T*>(out), sums[repeat], shape.outputs, walk.tile, first_row, shape.rows);
+      else
+        write_plane<N>(static_cast<float*>(out) + walk.split * plane_stride, sums[repeat], shape.outputs, walk.tile,
+                       first_row, shape.rows);
     }
   }
 }

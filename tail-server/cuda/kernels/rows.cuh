@@ -42,18 +42,15 @@ extern "C" __global__ void angles(float2* out, const float* inverse_frequencies,
 // The residual stream's rows with a product added, and their norm: out[i] = x[row i] / sqrt(mean(x²) + eps) · weight.
 //
 // The product is a sum of planes, f32 [plane, row, hidden_size], added in their order. Grid: rows, or the wanted ones
-// from `first_wanted` on, whose x is left as it is. hidden_size is a multiple of 4, at most 16,384.
-enum NormRows {
-  BEFORE_LAYER, // rows that join at this layer have no product yet
-  WITHIN_LAYER,
-  WANTED_ROWS,
-};
+// from `first_wanted` on, whose x is left as it is. Says in `stamps` when a layer begins, and when the layers have
+// ended. hidden_size is a multiple of 4, at most 16,384.
 constexpr int NORM_THREADS = 512;
 constexpr int NORM_TURNS = 8;
 template <typename T>
 __device__ __forceinline__ void add_norm(float* x, const float* planes, uint32_t plane_count, uint64_t plane_stride,
                                          const float* weight, T* out, const uint32_t* step, uint32_t layer,
-                                         uint32_t hidden_size, float eps, uint32_t rows, uint32_t first_wanted) {
+                                         uint32_t hidden_size, float eps, uint32_t rows, uint32_t first_wanted,
+                                         uint64_t* stamps) {
   __shared__ float sums[NORM_THREADS / 32];
   let_next_start();
   float4 weights[NORM_TURNS], values[NORM_TURNS];
@@ -63,6 +60,7 @@ __device__ __forceinline__ void add_norm(float* x, const float* planes, uint32_t
     if (i < hidden_size) weights[turn] = *reinterpret_cast<const float4*>(weight + i);
   }
   wait_for_previous();
+  if (rows != WITHIN_LAYER && first_wanted == 0 && blockIdx.x == 0 && threadIdx.x == 0) stamps[layer] = now_ns();
   LayerWork work = work_of(step, layer);
   uint32_t row = blockIdx.x;
   if (rows == WANTED_ROWS) row = part_of<uint32_t>(step, WANTED)[first_wanted + row];
@@ -77,10 +75,7 @@ __device__ __forceinline__ void add_norm(float* x, const float* planes, uint32_t
     if (i >= hidden_size) break;
     float4 value = *reinterpret_cast<const float4*>(x + i);
     if (has_product) {
-      for (uint32_t plane = 0; plane < plane_count; plane++) {
-        float4 more = *reinterpret_cast<const float4*>(planes + plane * plane_stride + i);
-        value.x += more.x, value.y += more.y, value.z += more.z, value.w += more.w;
-      }
+      value = add_planes(value, planes + i, plane_count, plane_stride);
       if (rows != WANTED_ROWS) *reinterpret_cast<float4*>(x + i) = value;
     }
     sum += value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w;
@@ -105,6 +100,13 @@ __device__ __forceinline__ void add_norm(float* x, const float* planes, uint32_t
   }
 }
 
+// Says when all kernels before are done.
+extern "C" __global__ void stamp(uint64_t* to) {
+  let_next_start();
+  wait_for_previous();
+  *to = now_ns();
+}
+
 #define DEFINE(T, NAME)                                                                                       \
   extern "C" __global__ void assemble_##NAME(float* x, const T* embedding, const uint32_t* step,              \
                                              uint32_t hidden_size) {                                          \
@@ -113,9 +115,10 @@ __device__ __forceinline__ void add_norm(float* x, const float* planes, uint32_t
   extern "C" __global__ void __launch_bounds__(NORM_THREADS)                                                  \
       add_norm_##NAME(float* x, const float* planes, uint32_t plane_count, uint64_t plane_stride,             \
                       const float* weight, T* out, const uint32_t* step, uint32_t layer,                      \
-                      uint32_t hidden_size, float eps, uint32_t rows, uint32_t first_wanted) {                \
+                      uint32_t hidden_size, float eps, uint32_t rows, uint32_t first_wanted,                  \
+                      uint64_t* stamps) {                                                                     \
     add_norm<T>(x, planes, plane_count, plane_stride, weight, out, step, layer, hidden_size, eps, rows,       \
-                first_wanted);                                                                                \
+                first_wanted, stamps);                                                                        \
   }
 FOR_EACH_TYPE(DEFINE)
 #undef DEFINE

@@ -9,11 +9,8 @@ use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::products::{OWN_ROWS, Rows};
 
-/// Rows whose logits are in memory at a time: 64 rows of a vocabulary of 150,000 take 38 MB.
-pub const LOGITS_ROWS: usize = 64;
-
-/// Partial results of attention that there is memory for: 64 rows in 64 items each.
-pub(crate) const SLOTS: usize = 4096;
+/// Rows whose logits are in memory at a time: 256 rows of a vocabulary of 150,000 take 154 MB.
+pub const LOGITS_ROWS: usize = 256;
 
 /// Of `max_rows` rows each. Without a type: of the weights' type.
 pub(crate) struct Buffers {
@@ -33,21 +30,24 @@ pub(crate) struct Buffers {
     pub(crate) gated: Rows,
     /// `[rows, head_dim / 2, 2]`.
     pub(crate) angles: CudaSlice<f32>,
-    /// `[slots, heads, 2 + head_dim]`.
+    /// Of attention.
     pub(crate) partial: CudaSlice<f32>,
     /// `[LOGITS_ROWS, vocab_size]`.
     pub(crate) logits: CudaSlice<f32>,
+    /// For one row, and more once they are asked for.
     pub(crate) host_logits: PinnedHostSlice<f32>,
 }
 
 impl Buffers {
-    /// `most_planes`: of a q, k and v product, and of one onto the residual stream.
+    /// `most_planes`: of a q, k and v product, and of one onto the residual stream. `partial`: values of attention's
+    /// partial results.
     pub(crate) fn new(
         gpu: &Gpu,
         config: &ModelConfig,
         dtype: Dtype,
         max_rows: usize,
         most_planes: [usize; 2],
+        partial: usize,
     ) -> Result<Self, CudaError> {
         // Of the logits' rows too, which are normed together.
         let rows = max_rows.max(LOGITS_ROWS);
@@ -58,7 +58,6 @@ impl Buffers {
             let values = columns * rows.max(most * rows.min(OWN_ROWS));
             gpu.zeros::<f32>(values)
         };
-        let slot = config.num_attention_heads * (2 + config.head_dim);
         Ok(Self {
             x: gpu.zeros(rows * config.hidden_size)?,
             normed: operand(config.hidden_size)?,
@@ -69,9 +68,9 @@ impl Buffers {
             gate_up: typed(2 * config.intermediate_size)?,
             gated: operand(config.intermediate_size)?,
             angles: gpu.zeros(rows * config.head_dim)?,
-            partial: gpu.zeros(SLOTS * slot)?,
+            partial: gpu.zeros(partial)?,
             logits: gpu.zeros(LOGITS_ROWS * config.vocab_size)?,
-            host_logits: pinned(gpu.context(), LOGITS_ROWS * config.vocab_size)?,
+            host_logits: pinned(gpu.context(), config.vocab_size)?,
         })
     }
 }

@@ -10,6 +10,7 @@
 )]
 
 use std::ffi::{c_int, c_void};
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::cublas::result::CublasError;
@@ -19,10 +20,11 @@ use cudarc::cublas::sys::{
 use cudarc::cublas::{CudaBlas, result};
 use cudarc::driver::sys::{CUfunction_attribute_enum, CUtensorMapDataType};
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError,
-    PinnedHostSlice, ValidAsZeroBits, result as driver_result, sys as driver,
+    CudaContext, CudaFunction, CudaGraph, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
+    DriverError, PinnedHostSlice, ValidAsZeroBits, result as driver_result, sys as driver,
 };
 
+use crate::chain::ChainArgs;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
@@ -72,19 +74,44 @@ pub(crate) fn copy_up(
     unsafe { driver_result::memcpy_htod_async(address, from, stream.cu_stream()) }
 }
 
-/// Copies the first `len` values from the device, and waits for all that was started before.
-pub(crate) fn copy_down(
+/// Copies `range` from the device to the start of `to`, and waits for all that was started before.
+pub(crate) fn copy_down<V: DeviceRepr + ValidAsZeroBits>(
     stream: &CudaStream,
-    from: &CudaSlice<f32>,
-    to: &mut PinnedHostSlice<f32>,
-    len: usize,
+    from: &CudaSlice<V>,
+    range: Range<usize>,
+    to: &mut PinnedHostSlice<V>,
 ) -> Result<(), DriverError> {
     stream.context().bind_to_thread()?;
-    let to = &mut to.as_mut_slice()?[..len];
-    let (address, _no_event) = from.slice(..len).view_ptr(stream);
-    // SAFETY: both have `len` values, and `to` is borrowed until the copy is done.
+    let to = &mut to.as_mut_slice()?[..range.len()];
+    let (address, _no_event) = from.slice(range).view_ptr(stream);
+    // SAFETY: both have as many values, and `to` is borrowed until the copy is done.
     unsafe { driver_result::memcpy_dtoh_async(to, address, stream.cu_stream())? };
     stream.synchronize()
+}
+
+/// Launches that were recorded, to be started together.
+pub(crate) struct Graph(CudaGraph);
+
+// SAFETY: the driver's handles of a graph may be used by any thread, one at a time; `Graphs` owns it.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// From here on, what this thread starts on the stream is recorded.
+    pub(crate) fn begin(stream: &CudaStream) -> Result<(), DriverError> {
+        stream.begin_capture(driver::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+    }
+
+    /// What was recorded.
+    pub(crate) fn end(stream: &Arc<CudaStream>) -> Result<Self, DriverError> {
+        let flags = driver::CUgraphInstantiate_flags(0);
+        let graph = stream.end_capture(flags)?;
+        let nothing = driver::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
+        graph.map(Self).ok_or(DriverError(nothing))
+    }
+
+    pub(crate) fn launch(&self) -> Result<(), DriverError> {
+        self.0.launch()
+    }
 }
 
 /// Gives cuBLAS its memory, and keeps all of its sums in f32.
@@ -160,6 +187,7 @@ impl BlasProduct {
 }
 
 /// A tensor's place and shape, as the copy engine of a device reads it.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TensorMap(driver::CUtensorMap);
 
@@ -217,7 +245,7 @@ impl TensorMap {
 }
 
 /// An argument of a kernel.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub(crate) enum Arg<'a> {
     /// Of device memory; 0 is null.
     Address(u64),
@@ -225,6 +253,7 @@ pub(crate) enum Arg<'a> {
     U64(u64),
     F32(f32),
     Map(&'a TensorMap),
+    Chain(&'a ChainArgs),
 }
 
 impl Arg<'_> {
@@ -235,6 +264,7 @@ impl Arg<'_> {
             Self::U32(value) => (&raw const *value).cast_mut().cast(),
             Self::F32(value) => (&raw const *value).cast_mut().cast(),
             Self::Map(map) => (&raw const map.0).cast_mut().cast(),
+            Self::Chain(args) => (&raw const **args).cast_mut().cast(),
         }
     }
 }

@@ -8,12 +8,16 @@ use std::sync::Arc;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 
+mod alone;
 mod attention;
+pub mod attention_time;
 mod host;
 mod kernels;
 pub mod product_time;
 mod products;
 pub mod report;
+mod sampling;
+pub mod sampling_time;
 mod tails;
 pub mod timing;
 
@@ -68,8 +72,41 @@ pub fn all(
 ) -> Result<(), CudaError> {
     kernels::all(gpu, report)?;
     products::all(gpu, report)?;
+    sampling::all(gpu, report)?;
     attention::all(gpu, report)?;
+    whole_tails(gpu, models, report)
+}
+
+/// Checks attention, and what stands before it, alone.
+///
+/// # Errors
+/// [`CudaError`] where the device fails.
+pub fn attention(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
+    kernels::ropes(gpu, report)?;
+    attention::all(gpu, report)
+}
+
+/// Checks whole tails alone.
+///
+/// # Errors
+/// [`CudaError`] where the device fails.
+pub fn whole_tails(
+    gpu: &Arc<Gpu>,
+    models: &Path,
+    report: &mut impl FnMut(&Check),
+) -> Result<(), CudaError> {
+    if gpu.is_hopper() {
+        alone::all(gpu, report)?;
+    }
     tails::all(gpu, models, report)
+}
+
+/// Checks what is found out about logits, as [`all`] does.
+///
+/// # Errors
+/// [`CudaError`] where the device fails.
+pub fn sampling(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
+    sampling::all(gpu, report)
 }
 
 /// The largest difference over the largest expected value.

@@ -33,6 +33,12 @@ pub enum CudaError {
         /// What would be right.
         expected: &'static str,
     },
+    /// Only our own kernels sum in an order that no batch changes.
+    #[error(
+        "deterministic steps need a Hopper GPU, weights of bf16 or f16 and matrices with a multiple of 16 rows and of 8 \
+         columns; without them, leave --deterministic out or use the CPU"
+    )]
+    NotDeterministic,
     /// The kernels built into this program lack one.
     #[error("the program was built without the kernel {name} for this device")]
     NoKernel {

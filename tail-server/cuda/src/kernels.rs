@@ -2,6 +2,7 @@
 
 use cudarc::driver::CudaFunction;
 
+use crate::attention::AttentionKernels;
 use crate::calls::{Arg, Launch, launch};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
@@ -9,15 +10,13 @@ use crate::gpu::Gpu;
 
 /// The kernels for one type and one shape of heads.
 pub(crate) struct Kernels {
+    /// Attention, and what stands before it.
+    pub(crate) attention: AttentionKernels,
     heads: Heads,
     assemble: CudaFunction,
     angles: CudaFunction,
     add_norm: CudaFunction,
-    rope_kv: CudaFunction,
-    attend: CudaFunction,
-    /// Query heads that one thread block of `attend` computes.
-    attend_group: u32,
-    merge: CudaFunction,
+    stamp: CudaFunction,
     fill_random: CudaFunction,
 }
 
@@ -52,38 +51,8 @@ pub(crate) struct AddNorm {
     /// `[rows, hidden_size]`, of the kernels' type.
     pub(crate) out: u64,
     pub(crate) hidden_size: u32,
-}
-
-/// What stands between the q, k and v products and attention, in one layer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct RopeKv {
-    /// Rows of `[heads of all three kinds, head_dim]`.
-    pub(crate) qkv: Planes,
-    /// `[rows, attention heads, head_dim]`.
-    pub(crate) q: u64,
-    pub(crate) kv: u64,
-    pub(crate) angles: u64,
-    /// f32, or 0.
-    pub(crate) bias: u64,
-    /// f32, or 0.
-    pub(crate) q_norm: u64,
-    /// f32, or 0.
-    pub(crate) k_norm: u64,
-}
-
-/// One layer's attention.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Attend {
-    /// `[rows, attention heads, head_dim]`.
-    pub(crate) q: u64,
-    pub(crate) kv: u64,
-    /// `[rows, attention heads, head_dim]`.
-    pub(crate) out: u64,
-    pub(crate) partial: u64,
-    /// Positions a row sees; 0 for all.
-    pub(crate) window: u32,
-    pub(crate) items: u32,
-    pub(crate) merges: u32,
+    /// When each layer began, and when the last one had ended; u64, nanoseconds of the device's clock.
+    pub(crate) stamps: u64,
 }
 
 /// Which rows a norm reads.
@@ -100,25 +69,13 @@ pub(crate) enum NormRows {
 impl Kernels {
     pub(crate) fn new(gpu: &Gpu, dtype: Dtype, heads: Heads) -> Result<Self, CudaError> {
         let name = dtype.name();
-        let lanes = match heads.dim {
-            ..=64 => 8,
-            65..=128 => 16,
-            _ => 32,
-        };
-        let attend_group = match heads.attention / heads.kv {
-            1 => 1,
-            2..=4 => 4,
-            _ => 8,
-        };
         Ok(Self {
+            attention: AttentionKernels::new(gpu, dtype, heads)?,
             heads,
             assemble: gpu.function(&format!("assemble_{name}"))?,
             angles: gpu.function("angles")?,
             add_norm: gpu.function(&format!("add_norm_{name}"))?,
-            rope_kv: gpu.function(&format!("rope_kv_{name}"))?,
-            attend: gpu.function(&format!("attend_{name}_{lanes}_{attend_group}"))?,
-            attend_group,
-            merge: gpu.function(&format!("merge_{name}"))?,
+            stamp: gpu.function("stamp")?,
             fill_random: gpu.function(&format!("fill_random_{name}"))?,
         })
     }
@@ -183,87 +140,15 @@ impl Kernels {
             Arg::F32(self.heads.eps),
             Arg::U32(rows),
             Arg::U32(first),
+            Arg::Address(what.stamps),
         ];
         launch(gpu, &self.add_norm, blocks([count, 1], 512), &args)
     }
 
-    /// `layer`: of the model, and counted from the tail's first one.
-    pub(crate) fn rope_kv(
-        &self,
-        gpu: &Gpu,
-        what: RopeKv,
-        step: u64,
-        layer: [u32; 2],
-        rows: u32,
-    ) -> Result<(), CudaError> {
-        let args = [
-            Arg::Address(what.qkv.address),
-            Arg::U32(what.qkv.planes),
-            Arg::U64(what.qkv.stride),
-            Arg::Address(what.q),
-            Arg::Address(what.kv),
-            Arg::Address(what.angles),
-            Arg::Address(step),
-            Arg::Address(what.bias),
-            Arg::Address(what.q_norm),
-            Arg::Address(what.k_norm),
-            Arg::U32(layer[0]),
-            Arg::U32(layer[1]),
-            Arg::U32(self.heads.attention),
-            Arg::U32(self.heads.kv),
-            Arg::U32(self.heads.dim),
-            Arg::U32(u32::from(self.heads.interleaved)),
-            Arg::F32(self.heads.eps),
-        ];
-        let warps = self.heads.attention + 2 * self.heads.kv;
-        let grid = [rows, warps.div_ceil(4)];
-        launch(gpu, &self.rope_kv, blocks(grid, 128), &args)
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "head_dim is at most 256")]
-    pub(crate) fn attend(
-        &self,
-        gpu: &Gpu,
-        what: Attend,
-        step: u64,
-        layer: u32,
-    ) -> Result<(), CudaError> {
-        let Heads {
-            attention, kv, dim, ..
-        } = self.heads;
-        let args = [
-            Arg::Address(what.q),
-            Arg::Address(what.kv),
-            Arg::Address(what.out),
-            Arg::Address(what.partial),
-            Arg::Address(step),
-            Arg::U32(layer),
-            Arg::U32(attention),
-            Arg::U32(kv),
-            Arg::U32(dim),
-            Arg::U32(what.window),
-            Arg::F32(std::f32::consts::LOG2_E / (dim as f32).sqrt()),
-        ];
-        let groups = (attention / kv).div_ceil(self.attend_group);
-        launch(
-            gpu,
-            &self.attend,
-            blocks([what.items, kv * groups], 128),
-            &args,
-        )?;
-        let args = [
-            Arg::Address(what.partial),
-            Arg::Address(what.out),
-            Arg::Address(step),
-            Arg::U32(attention),
-            Arg::U32(dim),
-        ];
-        launch(
-            gpu,
-            &self.merge,
-            blocks([what.merges, attention], dim.next_multiple_of(32)),
-            &args,
-        )
+    /// Writes down at `address` when all that was started before is done; u64, nanoseconds of the device's clock.
+    pub(crate) fn stamp(&self, gpu: &Gpu, address: u64) -> Result<(), CudaError> {
+        let args = [Arg::Address(address)];
+        launch(gpu, &self.stamp, blocks([1, 1], 1), &args)
     }
 
     /// `count` values in `(-scale, scale)`.

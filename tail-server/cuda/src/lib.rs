@@ -2,7 +2,7 @@
 //!
 //! Place on the path: below the tail server's engine, in the place of the model crate's decoder. It takes a step's
 //! rows as token ids or hidden states, with the tables that say where the sessions' keys and values lie, and gives
-//! logits. Sampling and sessions are the engine's.
+//! what decides about the next tokens. Draws and sessions are the engine's.
 //!
 //! Our own kernels (`kernels/`) do what lies between matrix products, cuBLAS does those. The residual stream is
 //! f32; weights, activations and the KV memory are of the weights' type; every sum is f32.
@@ -19,14 +19,19 @@
 //! kernels give a row the same bits in any batch of decoding sessions.
 #![cfg(feature = "cuda")]
 
+mod attention;
 mod buffers;
 mod calls;
+mod chain;
 pub mod check;
 mod dtype;
 mod error;
 mod gpu;
+mod graphs;
 mod kernels;
 mod products;
+mod sampling;
+mod stamps;
 mod step;
 mod tail;
 mod weights;
@@ -35,6 +40,7 @@ pub use self::buffers::LOGITS_ROWS;
 pub use self::dtype::Dtype;
 pub use self::error::CudaError;
 pub use self::gpu::{Gpu, is_present};
+pub use self::sampling::{ADJUSTMENTS, RowPlan, Summaries, SummaryPlan};
 pub use self::step::{Input, Segment};
-pub use self::tail::{Tail, TailSizes, Times};
+pub use self::tail::{DETERMINISTIC_ROWS, Tail, TailSizes, Times};
 pub use self::weights::TailWeights;

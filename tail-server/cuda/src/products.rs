@@ -26,6 +26,7 @@ pub(crate) struct Matrix {
     memory: Arc<CudaSlice<u8>>,
     outputs: usize,
     columns: usize,
+    kind: Outputs,
     /// For our kernels, where they take it.
     map: Option<TensorMap>,
     /// Planes that our kernels make of a product with it.
@@ -69,6 +70,7 @@ impl Matrix {
             memory,
             outputs,
             columns,
+            kind,
             map,
             splits,
         })
@@ -82,6 +84,42 @@ impl Matrix {
     /// The memory itself, row-major.
     pub(crate) const fn memory(&self) -> &Arc<CudaSlice<u8>> {
         &self.memory
+    }
+
+    /// Its products come in one plane.
+    pub(crate) fn in_one_plane(self) -> Self {
+        Self { splits: 1, ..self }
+    }
+
+    pub(crate) const fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    pub(crate) const fn kind(&self) -> Outputs {
+        self.kind
+    }
+
+    pub(crate) const fn map(&self) -> Option<&TensorMap> {
+        self.map.as_ref()
+    }
+
+    /// Our kernels take it.
+    pub(crate) const fn is_mapped(&self) -> bool {
+        self.map.is_some()
+    }
+
+    pub(crate) const fn splits(&self) -> u32 {
+        self.splits
+    }
+
+    /// Steps in which our kernels go along a row.
+    pub(crate) fn chunks(&self) -> u32 {
+        size(self.columns.div_ceil(CHUNK))
+    }
+
+    /// Parts into which our kernels cut a product of few rows.
+    pub(crate) fn items(&self) -> u32 {
+        size(self.outputs.div_ceil(TILE)) * self.splits
     }
 
     /// Planes that a product may come in.
@@ -189,6 +227,11 @@ impl Rows {
 
     pub(crate) fn address(&self, gpu: &Gpu) -> u64 {
         gpu.address(&self.memory)
+    }
+
+    /// For the kernels of [`TILE_ROWS`] number `index`.
+    pub(crate) fn map(&self, index: usize) -> Option<&TensorMap> {
+        self.maps.as_ref().map(|maps| &maps[index])
     }
 }
 
@@ -361,8 +404,7 @@ fn start(
     (out, stride, outputs): (u64, u64, usize),
 ) -> Result<(), CudaError> {
     let index = tile_rows_index(rows);
-    let tiles = matrix.outputs.div_ceil(TILE);
-    let items = size(tiles * rows.div_ceil(TILE_ROWS[index] as usize)) * matrix.splits;
+    let items = matrix.items() * size(rows).div_ceil(TILE_ROWS[index]);
     let args = [
         Arg::Map(weights),
         Arg::Map(x),
@@ -370,7 +412,7 @@ fn start(
         Arg::U64(stride),
         Arg::U32(size(rows)),
         Arg::U32(size(outputs)),
-        Arg::U32(size(matrix.columns.div_ceil(CHUNK))),
+        Arg::U32(matrix.chunks()),
         Arg::U32(matrix.splits),
     ];
     let blocks = Launch {

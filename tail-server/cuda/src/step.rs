@@ -9,9 +9,15 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, PinnedHostSlice};
 use headway_model::{BLOCK_POSITIONS, ForwardError, KvTable, LayerRange, ModelConfig};
 
+use crate::attention::Cut;
 use crate::calls::{copy_up, pinned};
 use crate::error::CudaError;
 use crate::gpu::Gpu;
+
+mod items;
+
+pub(crate) use self::items::Joined;
+use self::items::{ITEM_WORDS, Items};
 
 const _: () = assert!(
     BLOCK_POSITIONS == 32,
@@ -19,24 +25,13 @@ const _: () = assert!(
 );
 
 /// Words of the header, and of a row.
-const HEADER_WORDS: usize = 8;
+const HEADER_WORDS: usize = 12;
 const ROW_WORDS: usize = 8;
-/// Words of an item, and of a merge.
-const ITEM_WORDS: usize = 4;
 /// Words of what there is for a layer to do.
-const LAYER_WORDS: usize = 4;
+const LAYER_WORDS: usize = 8;
 
 /// Marks a source as a token id.
 const TOKEN_ID: u32 = 1 << 31;
-/// In the place of a slot: the item's result is the row's.
-const DIRECT: u32 = u32::MAX;
-
-/// Rows of a segment up to which its rows' positions are cut into several items. A longer one is a prompt, whose
-/// rows are work enough for the whole device.
-const CUT_ROWS: usize = 16;
-/// The most items of a row.
-const ROW_ITEMS: usize = 64;
-
 /// Rows of one session in a step; the first stands at position `table.len()`.
 pub struct Segment<'a> {
     /// First layer the rows pass.
@@ -58,25 +53,16 @@ pub enum Input<'a> {
     HiddenStates(&'a [f32]),
 }
 
-/// How much there is for the layers to do once the segments up to one have joined.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Joined {
-    pub(crate) entry_layer: usize,
-    pub(crate) rows: u32,
-    pub(crate) items: u32,
-    pub(crate) merges: u32,
-}
-
 /// What bounds a step.
 #[derive(Clone, Debug)]
 pub(crate) struct Bounds {
     pub(crate) max_rows: usize,
     /// Blocks of the KV memory.
     pub(crate) kv_blocks: usize,
-    /// Partial results that there is memory for.
-    pub(crate) slots: usize,
-    /// Positions of an item, unless the row has more than [`ROW_ITEMS`] times as many.
-    pub(crate) item_positions: usize,
+    /// How attention is cut into items. There is memory for `max_rows` rows with `row_items` partial results each.
+    pub(crate) cut: Cut,
+    /// Prompts are cut as decoding rows are.
+    pub(crate) one_order: bool,
     pub(crate) layers: LayerRange,
 }
 
@@ -84,9 +70,7 @@ pub(crate) struct Bounds {
 pub(crate) struct Step {
     host: PinnedHostSlice<u32>,
     device: CudaSlice<u32>,
-    items: Vec<[u32; ITEM_WORDS]>,
-    merges: Vec<[u32; ITEM_WORDS]>,
-    joined: Vec<Joined>,
+    items: Items,
     rows: usize,
 }
 
@@ -96,9 +80,7 @@ impl Step {
         Ok(Self {
             host: pinned(gpu.context(), words)?,
             device: gpu.zeros(words)?,
-            items: Vec::new(),
-            merges: Vec::new(),
-            joined: Vec::new(),
+            items: Items::default(),
             rows: 0,
         })
     }
@@ -113,9 +95,24 @@ impl Step {
         self.rows
     }
 
-    /// One for each segment, in order of their entry layers.
+    /// Some rows are not those of prompts.
+    pub(crate) fn has_items(&self) -> bool {
+        self.items.has_rows()
+    }
+
+    /// Some rows are those of prompts, for which there is a kernel of their own.
+    pub(crate) fn has_prompts(&self) -> bool {
+        self.items.has_prompts()
+    }
+
+    /// Some rows have several items.
+    pub(crate) fn has_merges(&self) -> bool {
+        self.items.has_merges()
+    }
+
+    /// For each entry layer, in their order.
     pub(crate) fn joined(&self) -> &[Joined] {
-        &self.joined
+        &self.items.joined
     }
 
     /// Writes the step and starts its copy. The last step's work must be done. `wanted`: rows whose logits are
@@ -129,7 +126,8 @@ impl Step {
         wanted: &[u32],
     ) -> Result<(), CudaError> {
         check(config, bounds, segments)?;
-        self.cut(bounds, segments);
+        self.items.cut(bounds, segments);
+        self.rows = segments.iter().map(|segment| segment.rows).sum();
         let parts = Parts::new(config, bounds, self, segments, wanted);
         if parts.words > self.host.len() {
             let words = parts.words.next_power_of_two();
@@ -137,64 +135,38 @@ impl Step {
             self.device = gpu.zeros(words)?;
         }
         let words = &mut self.host.as_mut_slice()?[..parts.words];
-        words[..7].copy_from_slice(&parts.starts.map(word));
-        words[7] = word(self.rows);
+        words[..8].copy_from_slice(&parts.starts.map(word));
+        words[8] = word(self.rows);
+        words[9] = word(wanted.len());
         write_rows(words, &parts, segments, config.hidden_size);
-        let [_, _, items_at, merges_at, _, wanted_at, layers_at] = parts.starts;
-        write_layers(&mut words[layers_at..], bounds, &self.joined);
-        words[items_at..][..self.items.len() * ITEM_WORDS]
-            .copy_from_slice(self.items.as_flattened());
-        words[merges_at..][..self.merges.len() * ITEM_WORDS]
-            .copy_from_slice(self.merges.as_flattened());
+        let [
+            _,
+            _,
+            items_at,
+            prompts_at,
+            merges_at,
+            _,
+            wanted_at,
+            layers_at,
+        ] = parts.starts;
+        write_layers(&mut words[layers_at..], bounds, &self.items.joined);
+        for (at, items) in [
+            (items_at, &self.items.rows),
+            (prompts_at, &self.items.prompts),
+            (merges_at, &self.items.merges),
+        ] {
+            let items = items.as_flattened();
+            words[at..at + items.len()].copy_from_slice(items);
+        }
         words[wanted_at..][..wanted.len()].copy_from_slice(wanted);
         copy_up(gpu.stream(), &self.host, &mut self.device, parts.words)?;
         Ok(())
     }
-
-    /// Cuts each row's positions into items. How a row of a session that decodes is cut depends on its position
-    /// alone, for as long as there are slots.
-    fn cut(&mut self, bounds: &Bounds, segments: &[Segment<'_>]) {
-        self.items.clear();
-        self.merges.clear();
-        self.joined.clear();
-        let (mut row, mut slots) = (0, 0);
-        for segment in segments {
-            for index in 0..segment.rows {
-                let seen = segment.table.len() + index + 1;
-                let wanted = seen.div_ceil(bounds.item_positions).clamp(1, ROW_ITEMS);
-                let len = seen.div_ceil(wanted).next_multiple_of(BLOCK_POSITIONS);
-                let count = seen.div_ceil(len);
-                if segment.rows > CUT_ROWS || count == 1 || slots + count > bounds.slots {
-                    self.items.push([word(row), 0, word(seen), DIRECT]);
-                } else {
-                    self.merges.push([word(row), word(slots), word(count), 0]);
-                    let item = |i| {
-                        [
-                            word(row),
-                            word(i * len),
-                            word(seen.min((i + 1) * len)),
-                            word(slots + i),
-                        ]
-                    };
-                    self.items.extend((0..count).map(item));
-                    slots += count;
-                }
-                row += 1;
-            }
-            self.joined.push(Joined {
-                entry_layer: segment.entry_layer,
-                rows: word(row),
-                items: word(self.items.len()),
-                merges: word(self.merges.len()),
-            });
-        }
-        self.rows = row;
-    }
 }
 
-/// Where the parts begin: rows, tables, items, merges, hidden states, wanted rows, layers.
+/// Where the parts begin: rows, tables, items, prompts, merges, hidden states, wanted rows, layers.
 struct Parts {
-    starts: [usize; 7],
+    starts: [usize; 8],
     words: usize,
 }
 
@@ -215,8 +187,9 @@ impl Parts {
         let lens = [
             step.rows * ROW_WORDS,
             tables,
-            step.items.len() * ITEM_WORDS,
-            step.merges.len() * ITEM_WORDS,
+            step.items.rows.len() * ITEM_WORDS,
+            step.items.prompts.len() * ITEM_WORDS,
+            step.items.merges.len() * ITEM_WORDS,
             hidden_rows * config.hidden_size,
             wanted.len(),
             (bounds.layers.len() + 1) * LAYER_WORDS,
@@ -237,7 +210,7 @@ fn table_words(segment: &Segment<'_>) -> usize {
 }
 
 fn write_rows(words: &mut [u32], parts: &Parts, segments: &[Segment<'_>], hidden_size: usize) {
-    let [rows_at, tables_at, _, _, hidden_at, _, _] = parts.starts;
+    let [rows_at, tables_at, _, _, _, hidden_at, _, _] = parts.starts;
     let (mut row, mut table, mut hidden_row) = (0, 0, 0);
     for segment in segments {
         let blocks = &segment.table.blocks()[..table_words(segment)];
@@ -278,7 +251,16 @@ fn write_layers(words: &mut [u32], bounds: &Bounds, joined: &[Joined]) {
         while let Some(next) = joining.next_if(|next| next.entry_layer <= layer) {
             now = *next;
         }
-        words.copy_from_slice(&[now.rows, now.items, now.merges, before]);
+        words.copy_from_slice(&[
+            now.rows,
+            now.items,
+            now.prompts,
+            before,
+            now.merges,
+            0,
+            0,
+            0,
+        ]);
         before = now.rows;
     }
 }

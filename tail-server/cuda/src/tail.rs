@@ -1,21 +1,27 @@
 //! The tail at work: a step's rows through the layers, and their logits.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::sys::CUevent_flags;
-use cudarc::driver::{CudaEvent, CudaSlice};
+use cudarc::driver::CudaSlice;
 use headway_model::{BLOCK_POSITIONS, ModelConfig};
 
-use crate::buffers::{Buffers, LOGITS_ROWS, SLOTS};
-use crate::calls::copy_down;
+use crate::attention::partial_values;
+use crate::buffers::Buffers;
+use crate::chain::Chains;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
-use crate::kernels::{AddNorm, Attend, Kernels, NormRows, Planes, RopeKv};
+use crate::graphs::{GraphKey, Graphs, Next, Recording};
+use crate::kernels::{Kernels, Planes};
 use crate::products::{Matrix, Products};
-use crate::step::{Bounds, Joined, Segment, Step};
+use crate::sampling::Sampling;
+use crate::stamps::Stamps;
+use crate::step::{Bounds, Segment, Step};
 use crate::weights::{LayerWeights, TailWeights, heads_of};
+
+mod chained;
+mod layers;
+mod logits;
 
 /// How much memory a tail takes, beside its weights.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +32,16 @@ pub struct TailSizes {
     pub kv_blocks: usize,
     /// Positions that one thread block attends to; a row with more is computed by several at a time.
     pub item_positions: usize,
+    /// A row's result does not depend on the rows beside it, nor on whether the keys and values it reads came from a
+    /// prompt or from decoding: not by one bit. Steps then have at most [`DETERMINISTIC_ROWS`] rows, so that prompts
+    /// take longer.
+    pub deterministic: bool,
+    /// Steps of few rows are replayed as graphs.
+    pub graphs: bool,
 }
+
+/// The most rows of a step of a deterministic tail.
+pub const DETERMINISTIC_ROWS: usize = Chains::most_rows();
 
 impl TailSizes {
     /// With the usual `item_positions`.
@@ -35,7 +50,9 @@ impl TailSizes {
         Self {
             max_rows,
             kv_blocks,
-            item_positions: 128,
+            item_positions: 512,
+            deterministic: false,
+            graphs: false,
         }
     }
 }
@@ -47,7 +64,7 @@ pub struct Times {
     pub first_layer: usize,
     /// Each layer from `first_layer` to the last one, what the device waited in it for the host included.
     pub layers_ns: Vec<u64>,
-    /// Final norm and lm_head.
+    /// Final norm, lm_head, and what is found out about the logits.
     pub logits_ns: u64,
 }
 
@@ -56,16 +73,23 @@ pub struct Tail {
     weights: TailWeights,
     kernels: Kernels,
     products: Products,
+    /// For steps of few rows, where there are kernels.
+    chains: Option<Chains>,
     bounds: Bounds,
     step: Step,
     kv: CudaSlice<u8>,
     buffers: Buffers,
+    sampling: Sampling,
     /// What the last layer that ran gives to the residual stream.
     last: Planes,
-    /// Before the first layer, and after each.
-    layer_events: Vec<CudaEvent>,
-    logits_events: [CudaEvent; 2],
-    times: Times,
+    /// The logits of all wanted rows are there.
+    has_logits: bool,
+    /// Of those that are summarised, among the logits in memory.
+    first_logits_row: usize,
+    graphs: Graphs,
+    stamps: Stamps,
+    /// Of the step that runs.
+    first_layer: usize,
     /// Why nothing is started any more.
     fault: Option<String>,
 }
@@ -74,13 +98,20 @@ impl Tail {
     /// Takes all memory that steps need.
     ///
     /// # Errors
-    /// [`CudaError::Driver`] where the device has too little memory.
+    /// [`CudaError::Driver`] where the device has too little memory, [`CudaError::NotDeterministic`] where there are no
+    /// kernels for that.
     pub fn new(weights: TailWeights, sizes: TailSizes) -> Result<Self, CudaError> {
         let gpu = Arc::clone(&weights.gpu);
         let config = &weights.config;
-        let kernels = Kernels::new(&gpu, weights.dtype, heads_of(config)?)?;
+        let heads = heads_of(config)?;
+        let kernels = Kernels::new(&gpu, weights.dtype, heads)?;
+        let cut = kernels.attention.cut(sizes.item_positions);
         let kv = gpu.zeros(sizes.kv_blocks * Self::block_bytes(config, weights.dtype))?;
         let products = Products::new(&gpu, weights.dtype)?;
+        let chains = Chains::new(&gpu, weights.dtype, &weights.blocks)?;
+        if sizes.deterministic && chains.is_none() {
+            return Err(CudaError::NotDeterministic);
+        }
         let blocks = &weights.blocks;
         let most = |of: fn(&LayerWeights) -> &Matrix| {
             let planes = blocks.iter().map(|block| of(block).most_planes());
@@ -88,39 +119,42 @@ impl Tail {
         };
         let onto_x = most(|block| &block.output).max(most(|block| &block.down));
         let most_planes = [most(|block| &block.qkv), onto_x];
-        let buffers = Buffers::new(&gpu, config, weights.dtype, sizes.max_rows, most_planes)?;
+        let (rows, partial) = (sizes.max_rows, partial_values(heads, cut, sizes.max_rows));
+        let buffers = Buffers::new(&gpu, config, weights.dtype, rows, most_planes, partial)?;
         let last = Planes {
             address: gpu.address(&buffers.product),
             planes: 0,
             stride: 0,
         };
-        let event = || {
-            gpu.context()
-                .new_event(Some(CUevent_flags::CU_EVENT_DEFAULT))
-        };
-        let layer_events = (0..=weights.layers.len())
-            .map(|_| event())
-            .collect::<Result<_, _>>()?;
-        let logits_events = [event()?, event()?];
+        let stamps = Stamps::new(&gpu, weights.layers.len())?;
+        let sampling = Sampling::new(&gpu, config.vocab_size)?;
         let step = Step::new(&gpu, (1 << 16) + sizes.max_rows * (config.hidden_size + 64))?;
         gpu.stream().synchronize()?;
         Ok(Self {
             kernels,
             products,
+            chains,
             last,
+            has_logits: false,
+            first_logits_row: 0,
             bounds: Bounds {
-                max_rows: sizes.max_rows,
+                max_rows: if sizes.deterministic {
+                    sizes.max_rows.min(DETERMINISTIC_ROWS)
+                } else {
+                    sizes.max_rows
+                },
                 kv_blocks: sizes.kv_blocks,
-                slots: SLOTS,
-                item_positions: sizes.item_positions.max(BLOCK_POSITIONS),
+                cut,
+                one_order: sizes.deterministic,
                 layers: weights.layers,
             },
             step,
             kv,
             buffers,
-            layer_events,
-            logits_events,
-            times: Times::default(),
+            graphs: Graphs::new(sizes.graphs),
+            stamps,
+            first_layer: weights.layers.end,
+            sampling,
             fault: None,
             weights,
         })
@@ -150,38 +184,20 @@ impl Tail {
         self.guarded(|tail| tail.start_step(segments, wanted))
     }
 
-    /// The logits after the wanted rows `range`, `[range.len(), vocab_size]`; at most [`LOGITS_ROWS`] of them.
-    /// Waits for the device.
-    ///
-    /// # Errors
-    /// The device's fault.
-    pub fn logits(&mut self, range: Range<usize>) -> Result<&mut [f32], CudaError> {
-        assert!(
-            range.len() <= LOGITS_ROWS,
-            "no more rows than there is memory for"
-        );
-        let len = range.len() * self.weights.config.vocab_size;
-        self.guarded(|tail| tail.compute_logits(range))?;
-        Ok(&mut self.buffers.host_logits.as_mut_slice()?[..len])
-    }
-
     /// Waits until the device has done the step, and tells how long it took.
     ///
     /// # Errors
     /// The device's fault.
     pub fn finish(&mut self) -> Result<Times, CudaError> {
         self.guarded(|tail| {
-            tail.weights.gpu.stream().synchronize()?;
-            let ran = tail.times.layers_ns.len();
-            for (layer_ns, events) in tail
-                .times
-                .layers_ns
-                .iter_mut()
-                .zip(tail.layer_events[..=ran].windows(2))
-            {
-                *layer_ns = nanoseconds(events[0].elapsed_ms(&events[1])?);
-            }
-            Ok(std::mem::take(&mut tail.times))
+            let gpu = Arc::clone(&tail.weights.gpu);
+            let first = tail.first_layer - tail.weights.layers.start;
+            let (layers_ns, logits_ns) = tail.stamps.read(&gpu, &tail.kernels, first)?;
+            Ok(Times {
+                first_layer: tail.first_layer,
+                layers_ns,
+                logits_ns,
+            })
         })
     }
 
@@ -220,153 +236,50 @@ impl Tail {
         let first_layer = segments
             .first()
             .map_or(layers.end, |segment| segment.entry_layer);
-        self.times = Times {
-            first_layer,
-            layers_ns: vec![0; layers.end - first_layer],
-            logits_ns: 0,
-        };
-
-        let step = self.step.address(&gpu);
-        let x = gpu.address(&self.buffers.x);
-        let rows = small(self.step.rows());
-        let embedding = self
-            .weights
-            .embedding
-            .as_ref()
-            .map_or(0, |matrix| gpu.address(&**matrix));
-        self.kernels
-            .assemble(&gpu, [x, embedding, step], rows, small(config.hidden_size))?;
-        let angles = gpu.address(&self.buffers.angles);
-        let frequencies = gpu.address(&self.weights.inverse_frequencies);
-        let factor = self.weights.attention_factor;
-        self.kernels
-            .angles(&gpu, [angles, frequencies, step], rows, factor)?;
-
-        self.layer_events[0].record(gpu.stream())?;
-        let mut joined = Joined::default();
-        let mut joining = self.step.joined().iter().peekable();
-        for (index, layer) in (first_layer..layers.end).enumerate() {
-            while let Some(next) = joining.next_if(|next| next.entry_layer <= layer) {
-                joined = *next;
+        self.first_layer = first_layer;
+        self.last.planes = 0;
+        self.has_logits = false;
+        let rows = self.step.rows();
+        match &mut self.chains {
+            Some(chains) if rows <= Chains::most_rows() => {
+                chains.begin(&gpu)?;
+                let key = GraphKey {
+                    first_layer,
+                    rows: Chains::kernel_rows(rows),
+                    has_wanted: !wanted.is_empty(),
+                    has_items: self.step.has_items(),
+                    has_prompts: self.step.has_prompts(),
+                    has_merges: self.step.has_merges(),
+                };
+                self.start_chains(&gpu, key)
             }
-            self.last = self.run_layer(&gpu, layer, joined, self.last)?;
-            self.layer_events[index + 1].record(gpu.stream())?;
+            _ => self.start_layers(&gpu, first_layer),
         }
-        Ok(())
     }
 
-    /// One layer on the first `joined.rows` rows.
-    /// `before`: what the layer before gives to the residual stream; the same of this layer is returned.
-    fn run_layer(
-        &self,
-        gpu: &Gpu,
-        layer: usize,
-        joined: Joined,
-        before: Planes,
-    ) -> Result<Planes, CudaError> {
-        let config = &self.weights.config;
-        let index = layer - self.weights.layers.start;
-        let weights: &LayerWeights = &self.weights.blocks[index];
-        let (buffers, kernels) = (&self.buffers, &self.kernels);
-        let step = self.step.address(gpu);
-        let products = &self.products;
-        let rows = joined.rows as usize;
-        let [q, gate_up] = [&buffers.q, &buffers.gate_up].map(|buffer| gpu.address(buffer));
-
-        let norm = &weights.attention_norm;
-        self.add_norm(gpu, norm, before, index, NormRows::BeforeLayer(joined.rows))?;
-        let qkv = products.planes(gpu, &weights.qkv, &buffers.normed, rows, &buffers.qkv)?;
-        let optional =
-            |vector: Option<&CudaSlice<f32>>| vector.map_or(0, |vector| gpu.address(vector));
-        let kv = gpu.address(&self.kv);
-        let rope_kv = RopeKv {
-            qkv,
-            q,
-            kv,
-            angles: gpu.address(&buffers.angles),
-            bias: optional(weights.qkv_bias.as_ref()),
-            q_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[0])),
-            k_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[1])),
-        };
-        let layers = [small(layer), small(index)];
-        kernels.rope_kv(gpu, rope_kv, step, layers, joined.rows)?;
-        let attend = Attend {
-            q,
-            kv,
-            out: buffers.context.address(gpu),
-            partial: gpu.address(&buffers.partial),
-            window: config
-                .window_of(layer)
-                .map_or(0, |window| u32::try_from(window).unwrap_or(0)),
-            items: joined.items,
-            merges: joined.merges,
-        };
-        kernels.attend(gpu, attend, step, small(layer))?;
-        let product = &buffers.product;
-        let onto_x = products.planes(gpu, &weights.output, &buffers.context, rows, product)?;
-
-        let norm = &weights.mlp_norm;
-        self.add_norm(gpu, norm, onto_x, index, NormRows::WithinLayer(joined.rows))?;
-        let between = [gate_up, buffers.gated.address(gpu)];
-        products.gated(gpu, &weights.gate_up, &buffers.normed, rows, between)?;
-        products.planes(gpu, &weights.down, &buffers.gated, rows, product)
-    }
-
-    /// The last product onto the residual stream, and the norm of what that gives. `layer`: counted from the first
-    /// one here.
-    fn add_norm(
-        &self,
-        gpu: &Gpu,
-        weight: &CudaSlice<f32>,
-        product: Planes,
-        layer: usize,
-        rows: NormRows,
-    ) -> Result<(), CudaError> {
-        let buffers = &self.buffers;
-        let what = AddNorm {
-            x: gpu.address(&buffers.x),
-            product,
-            weight: gpu.address(weight),
-            out: buffers.normed.address(gpu),
-            hidden_size: small(self.weights.config.hidden_size),
-        };
-        let at = (self.step.address(gpu), small(layer));
-        self.kernels.add_norm(gpu, what, rows, at)
-    }
-
-    fn compute_logits(&mut self, range: Range<usize>) -> Result<(), CudaError> {
-        let gpu = Arc::clone(&self.weights.gpu);
-        let TailWeights { config, layers, .. } = &self.weights;
-        self.logits_events[0].record(gpu.stream())?;
-        let rows = NormRows::Wanted {
-            first: small(range.start),
-            count: small(range.len()),
-        };
-        let norm = &self.weights.output_norm;
-        self.add_norm(&gpu, norm, self.last, layers.len(), rows)?;
-        let (normed, to) = (&self.buffers.normed, &self.buffers.logits);
-        self.products
-            .planes(&gpu, &self.weights.lm_head, normed, range.len(), to)?;
-        self.logits_events[1].record(gpu.stream())?;
-        let len = range.len() * config.vocab_size;
-        let buffers = &mut self.buffers;
-        copy_down(gpu.stream(), &buffers.logits, &mut buffers.host_logits, len)?;
-        let elapsed_ms = self.logits_events[0].elapsed_ms(&self.logits_events[1])?;
-        self.times.logits_ns += nanoseconds(elapsed_ms);
+    /// The kernels of a step of few rows: as a graph, once they have been seen before.
+    fn start_chains(&mut self, gpu: &Gpu, key: GraphKey) -> Result<(), CudaError> {
+        match self.graphs.next(key, self.step.address(gpu)) {
+            Next::Start => self.run_chains(gpu, key)?,
+            Next::Record => {
+                let recording = Recording::begin(gpu)?;
+                let recorded = self.run_chains(gpu, key);
+                // Ended also where something failed: nothing can be done with a device that records.
+                let graph = recording.end(gpu);
+                recorded?;
+                self.graphs.keep(key, graph?);
+                self.graphs.replay(key)?;
+            }
+            Next::Replay => self.graphs.replay(key)?,
+        }
+        self.has_logits = key.has_wanted;
+        if let Some(last) = self.weights.blocks.last() {
+            self.last = self.planes(gpu, &self.buffers.product, &last.down, key.rows);
+        }
         Ok(())
     }
 }
 
 fn small(size: usize) -> u32 {
     u32::try_from(size).expect("sizes are bounded by ModelConfig and the step")
-}
-
-/// The device's clock counts half microseconds.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a time is not negative, and saturates"
-)]
-fn nanoseconds(elapsed_ms: f32) -> u64 {
-    (f64::from(elapsed_ms) * 1e6) as u64
 }

@@ -128,7 +128,8 @@ impl TailWeights {
                 Arc::new(source.matrix(&[(name.to_owned(), vocabulary)])?)
             }
         };
-        let lm_head = Matrix::new(gpu, dtype, lm_head_memory, vocabulary, Outputs::Plain)?;
+        let lm_head =
+            Matrix::new(gpu, dtype, lm_head_memory, vocabulary, Outputs::Plain)?.in_one_plane();
         let output_norm = source.vector(&[(names::OUTPUT_NORM.to_owned(), config.hidden_size)])?;
         let blocks = layers
             .iter()

@@ -117,7 +117,9 @@ impl CpuDevice {
             }
             let mut logits = self.decoder.logits(&rows)?; // [wanted, vocab_size]
             for (wanted, logits) in wanted.iter().zip(logits.chunks_mut(config.vocab_size)) {
-                verify(members, &mut samples, wanted, logits);
+                verify(members, &mut samples, wanted, |sampler, position| {
+                    Ok::<_, ForwardError>(sampler.sample(logits, position))
+                })?;
             }
         }
         Ok(samples)

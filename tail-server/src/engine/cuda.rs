@@ -2,17 +2,19 @@
 
 use std::time::Instant;
 
-use headway_cuda::{CudaError, Input, LOGITS_ROWS, Segment, Tail, TailSizes, TailWeights, Times};
+use headway_cuda::{
+    ADJUSTMENTS, CudaError, Input, LOGITS_ROWS, RowPlan, Segment, SummaryPlan, Tail, TailSizes,
+    TailWeights, Times,
+};
 use headway_model::sampler::Sampled;
 
 use super::device::{Device, DeviceError, Member, MemberRows, StepRun};
-use super::sampling::{advance, verify, wanted_rows};
+use super::sampling::{WantedRow, advance, verify, wanted_rows};
 use crate::accounting::StepTimes;
 
 /// The tail layers on one GPU.
 pub(crate) struct CudaDevice {
     tail: Tail,
-    vocab_size: usize,
 }
 
 impl CudaDevice {
@@ -25,9 +27,45 @@ impl CudaDevice {
         kv_blocks: usize,
         step_tokens: usize,
     ) -> Result<Self, CudaError> {
-        let vocab_size = weights.config().vocab_size;
         let tail = Tail::new(weights, TailSizes::new(step_tokens, kv_blocks))?;
-        Ok(Self { tail, vocab_size })
+        Ok(Self { tail })
+    }
+
+    /// Samples after the wanted rows `wanted`, the first of which is the step's wanted row `first`; at most
+    /// [`LOGITS_ROWS`].
+    ///
+    /// The device finds out what decides about each token; only rows for which that is not enough come to the host.
+    fn sample(
+        &mut self,
+        members: &mut [Member<'_>],
+        samples: &mut [Vec<Sampled>],
+        first: usize,
+        wanted: &[WantedRow],
+    ) -> Result<(), CudaError> {
+        let (plan, are_adjusted) = plan(members, wanted);
+        let summaries = self.tail.summaries(first..first + wanted.len(), &plan)?;
+        let sample = |(index, wanted): (usize, &WantedRow)| {
+            let (sampler, position, _) = wanted.sampled_by(members)?;
+            let summary = are_adjusted[index].then(|| summaries.row(index))?;
+            let sampled = sampler.sample_summary(&summary, position);
+            Some(sampled.ok_or_else(|| summary.into_owned()))
+        };
+        let sampled: Vec<_> = wanted.iter().enumerate().map(sample).collect();
+        for (index, (wanted, sampled)) in wanted.iter().zip(sampled).enumerate() {
+            verify(members, samples, wanted, |sampler, position| {
+                let summary = match sampled {
+                    Some(Ok(sampled)) => return Ok(sampled),
+                    Some(Err(summary)) => Some(summary),
+                    None => None,
+                };
+                let logits = self.tail.logits_row(index)?;
+                Ok::<_, CudaError>(match summary {
+                    Some(summary) => sampler.sample_row(&summary, logits, position),
+                    None => sampler.sample(logits, position),
+                })
+            })?;
+        }
+        Ok(())
     }
 }
 
@@ -49,11 +87,7 @@ impl Device for CudaDevice {
 
         let mut samples: Vec<Vec<Sampled>> = members.iter().map(|_| Vec::new()).collect();
         for (chunk, wanted) in wanted.chunks(LOGITS_ROWS).enumerate() {
-            let first = chunk * LOGITS_ROWS;
-            let logits = self.tail.logits(first..first + wanted.len())?;
-            for (wanted, logits) in wanted.iter().zip(logits.chunks_mut(self.vocab_size)) {
-                verify(members, &mut samples, wanted, logits);
-            }
+            self.sample(members, &mut samples, chunk * LOGITS_ROWS, wanted)?;
         }
         let times = self.tail.finish()?;
         advance(members, &samples);
@@ -74,6 +108,28 @@ fn segment<'a>(member: &'a Member<'_>) -> Segment<'a> {
         },
         table: &*member.table,
     }
+}
+
+/// What the device is to find out about the rows, as if all draft tokens were right: of a row behind a wrong one
+/// nothing is asked. And for which rows it adjusts the logits itself.
+fn plan(members: &[Member<'_>], wanted: &[WantedRow]) -> (SummaryPlan, Vec<bool>) {
+    let mut plan = SummaryPlan::greedy(wanted.len());
+    let mut are_adjusted = vec![false; wanted.len()];
+    let SummaryPlan { rows, adjustments } = &mut plan;
+    for ((wanted, row), is_adjusted) in wanted.iter().zip(rows).zip(&mut are_adjusted) {
+        let Some((sampler, position, guessed)) = wanted.sampled_by(members) else {
+            continue;
+        };
+        let first = adjustments.len();
+        *is_adjusted = sampler.adjustments(position, guessed, ADJUSTMENTS - first, adjustments);
+        if *is_adjusted {
+            *row = RowPlan {
+                needs: sampler.summary_needs(),
+                adjustments: first..adjustments.len(),
+            };
+        }
+    }
+    (plan, are_adjusted)
 }
 
 /// The layers' times are the device's own. What is left of the step's time is the host's, before the layers and

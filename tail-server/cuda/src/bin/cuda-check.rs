@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use headway_cuda::check::{self, Check, product_time, timing};
+use headway_cuda::check::{self, Check, attention_time, product_time, sampling_time, timing};
 use headway_cuda::{CudaError, Gpu};
 
 /// Compares the CUDA device with the CPU. Ends with 1 where a comparison fails.
@@ -27,9 +27,26 @@ struct Args {
     /// Measure products of several shapes too.
     #[arg(long)]
     time_products: bool,
+    /// Measure attention of several shapes too.
+    #[arg(long)]
+    time_attention: bool,
+    /// Measure what is found out about logits too.
+    #[arg(long)]
+    time_sampling: bool,
+    /// Check this part alone.
+    #[arg(long)]
+    only: Option<Part>,
     /// Measure only.
     #[arg(long)]
     no_checks: bool,
+}
+
+/// A part of the checks.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Part {
+    Attention,
+    Sampling,
+    Tails,
 }
 
 fn main() -> ExitCode {
@@ -62,18 +79,30 @@ fn run(args: &Args) -> Result<usize, CudaError> {
     );
     let (mut passed, mut failed) = (0, 0);
     if !args.no_checks {
-        check::all(&gpu, &args.models, &mut |check: &Check| {
+        let mut report = |check: &Check| {
             println!("{check}");
             if check.passed() {
                 passed += 1;
             } else {
                 failed += 1;
             }
-        })?;
+        };
+        match args.only {
+            Some(Part::Attention) => check::attention(&gpu, &mut report)?,
+            Some(Part::Sampling) => check::sampling(&gpu, &mut report)?,
+            Some(Part::Tails) => check::whole_tails(&gpu, &args.models, &mut report)?,
+            None => check::all(&gpu, &args.models, &mut report)?,
+        }
         println!("{passed} checks ok, {failed} failed");
     }
     if args.time_products {
         product_time::all(&gpu, &mut |line| println!("{line}"))?;
+    }
+    if args.time_attention {
+        attention_time::all(&gpu, &mut |line| println!("{line}"))?;
+    }
+    if args.time_sampling {
+        sampling_time::all(&gpu, &mut |timing| println!("{timing}"))?;
     }
     if args.time {
         timing::all(&gpu, &mut |line| println!("{line}"))?;

@@ -8,10 +8,11 @@ use headway_model::{BLOCK_POSITIONS, BlockId, KvTable, LayerRange, ModelConfig};
 
 use super::host::{down, rounded, up};
 use super::{Check, Random, difference};
+use crate::attention::{Cut, RopeKv};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
-use crate::kernels::{AddNorm, Kernels, NormRows, Planes, RopeKv};
+use crate::kernels::{AddNorm, Kernels, NormRows, Planes};
 use crate::step::{Bounds, Input, Segment, Step};
 use crate::weights::heads_of;
 
@@ -23,6 +24,13 @@ pub(super) fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(),
         for hidden in [8, 100, 576, 4096] {
             report(&rows(gpu, dtype, hidden)?);
         }
+    }
+    ropes(gpu, report)
+}
+
+/// The rotation and the write of keys and values.
+pub(super) fn ropes(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
+    for dtype in Dtype::ALL {
         for (head_dim, heads, kv_heads) in [
             (8, 1, 1),
             (16, 4, 2),
@@ -91,13 +99,23 @@ pub(super) fn table(
     table
 }
 
+/// Where an element of a position lies among a block's keys or values of one head, as `kernels/step.cuh` has it.
+pub(super) const fn element_at(position: usize, element: usize, head_dim: usize) -> usize {
+    let within = position % BLOCK_POSITIONS;
+    if !head_dim.is_multiple_of(64) {
+        return within * head_dim + element;
+    }
+    let eight = ((element / 8) ^ within) % 8;
+    (element / 64 * BLOCK_POSITIONS + within) * 64 + eight * 8 + element % 8
+}
+
 /// Bounds that the checks stay within.
-pub(super) fn bounds(config: &ModelConfig, kv_blocks: usize, item_positions: usize) -> Bounds {
+pub(super) fn bounds(config: &ModelConfig, kv_blocks: usize, cut: Cut) -> Bounds {
     Bounds {
         max_rows: 4096,
         kv_blocks,
-        slots: 4096,
-        item_positions,
+        cut,
+        one_order: false,
         layers: LayerRange::new(0, config.num_layers),
     }
 }
@@ -133,7 +151,13 @@ fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError>
     ];
     let wanted = [1, 3, 6];
     let mut step = Step::new(gpu, 16)?;
-    step.upload(gpu, &config, &bounds(&config, 64, 64), &segments, &wanted)?;
+    step.upload(
+        gpu,
+        &config,
+        &bounds(&config, 64, kernels.attention.cut(64)),
+        &segments,
+        &wanted,
+    )?;
 
     let x = up(gpu, &vec![9.0; 7 * hidden], Dtype::F32)?;
     let out = up(gpu, &vec![9.0; 7 * hidden], dtype)?;
@@ -141,6 +165,7 @@ fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError>
     let device_weight = up(gpu, &weight, Dtype::F32)?;
     let planes = random.values(2 * 7 * hidden);
     let device_planes = up(gpu, &planes, Dtype::F32)?;
+    let stamps = up(gpu, &[0.0; 16], Dtype::F32)?;
     let width = u32::try_from(hidden).expect("sizes of the checks are small");
     let address = |memory| gpu.address(memory);
     let step = step.address(gpu);
@@ -165,6 +190,7 @@ fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError>
         weight: address(&device_weight),
         out: address(&out),
         hidden_size: width,
+        stamps: address(&stamps),
     };
     let plus = |rows: usize, x: &[f32]| -> Vec<f32> {
         let add = |(i, x): (usize, &f32)| match i {
@@ -238,7 +264,8 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
         table: &table,
     };
     let mut step = Step::new(gpu, 16)?;
-    step.upload(gpu, config, &bounds(config, BLOCKS, 64), &[segment], &[])?;
+    let bounds = bounds(config, BLOCKS, kernels.attention.cut(64));
+    step.upload(gpu, config, &bounds, &[segment], &[])?;
 
     let rope = Rope::new(config);
     let frequencies = up(gpu, rope.inverse_frequencies(), Dtype::F32)?;
@@ -273,7 +300,9 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
         k_norm: address(&device_k_norm),
     };
     let layer = u32::try_from(ROPE_LAYER).expect("sizes of the checks are small");
-    kernels.rope_kv(gpu, what, step, [layer, layer], 37)?;
+    kernels
+        .attention
+        .rope_kv(gpu, what, step, [layer, layer], 37)?;
 
     let vectors = [&bias[..], &q_norm, &k_norm];
     let [expected_q, expected_kv] = host_rope_kv(
@@ -316,15 +345,17 @@ fn host_rope_kv(
         let (row, head) = (index / heads, index % heads);
         let position = table.len() + row;
         let block = table.block(ROPE_LAYER, position / BLOCK_POSITIONS).0 as usize;
-        let kv_at = |part: usize, kv_head: usize| {
+        let mut set = |part: usize, kv_head: usize, values: &[f32]| {
             let head = (block * 2 + part) * kv_heads + kv_head;
-            (head * BLOCK_POSITIONS + position % BLOCK_POSITIONS) * dim
+            let of_head = &mut new_kv[head * BLOCK_POSITIONS * dim..][..BLOCK_POSITIONS * dim];
+            for (element, value) in values.iter().enumerate() {
+                of_head[element_at(position, element, dim)] = *value;
+            }
         };
         let bias = &bias[head * dim..];
         let biased: Vec<f32> = values.iter().zip(bias).map(|(x, bias)| x + bias).collect();
         if head >= q_heads + kv_heads {
-            let at = kv_at(1, head - q_heads - kv_heads);
-            new_kv[at..at + dim].copy_from_slice(&biased);
+            set(1, head - q_heads - kv_heads, &biased);
             continue;
         }
         let norm = if head < q_heads { q_norm } else { k_norm };
@@ -333,7 +364,7 @@ fn host_rope_kv(
         if head < q_heads {
             q.extend(rotated);
         } else {
-            new_kv[kv_at(0, head - q_heads)..][..dim].copy_from_slice(&rotated);
+            set(0, head - q_heads, &rotated);
         }
     }
     [q, new_kv]

@@ -14,6 +14,7 @@ use crate::buffers::LOGITS_ROWS;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
+use crate::sampling::SummaryPlan;
 use crate::step::{Input, Segment};
 use crate::tail::{Tail, TailSizes};
 use crate::weights::TailWeights;
@@ -274,18 +275,20 @@ fn step(
         .collect();
     tail.start(&segments, &last_rows)?;
     for first in (0..wanted).step_by(LOGITS_ROWS) {
-        tail.logits(first..wanted.min(first + LOGITS_ROWS))?;
+        let range = first..wanted.min(first + LOGITS_ROWS);
+        let plan = SummaryPlan::greedy(range.len());
+        tail.summaries(range, &plan)?;
     }
     tail.finish()
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people to read")]
-const fn float(value: usize) -> f64 {
+pub(super) const fn float(value: usize) -> f64 {
     value as f64
 }
 

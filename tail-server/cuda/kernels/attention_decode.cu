@@ -1,0 +1,2 @@
+// Attention of few rows over many positions.
+#include "attention_decode.cuh"

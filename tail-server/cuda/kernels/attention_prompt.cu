@@ -1,0 +1,2 @@
+// Attention of many rows of one session.
+#include "attention_prompt.cuh"

@@ -1,0 +1,68 @@
+//! When the device began each layer of a step, by its own clock.
+//!
+//! Kernels write the times down on their way. Events between kernels would do as well, but no kernel starts before
+//! an event in front of it, so that they would slow the step they measure.
+
+use cudarc::driver::{CudaSlice, PinnedHostSlice};
+
+use crate::calls::{copy_down, pinned};
+use crate::error::CudaError;
+use crate::gpu::Gpu;
+use crate::kernels::Kernels;
+
+/// When each layer of a step began, when the last one had ended, and when the last logits were there.
+pub(crate) struct Stamps {
+    device: CudaSlice<u64>,
+    host: PinnedHostSlice<u64>,
+    has_logits: bool,
+}
+
+impl Stamps {
+    /// Of a tail of so many layers.
+    pub(crate) fn new(gpu: &Gpu, layers: usize) -> Result<Self, CudaError> {
+        Ok(Self {
+            device: gpu.zeros(layers + 2)?,
+            host: pinned(gpu.context(), layers + 2)?,
+            has_logits: false,
+        })
+    }
+
+    /// Where the norms write when layers begin and end.
+    pub(crate) fn address(&self, gpu: &Gpu) -> u64 {
+        gpu.address(&self.device)
+    }
+
+    /// What was started last are logits.
+    pub(crate) fn note_logits(&mut self, gpu: &Gpu, kernels: &Kernels) -> Result<(), CudaError> {
+        self.has_logits = true;
+        self.note(gpu, kernels, self.device.len() - 1)
+    }
+
+    /// Waits for all that was started. How long the layers from `first` on took, counted from the tail's first one,
+    /// and the logits; in nanoseconds.
+    pub(crate) fn read(
+        &mut self,
+        gpu: &Gpu,
+        kernels: &Kernels,
+        first: usize,
+    ) -> Result<(Vec<u64>, u64), CudaError> {
+        let all = self.device.len();
+        if !self.has_logits {
+            // The norm that would have said so was not wanted.
+            self.note(gpu, kernels, all - 2)?;
+        }
+        copy_down(gpu.stream(), &self.device, 0..all, &mut self.host)?;
+        let stamps = self.host.as_slice()?;
+        let between = |pair: &[u64]| pair[1].saturating_sub(pair[0]);
+        let layers_ns = stamps[first..all - 1].windows(2).map(between).collect();
+        let logits_ns = match std::mem::take(&mut self.has_logits) {
+            true => between(&stamps[all - 2..]),
+            false => 0,
+        };
+        Ok((layers_ns, logits_ns))
+    }
+
+    fn note(&self, gpu: &Gpu, kernels: &Kernels, index: usize) -> Result<(), CudaError> {
+        kernels.stamp(gpu, self.address(gpu) + 8 * index as u64)
+    }
+}

@@ -1,0 +1,103 @@
+//! The layers of a step of few rows, as chains.
+
+use cudarc::driver::CudaSlice;
+
+use super::{Tail, small};
+use crate::chain::{Link, LinkNorm, LinkRows, Shared};
+use crate::error::CudaError;
+use crate::gpu::Gpu;
+use crate::graphs::GraphKey;
+use crate::kernels::Planes;
+use crate::products::Matrix;
+
+impl Tail {
+    /// The layers, with all products between two attentions as one kernel.
+    pub(super) fn run_chains(&self, gpu: &Gpu, key: GraphKey) -> Result<(), CudaError> {
+        let Some(chains) = &self.chains else {
+            return Ok(());
+        };
+        let rows = key.rows;
+        self.assemble(gpu, rows)?;
+        let (buffers, config) = (&self.buffers, &self.weights.config);
+        let shared = Shared {
+            buffers,
+            config,
+            before: self.last,
+            rows,
+            step: self.step.address(gpu),
+            stamps: self.stamps.address(gpu),
+        };
+        let start = self.weights.layers.start;
+        let blocks = &self.weights.blocks;
+        let link = |layer, matrix, x, out| Link {
+            matrix,
+            x,
+            norm: None,
+            out,
+            layer,
+        };
+        let first = |index: usize| Link {
+            norm: Some(LinkNorm {
+                weight: &blocks[index].attention_norm,
+                rows: LinkRows::BeforeLayer,
+            }),
+            ..link(
+                index,
+                &blocks[index].qkv,
+                &buffers.normed,
+                gpu.address(&buffers.qkv),
+            )
+        };
+        let first_index = key.first_layer - start;
+        if first_index < blocks.len() {
+            chains.start(gpu, 0, &[first(first_index)], &shared)?;
+        }
+        let onto_x = gpu.address(&buffers.product);
+        for (index, weights) in blocks.iter().enumerate().skip(first_index) {
+            let qkv = self.planes(gpu, &buffers.qkv, &weights.qkv, rows);
+            self.attend(gpu, start + index, small(rows), qkv)?;
+            let gated = buffers.gated.address(gpu);
+            let mut links = vec![
+                link(index, &weights.output, &buffers.context, onto_x),
+                Link {
+                    norm: Some(LinkNorm {
+                        weight: &weights.mlp_norm,
+                        rows: LinkRows::WithinLayer,
+                    }),
+                    ..link(index, &weights.gate_up, &buffers.normed, gated)
+                },
+                link(index, &weights.down, &buffers.gated, onto_x),
+            ];
+            if index + 1 < blocks.len() {
+                links.push(first(index + 1));
+            } else if key.has_wanted {
+                let weight = &self.weights.output_norm;
+                let logits = gpu.address(&buffers.logits);
+                links.push(Link {
+                    norm: Some(LinkNorm {
+                        weight,
+                        rows: LinkRows::Wanted,
+                    }),
+                    ..link(index + 1, &self.weights.lm_head, &buffers.normed, logits)
+                });
+            }
+            chains.start(gpu, index + 1, &links, &shared)?;
+        }
+        Ok(())
+    }
+
+    /// A product's planes in `memory`, as a chain of `rows` rows leaves them.
+    pub(super) fn planes(
+        &self,
+        gpu: &Gpu,
+        memory: &CudaSlice<f32>,
+        matrix: &Matrix,
+        rows: usize,
+    ) -> Planes {
+        Planes {
+            address: gpu.address(memory),
+            planes: matrix.splits(),
+            stride: (rows * matrix.outputs()) as u64,
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The layers one kernel after the other, and what stands between products in any case.
+
+use cudarc::driver::CudaSlice;
+
+use super::{Tail, small};
+use crate::attention::{Attend, RopeKv};
+use crate::error::CudaError;
+use crate::gpu::Gpu;
+use crate::kernels::{AddNorm, NormRows, Planes};
+use crate::step::Joined;
+use crate::weights::{LayerWeights, TailWeights};
+
+impl Tail {
+    /// All layers from `first_layer` on.
+    pub(super) fn start_layers(&mut self, gpu: &Gpu, first_layer: usize) -> Result<(), CudaError> {
+        self.assemble(gpu, self.step.rows())?;
+        let mut joined = Joined::default();
+        let mut at = 0;
+        for layer in first_layer..self.weights.layers.end {
+            while let Some(next) = self.step.joined().get(at)
+                && next.entry_layer <= layer
+            {
+                joined = *next;
+                at += 1;
+            }
+            self.last = self.run_layer(gpu, layer, joined.rows, self.last)?;
+        }
+        Ok(())
+    }
+
+    /// From what came in to the residual stream, and the rows' angles; at most `rows`.
+    pub(super) fn assemble(&self, gpu: &Gpu, rows: usize) -> Result<(), CudaError> {
+        let TailWeights { config, .. } = &self.weights;
+        let step = self.step.address(gpu);
+        let x = gpu.address(&self.buffers.x);
+        let rows = small(rows);
+        let embedding = self
+            .weights
+            .embedding
+            .as_ref()
+            .map_or(0, |matrix| gpu.address(&**matrix));
+        self.kernels
+            .assemble(gpu, [x, embedding, step], rows, small(config.hidden_size))?;
+        let angles = gpu.address(&self.buffers.angles);
+        let frequencies = gpu.address(&self.weights.inverse_frequencies);
+        let factor = self.weights.attention_factor;
+        self.kernels
+            .angles(gpu, [angles, frequencies, step], rows, factor)
+    }
+
+    /// One layer on the first `rows` rows.
+    /// `before`: what the layer before gives to the residual stream; the same of this layer is returned.
+    fn run_layer(
+        &self,
+        gpu: &Gpu,
+        layer: usize,
+        rows: u32,
+        before: Planes,
+    ) -> Result<Planes, CudaError> {
+        let index = layer - self.weights.layers.start;
+        let weights: &LayerWeights = &self.weights.blocks[index];
+        let buffers = &self.buffers;
+        let products = &self.products;
+        let gate_up = gpu.address(&buffers.gate_up);
+
+        let norm = &weights.attention_norm;
+        self.add_norm(gpu, norm, before, index, NormRows::BeforeLayer(rows))?;
+        let qkv = products.planes(
+            gpu,
+            &weights.qkv,
+            &buffers.normed,
+            rows as usize,
+            &buffers.qkv,
+        )?;
+        self.attend(gpu, layer, rows, qkv)?;
+        let rows = rows as usize;
+        let product = &buffers.product;
+        let onto_x = products.planes(gpu, &weights.output, &buffers.context, rows, product)?;
+
+        let norm = &weights.mlp_norm;
+        self.add_norm(gpu, norm, onto_x, index, NormRows::WithinLayer(small(rows)))?;
+        let between = [gate_up, buffers.gated.address(gpu)];
+        products.gated(gpu, &weights.gate_up, &buffers.normed, rows, between)?;
+        products.planes(gpu, &weights.down, &buffers.gated, rows, product)
+    }
+
+    /// What stands between the product with q, k and v, and the one with attention's output.
+    pub(super) fn attend(
+        &self,
+        gpu: &Gpu,
+        layer: usize,
+        rows: u32,
+        qkv: Planes,
+    ) -> Result<(), CudaError> {
+        let config = &self.weights.config;
+        let index = layer - self.weights.layers.start;
+        let weights = &self.weights.blocks[index];
+        let (buffers, kernels) = (&self.buffers, &self.kernels);
+        let step = self.step.address(gpu);
+        let q = gpu.address(&buffers.q);
+        let optional =
+            |vector: Option<&CudaSlice<f32>>| vector.map_or(0, |vector| gpu.address(vector));
+        let kv = gpu.address(&self.kv);
+        let rope_kv = RopeKv {
+            qkv,
+            q,
+            kv,
+            angles: gpu.address(&buffers.angles),
+            bias: optional(weights.qkv_bias.as_ref()),
+            q_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[0])),
+            k_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[1])),
+        };
+        let layers = [small(layer), small(index)];
+        kernels
+            .attention
+            .rope_kv(gpu, rope_kv, step, layers, rows)?;
+        let attend = Attend {
+            q,
+            kv,
+            out: buffers.context.address(gpu),
+            partial: gpu.address(&buffers.partial),
+            window: config
+                .window_of(layer)
+                .map_or(0, |window| u32::try_from(window).unwrap_or(0)),
+            has_items: self.step.has_items(),
+            has_prompts: self.step.has_prompts(),
+            has_merges: self.step.has_merges(),
+        };
+        kernels.attention.attend(gpu, attend, step, layers)
+    }
+
+    /// The last product onto the residual stream, and the norm of what that gives. `layer`: counted from the first
+    /// one here.
+    pub(super) fn add_norm(
+        &self,
+        gpu: &Gpu,
+        weight: &CudaSlice<f32>,
+        product: Planes,
+        layer: usize,
+        rows: NormRows,
+    ) -> Result<(), CudaError> {
+        let buffers = &self.buffers;
+        let what = AddNorm {
+            x: gpu.address(&buffers.x),
+            product,
+            weight: gpu.address(weight),
+            out: buffers.normed.address(gpu),
+            hidden_size: small(self.weights.config.hidden_size),
+            stamps: self.stamps.address(gpu),
+        };
+        let at = (self.step.address(gpu), small(layer));
+        self.kernels.add_norm(gpu, what, rows, at)
+    }
+}
