@@ -121,6 +121,46 @@ pub(super) fn bounds(config: &ModelConfig, kv_blocks: usize, cut: Cut) -> Bounds
     }
 }
 
+/// A step of four rows of token ids at layer 0 and three of hidden states at layer 2, on the device. The second, the
+/// fourth and the last row are wanted.
+fn of_both_inputs(
+    gpu: &Arc<Gpu>,
+    kernels: &Kernels,
+    config: &ModelConfig,
+    token_ids: &[u32],
+    states: &[f32],
+) -> Result<Step, CudaError> {
+    let mut free = 0..64;
+    let tables = [
+        table(config, 0, [0, 4], &mut free),
+        table(config, 2, [5, 3], &mut free),
+    ];
+    let segments = [
+        Segment {
+            entry_layer: 0,
+            rows: 4,
+            input: Input::TokenIds(token_ids),
+            table: &tables[0],
+        },
+        Segment {
+            entry_layer: 2,
+            rows: 3,
+            input: Input::HiddenStates(states),
+            table: &tables[1],
+        },
+    ];
+    let wanted = [1, 3, 6];
+    let mut step = Step::new(gpu, 16)?;
+    step.upload(
+        gpu,
+        config,
+        &bounds(config, 64, kernels.attention.cut(64)),
+        &segments,
+        &wanted,
+    )?;
+    Ok(step)
+}
+
 /// Token ids and hidden states become rows; the wanted ones are normed.
 fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError> {
     let mut random = Random(hidden as u64);
@@ -131,34 +171,7 @@ fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError>
     let states = random.values(3 * hidden);
     let token_ids = [0, 999, 17, 500];
     let weight = random.values(hidden);
-    let mut free = 0..64;
-    let tables = [
-        table(&config, 0, [0, 4], &mut free),
-        table(&config, 2, [5, 3], &mut free),
-    ];
-    let segments = [
-        Segment {
-            entry_layer: 0,
-            rows: 4,
-            input: Input::TokenIds(&token_ids),
-            table: &tables[0],
-        },
-        Segment {
-            entry_layer: 2,
-            rows: 3,
-            input: Input::HiddenStates(&states),
-            table: &tables[1],
-        },
-    ];
-    let wanted = [1, 3, 6];
-    let mut step = Step::new(gpu, 16)?;
-    step.upload(
-        gpu,
-        &config,
-        &bounds(&config, 64, kernels.attention.cut(64)),
-        &segments,
-        &wanted,
-    )?;
+    let step = of_both_inputs(gpu, &kernels, &config, &token_ids, &states)?;
 
     let x = up(gpu, &vec![9.0; 7 * hidden], Dtype::F32)?;
     let out = up(gpu, &vec![9.0; 7 * hidden], dtype)?;
