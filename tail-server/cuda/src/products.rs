@@ -237,14 +237,7 @@ impl Products {
                 "room for all planes"
             );
             let place = (address, stride as u64, matrix.outputs);
-            start(
-                gpu,
-                &own.planes,
-                matrix,
-                [map, x_map],
-                rows,
-                place,
-            )?;
+            start(gpu, &own.planes, matrix, [map, x_map], rows, place)?;
             return Ok(Planes {
                 address,
                 planes: matrix.splits,
@@ -275,14 +268,7 @@ impl Products {
             && rows <= self.own_rows
         {
             let place = (out, 0, matrix.outputs / 2);
-            return start(
-                gpu,
-                &own.gated,
-                matrix,
-                [map, x_map],
-                rows,
-                place,
-            );
+            return start(gpu, &own.gated, matrix, [map, x_map], rows, place);
         }
         self.blas(gpu, matrix, x, rows, (self.dtype, gate_up))?;
         let width = size(matrix.outputs / 2);
