@@ -10,6 +10,7 @@
 #include "hopper.cuh"
 #include "overlap.cuh"
 #include "products.cuh"
+#include "rope_kv.cuh"
 #include "step.cuh"
 
 constexpr int CHAIN_PRODUCTS = 4;
@@ -51,11 +52,16 @@ struct Chain {
   float* residual;      // [row, hidden_size]
   const float* planes;  // of the product before the first norm, where no product of this chain is before it
   uint32_t plane_count;
+  // Copies of weights that a thread block waits for at a time, at most: what waits for counters waits behind them.
+  uint32_t in_flight;
   void* normed;         // [row, hidden_size]
   const uint32_t* step;
   uint64_t* stamps;
   // Of thread blocks, two for each product: rows normed for it, and blocks that are done with it. 0 at the start.
   uint32_t* counters;
+  // What is done to the last product, where it is that of q, k and v.
+  Rope rope;
+  uint32_t has_rope;
 };
 
 // How many rows a product has.
@@ -234,6 +240,23 @@ __device__ __forceinline__ void bring_ahead(const Chain& chain, uint32_t p, Chai
   }
 }
 
+// Rotation, and the write of keys and values, after the last product: a warp for each row and head.
+template <typename T> __device__ __forceinline__ void chain_rope(const Chain& chain) {
+  uint32_t last = chain.count - 1, warp = threadIdx.x / 32, pair = threadIdx.x % 32 * 4;
+  const ChainProduct& product = chain.products[last];
+  uint32_t all_heads = chain.rope.all_heads();
+  uint32_t units = work_of(chain.step, product.layer).rows * all_heads;
+  if (blockIdx.x >= units) return;
+  uint32_t unit = blockIdx.x + warp * gridDim.x;
+  HeadVectors vectors = load_vectors(chain.rope, unit < units ? unit % all_heads : all_heads, pair);
+  if (threadIdx.x == 0) wait_counter(&chain.counters[2 * last + 1], blocks_of(product));
+  asm volatile("bar.sync 1, %0;" ::"n"(MULTIPLYING_THREADS) : "memory");
+  for (; unit < units; unit += MULTIPLYING_WARPS * gridDim.x) {
+    if (unit >= MULTIPLYING_WARPS * gridDim.x) vectors = load_vectors(chain.rope, unit % all_heads, pair);
+    rotate<T, 32>(chain.rope, unit / all_heads, unit % all_heads, pair, vectors);
+  }
+}
+
 // Grid: one thread block for each multiprocessor.
 template <typename T, int ROWS, int WEIGHT_STAGES, int X_STAGES>
 __device__ __forceinline__ void run_chain(const Chain& chain) {
@@ -265,6 +288,10 @@ __device__ __forceinline__ void run_chain(const Chain& chain) {
           uint32_t stage = index % WEIGHT_STAGES;
           if (index == WEIGHT_STAGES) bring_ahead(chain, p, walk);
           if (index >= WEIGHT_STAGES) wait_barrier(&empty_weights[stage], (index / WEIGHT_STAGES - 1) % 2);
+          if (index >= chain.in_flight) {
+            uint32_t landed = index - chain.in_flight;
+            wait_barrier(&full_weights[landed % WEIGHT_STAGES], landed / WEIGHT_STAGES % 2);
+          }
           arrive_expecting(&full_weights[stage], WEIGHTS);
           uint8_t* to = weight_ring + stage * WEIGHTS;
           const TensorMap* from = &chain.weights[p];
@@ -342,4 +369,5 @@ __device__ __forceinline__ void run_chain(const Chain& chain) {
     }
     raise_counter(&chain.counters[2 * p + 1]);
   }
+  if (chain.has_rope) chain_rope<T>(chain);
 }

@@ -21,39 +21,59 @@ __device__ __forceinline__ Pairs load_pairs(const float* from, uint32_t pair, ui
   return {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
 }
 
-// LANES threads for each row and head, four pairs each: head_dim is at most 8 · LANES. `qkv`: the sum of `planes`
-// products f32 [plane, row, heads + 2 kv_heads, head_dim], added in their order. q goes to `q`, [row, heads, head_dim],
-// k and v to the row's block. `bias`, `q_norm` and `k_norm` may be null. `angles`: [row, head_dim / 2].
-// `layer`: of the model; `tail_layer`: counted from the tail's first.
-// Grid: rows, heads of all three kinds over ROPE_THREADS / LANES.
-template <typename T, int LANES>
-__device__ __forceinline__ void rope_kv(const float* qkv, uint32_t planes, uint64_t plane_stride, T* q, T* kv,
-                                        const float2* angles, const uint32_t* step, const float* bias,
-                                        const float* q_norm, const float* k_norm, uint32_t layer,
-                                        uint32_t tail_layer, uint32_t heads, uint32_t kv_heads, uint32_t head_dim,
-                                        uint32_t interleaved, float eps) {
-  uint32_t row_index = blockIdx.x, half = head_dim / 2, pair = threadIdx.x % LANES * 4;
-  uint32_t head = blockIdx.y * (ROPE_THREADS / LANES) + threadIdx.x / LANES, all_heads = heads + 2 * kv_heads;
-  bool is_query = head < heads, is_value = head >= heads + kv_heads, holds = pair < half && head < all_heads;
-  const float* norm = is_query ? q_norm : k_norm;
-  bool has_norm = norm && !is_value;
-  let_next_start();
-  Pairs x = {}, norms = {};
-  if (holds && bias) x = load_pairs(bias + head * head_dim, pair, half, interleaved);
-  if (holds && has_norm) norms = load_pairs(norm, pair, half, interleaved);
-  wait_for_previous();
-  if (row_index >= work_of(step, tail_layer).rows) return;
+// What is done to the q, k and v products of a layer, and where the results go.
+struct Rope {
+  const float* qkv; // f32 [plane, row, heads + 2 kv_heads, head_dim]; planes are added in their order
+  uint32_t planes;
+  uint64_t plane_stride;
+  void* q;  // [row, heads, head_dim]
+  void* kv; // blocks
+  const float2* angles; // [row, head_dim / 2]
+  const uint32_t* step;
+  const float* bias; // may be null, like the next two
+  const float* q_norm;
+  const float* k_norm;
+  uint32_t layer; // of the model
+  uint32_t heads, kv_heads, head_dim, interleaved;
+  float eps;
 
+  __device__ __forceinline__ uint32_t all_heads() const { return heads + 2 * kv_heads; }
+  __device__ __forceinline__ const float* norm_of(uint32_t head) const {
+    return head < heads ? q_norm : head < heads + kv_heads ? k_norm : nullptr;
+  }
+};
+
+// What a lane needs of a head that does not depend on the products.
+struct HeadVectors {
+  Pairs bias, norm;
+};
+
+__device__ __forceinline__ HeadVectors load_vectors(const Rope& rope, uint32_t head, uint32_t pair) {
+  HeadVectors vectors = {};
+  uint32_t half = rope.head_dim / 2;
+  if (pair >= half || head >= rope.all_heads()) return vectors;
+  if (rope.bias) vectors.bias = load_pairs(rope.bias + head * rope.head_dim, pair, half, rope.interleaved);
+  if (const float* norm = rope.norm_of(head)) vectors.norm = load_pairs(norm, pair, half, rope.interleaved);
+  return vectors;
+}
+
+// One head of one row by LANES threads, four pairs each, from `pair` on: head_dim is at most 8 · LANES. q goes to `q`, k
+// and v to the row's block.
+template <typename T, int LANES>
+__device__ __forceinline__ void rotate(const Rope& rope, uint32_t row_index, uint32_t head, uint32_t pair,
+                                       const HeadVectors& vectors) {
+  uint32_t half = rope.head_dim / 2, heads = rope.heads, kv_heads = rope.kv_heads, head_dim = rope.head_dim;
+  bool is_query = head < heads, is_value = head >= heads + kv_heads, holds = pair < half && head < rope.all_heads();
   // The bias comes after the planes.
-  Pairs sum = {};
+  Pairs sum = {}, x = vectors.bias;
   float4 turn[2] = {make_float4(1, 0, 1, 0), make_float4(1, 0, 1, 0)};
   if (holds) {
-    const float* from = qkv + ((size_t)row_index * all_heads + head) * head_dim;
-    const float4* angle = reinterpret_cast<const float4*>(angles + (size_t)row_index * half + pair);
+    const float* from = rope.qkv + ((size_t)row_index * rope.all_heads() + head) * head_dim;
+    const float4* angle = reinterpret_cast<const float4*>(rope.angles + (size_t)row_index * half + pair);
     if (!is_value) turn[0] = angle[0], turn[1] = angle[1];
 #pragma unroll 4
-    for (uint32_t plane = 0; plane < planes; plane++) {
-      Pairs more = load_pairs(from + plane * plane_stride, pair, half, interleaved);
+    for (uint32_t plane = 0; plane < rope.planes; plane++) {
+      Pairs more = load_pairs(from + plane * rope.plane_stride, pair, half, rope.interleaved);
 #pragma unroll
       for (int i = 0; i < 4; i++) sum.first[i] += more.first[i], sum.second[i] += more.second[i];
     }
@@ -64,13 +84,13 @@ __device__ __forceinline__ void rope_kv(const float* qkv, uint32_t planes, uint6
     x.first[i] += sum.first[i], x.second[i] += sum.second[i];
     squares += x.first[i] * x.first[i] + x.second[i] * x.second[i];
   }
-  if (q_norm || k_norm) {
+  if (rope.q_norm || rope.k_norm) {
 #pragma unroll
     for (int offset = LANES / 2; offset; offset >>= 1) squares += __shfl_xor_sync(~0u, squares, offset);
-    float scale = 1.f / sqrtf(squares / (float)head_dim + eps);
-    if (has_norm)
+    float scale = 1.f / sqrtf(squares / (float)head_dim + rope.eps);
+    if (rope.norm_of(head))
 #pragma unroll
-      for (int i = 0; i < 4; i++) x.first[i] *= scale * norms.first[i], x.second[i] *= scale * norms.second[i];
+      for (int i = 0; i < 4; i++) x.first[i] *= scale * vectors.norm.first[i], x.second[i] *= scale * vectors.norm.second[i];
   }
   if (!holds) return;
 
@@ -85,17 +105,17 @@ __device__ __forceinline__ void rope_kv(const float* qkv, uint32_t planes, uint6
   float4 low = make_float4(first[0], first[1], first[2], first[3]);
   float4 high = make_float4(second[0], second[1], second[2], second[3]);
   uint32_t low_at = pair, high_at = pair + half;
-  if (interleaved) {
+  if (rope.interleaved) {
     low = make_float4(first[0], second[0], first[1], second[1]);
     high = make_float4(first[2], second[2], first[3], second[3]);
     low_at = 2 * pair, high_at = 2 * pair + 4;
   }
-  T* to = q + ((size_t)row_index * heads + head) * head_dim;
+  T* to = static_cast<T*>(rope.q) + ((size_t)row_index * heads + head) * head_dim;
   if (!is_query) {
-    Row row = part_of<Row>(step, ROWS)[row_index];
-    uint32_t block = block_of(part_of<uint32_t>(step, TABLES), row, layer, row.position / BLOCK_POSITIONS);
+    Row row = part_of<Row>(rope.step, ROWS)[row_index];
+    uint32_t block = block_of(part_of<uint32_t>(rope.step, TABLES), row, rope.layer, row.position / BLOCK_POSITIONS);
     uint32_t kv_head = is_value ? head - heads - kv_heads : head - heads;
-    to = kv + keys_at(block, kv_head, kv_heads, head_dim);
+    to = static_cast<T*>(rope.kv) + keys_at(block, kv_head, kv_heads, head_dim);
     if (is_value) to += (size_t)kv_heads * BLOCK_POSITIONS * head_dim;
     low_at = element_at(row.position, low_at, head_dim);
     high_at = element_at(row.position, high_at, head_dim);
@@ -104,17 +124,13 @@ __device__ __forceinline__ void rope_kv(const float* qkv, uint32_t planes, uint6
   store_four(to + high_at, high);
 }
 
-#define ROPE(T, NAME, LANES)                                                                                  \
-  extern "C" __global__ void __launch_bounds__(ROPE_THREADS)                                                  \
-      rope_kv_##NAME##_##LANES(const float* qkv, uint32_t planes, uint64_t plane_stride, T* q, T* kv,         \
-                               const float2* angles, const uint32_t* step, const float* bias,                 \
-                               const float* q_norm, const float* k_norm, uint32_t layer,                      \
-                               uint32_t tail_layer, uint32_t heads, uint32_t kv_heads, uint32_t head_dim,     \
-                               uint32_t interleaved, float eps) {                                             \
-    rope_kv<T, LANES>(qkv, planes, plane_stride, q, kv, angles, step, bias, q_norm, k_norm, layer,            \
-                      tail_layer, heads, kv_heads, head_dim, interleaved, eps);                               \
-  }
-#define DEFINE(T, NAME) ROPE(T, NAME, 8) ROPE(T, NAME, 16) ROPE(T, NAME, 32)
-FOR_EACH_TYPE(DEFINE)
-#undef DEFINE
-#undef ROPE
+// `tail_layer`: counted from the tail's first. Grid: rows, heads of all three kinds over ROPE_THREADS / LANES.
+template <typename T, int LANES>
+__device__ __forceinline__ void rope_kv(const Rope& rope, uint32_t tail_layer) {
+  uint32_t pair = threadIdx.x % LANES * 4, head = blockIdx.y * (ROPE_THREADS / LANES) + threadIdx.x / LANES;
+  let_next_start();
+  HeadVectors vectors = load_vectors(rope, head, pair);
+  wait_for_previous();
+  if (blockIdx.x >= work_of(rope.step, tail_layer).rows) return;
+  rotate<T, LANES>(rope, blockIdx.x, head, pair, vectors);
+}

@@ -79,6 +79,28 @@ pub(crate) struct RopeKv {
     pub(crate) k_norm: u64,
 }
 
+/// As `Rope` in `kernels/rope_kv.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct RopeArgs {
+    qkv: u64,
+    planes: u32,
+    plane_stride: u64,
+    q: u64,
+    kv: u64,
+    angles: u64,
+    step: u64,
+    bias: u64,
+    q_norm: u64,
+    k_norm: u64,
+    layer: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    interleaved: u32,
+    eps: f32,
+}
+
 /// One layer's attention.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Attend {
@@ -154,6 +176,28 @@ impl AttentionKernels {
             row_items: (ROW_UNITS / self.heads.kv as usize).clamp(16, 64),
             tile_rows: tile_rows as usize,
             prompt_rows: prompt_rows as usize,
+        }
+    }
+
+    /// For a kernel that does this after the product itself. `layer`: of the model.
+    pub(crate) const fn rope_args(&self, what: &RopeKv, step: u64, layer: u32) -> RopeArgs {
+        RopeArgs {
+            qkv: what.qkv.address,
+            planes: what.qkv.planes,
+            plane_stride: what.qkv.stride,
+            q: what.q,
+            kv: what.kv,
+            angles: what.angles,
+            step,
+            bias: what.bias,
+            q_norm: what.q_norm,
+            k_norm: what.k_norm,
+            layer,
+            heads: self.heads.attention,
+            kv_heads: self.heads.kv,
+            head_dim: self.heads.dim,
+            interleaved: self.heads.interleaved as u32,
+            eps: self.heads.eps,
         }
     }
 

@@ -3,6 +3,7 @@
 use cudarc::driver::{CudaFunction, CudaSlice};
 use headway_model::ModelConfig;
 
+use crate::attention::RopeArgs;
 use crate::buffers::Buffers;
 use crate::calls::{Arg, Launch, TensorMap, allow_shared, launch};
 use crate::dtype::Dtype;
@@ -27,6 +28,8 @@ pub(crate) struct Chains {
     kernels: Vec<CudaFunction>,
     /// Of a step: of each layer, and of the one before the first.
     counters: CudaSlice<u32>,
+    /// Copies of weights that a thread block waits for at a time.
+    in_flight: u32,
 }
 
 /// A product of a chain.
@@ -84,10 +87,13 @@ pub(crate) struct ChainArgs {
     residual: u64,
     planes: u64,
     plane_count: u32,
+    in_flight: u32,
     normed: u64,
     step: u64,
     stamps: u64,
     counters: u64,
+    rope: RopeArgs,
+    has_rope: u32,
 }
 
 #[repr(C)]
@@ -110,6 +116,7 @@ impl Chains {
         gpu: &Gpu,
         dtype: Dtype,
         layers: &[LayerWeights],
+        in_flight: u32,
     ) -> Result<Option<Self>, CudaError> {
         let matrices = layers
             .iter()
@@ -125,6 +132,7 @@ impl Chains {
         Ok(Some(Self {
             kernels: kernels.collect::<Result<_, CudaError>>()?,
             counters: gpu.zeros((layers.len() + 1) * COUNTERS)?,
+            in_flight,
         }))
     }
 
@@ -143,12 +151,13 @@ impl Chains {
         Ok(gpu.stream().memset_zeros(&mut self.counters)?)
     }
 
-    /// Starts chain `index` of the step.
+    /// Starts chain `index` of the step. `rope`: what is done to the last product, where it is that of q, k and v.
     pub(crate) fn start(
         &self,
         gpu: &Gpu,
         index: usize,
         links: &[Link<'_>],
+        rope: Option<RopeArgs>,
         shared: &Shared<'_>,
     ) -> Result<(), CudaError> {
         let kernel = kernel(shared.rows);
@@ -172,10 +181,13 @@ impl Chains {
             residual: gpu.address(&shared.buffers.x),
             planes: shared.before.address,
             plane_count: shared.before.planes,
+            in_flight: self.in_flight,
             normed: shared.buffers.normed.address(gpu),
             step: shared.step,
             stamps: shared.stamps,
             counters: gpu.address(&self.counters) + 4 * (index * COUNTERS) as u64,
+            rope: rope.unwrap_or_default(),
+            has_rope: u32::from(rope.is_some()),
         };
         // The blocks that have least to do with a product are the first ones of the next.
         let mut begun = 0;

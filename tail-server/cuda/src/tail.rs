@@ -38,6 +38,9 @@ pub struct TailSizes {
     pub deterministic: bool,
     /// Steps of few rows are replayed as graphs.
     pub graphs: bool,
+    /// Copies of weights of 16 KiB that a thread block waits for at a time. Many keep memory busy, and make
+    /// everything else wait behind them.
+    pub in_flight: u32,
 }
 
 /// The most rows of a step of a deterministic tail.
@@ -53,6 +56,7 @@ impl TailSizes {
             item_positions: 512,
             deterministic: false,
             graphs: false,
+            in_flight: 12,
         }
     }
 }
@@ -108,7 +112,7 @@ impl Tail {
         let cut = kernels.attention.cut(sizes.item_positions);
         let kv = gpu.zeros(sizes.kv_blocks * Self::block_bytes(config, weights.dtype))?;
         let products = Products::new(&gpu, weights.dtype)?;
-        let chains = Chains::new(&gpu, weights.dtype, &weights.blocks)?;
+        let chains = Chains::new(&gpu, weights.dtype, &weights.blocks, sizes.in_flight)?;
         if sizes.deterministic && chains.is_none() {
             return Err(CudaError::NotDeterministic);
         }

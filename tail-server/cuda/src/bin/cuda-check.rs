@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use headway_cuda::check::{self, Check, attention_time, product_time, sampling_time, timing};
-use headway_cuda::{CudaError, Gpu};
+use headway_cuda::{CudaError, Gpu, TailSizes};
 
 /// Compares the CUDA device with the CPU. Ends with 1 where a comparison fails.
 #[derive(clap::Parser)]
@@ -24,6 +24,12 @@ struct Args {
     /// Print measured steps alone, each as a line of JSON. Leaves the comparisons out.
     #[arg(long, requires = "time")]
     json: bool,
+    /// Measure decode steps with so many copies of weights in flight.
+    #[arg(long, value_delimiter = ',')]
+    time_in_flight: Vec<u32>,
+    /// Measure decode steps as graphs, and kernel by kernel.
+    #[arg(long)]
+    time_graphs: bool,
     /// Measure products of several shapes too.
     #[arg(long)]
     time_products: bool,
@@ -94,6 +100,22 @@ fn run(args: &Args) -> Result<usize, CudaError> {
             None => check::all(&gpu, &args.models, &mut report)?,
         }
         println!("{passed} checks ok, {failed} failed");
+    }
+    let mut sizes: Vec<(String, fn(TailSizes, u32) -> TailSizes, u32)> = Vec::new();
+    for in_flight in &args.time_in_flight {
+        let with = |sizes, in_flight| TailSizes { in_flight, ..sizes };
+        sizes.push((format!("{in_flight} in flight"), with, *in_flight));
+    }
+    if args.time_graphs {
+        let with = |sizes, on| TailSizes {
+            graphs: on > 0,
+            ..sizes
+        };
+        sizes.push(("kernel by kernel".to_owned(), with, 0));
+        sizes.push(("as graphs".to_owned(), with, 1));
+    }
+    if !sizes.is_empty() {
+        timing::sizes(&gpu, &sizes, &mut |name, line| println!("{name}: {line}"))?;
     }
     if args.time_products {
         product_time::all(&gpu, &mut |line| println!("{line}"))?;

@@ -115,6 +115,35 @@ pub fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Line)) -> Result<(), CudaErr
     Ok(())
 }
 
+/// Measures decode steps of few cases with tails of other sizes, given by a name, and shows each to `report`.
+///
+/// # Errors
+/// As [`all`].
+pub fn sizes(
+    gpu: &Arc<Gpu>,
+    named: &[(String, fn(TailSizes, u32) -> TailSizes, u32)],
+    report: &mut impl FnMut(&str, &Line),
+) -> Result<(), CudaError> {
+    let floors = Floors::measure(gpu)?;
+    for (name, with, value) in named {
+        let layers = LayerRange::new(SPLIT_LAYER, NUM_LAYERS);
+        let weights = TailWeights::random(gpu, config(), layers, Dtype::Bf16)?;
+        let cases: Vec<Case> = cases()
+            .into_iter()
+            .filter(|case| matches!(case.kind, Kind::Decode) && case.context == CONTEXTS[0])
+            .collect();
+        let kv_blocks = cases.iter().map(Case::kv_blocks).max().unwrap_or(0);
+        let sizes = with(TailSizes::new(CHUNK_ROWS, kv_blocks), *value);
+        let mut tail = Tail::new(weights, sizes)?;
+        tail.fill_kv(1.0)?;
+        for case in cases {
+            let times = measure(&mut tail, case, kv_blocks, &floors)?;
+            report(name, &Line::Step(times));
+        }
+    }
+    Ok(())
+}
+
 fn cases() -> Vec<Case> {
     let decode = |kind, split_layer, batch, context| Case {
         kind,

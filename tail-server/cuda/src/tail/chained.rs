@@ -48,14 +48,26 @@ impl Tail {
                 gpu.address(&buffers.qkv),
             )
         };
+        let rope = |index: usize| {
+            let qkv = self.planes(gpu, &buffers.qkv, &blocks[index].qkv, rows);
+            let rope_kv = self.rope_kv(gpu, index, qkv);
+            let layer = small(start + index);
+            let attention = &self.kernels.attention;
+            attention.rope_args(&rope_kv, self.step.address(gpu), layer)
+        };
         let first_index = key.first_layer - start;
         if first_index < blocks.len() {
-            chains.start(gpu, 0, &[first(first_index)], &shared)?;
+            chains.start(
+                gpu,
+                0,
+                &[first(first_index)],
+                Some(rope(first_index)),
+                &shared,
+            )?;
         }
         let onto_x = gpu.address(&buffers.product);
         for (index, weights) in blocks.iter().enumerate().skip(first_index) {
-            let qkv = self.planes(gpu, &buffers.qkv, &weights.qkv, rows);
-            self.attend(gpu, start + index, small(rows), qkv)?;
+            self.attend(gpu, index)?;
             let gated = buffers.gated.address(gpu);
             let mut links = vec![
                 link(index, &weights.output, &buffers.context, onto_x),
@@ -68,8 +80,10 @@ impl Tail {
                 },
                 link(index, &weights.down, &buffers.gated, onto_x),
             ];
+            let mut next_rope = None;
             if index + 1 < blocks.len() {
                 links.push(first(index + 1));
+                next_rope = Some(rope(index + 1));
             } else if key.has_wanted {
                 let weight = &self.weights.output_norm;
                 let logits = gpu.address(&buffers.logits);
@@ -81,7 +95,7 @@ impl Tail {
                     ..link(index + 1, &self.weights.lm_head, &buffers.normed, logits)
                 });
             }
-            chains.start(gpu, index + 1, &links, &shared)?;
+            chains.start(gpu, index + 1, &links, next_rope, &shared)?;
         }
         Ok(())
     }

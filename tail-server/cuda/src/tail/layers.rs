@@ -72,7 +72,13 @@ impl Tail {
             rows as usize,
             &buffers.qkv,
         )?;
-        self.attend(gpu, layer, rows, qkv)?;
+        let step = self.step.address(gpu);
+        let rope_kv = self.rope_kv(gpu, index, qkv);
+        let layers = [small(layer), small(index)];
+        self.kernels
+            .attention
+            .rope_kv(gpu, rope_kv, step, layers, rows)?;
+        self.attend(gpu, index)?;
         let rows = rows as usize;
         let product = &buffers.product;
         let onto_x = products.planes(gpu, &weights.output, &buffers.context, rows, product)?;
@@ -84,49 +90,39 @@ impl Tail {
         products.planes(gpu, &weights.down, &buffers.gated, rows, product)
     }
 
-    /// What stands between the product with q, k and v, and the one with attention's output.
-    pub(super) fn attend(
-        &self,
-        gpu: &Gpu,
-        layer: usize,
-        rows: u32,
-        qkv: Planes,
-    ) -> Result<(), CudaError> {
-        let config = &self.weights.config;
-        let index = layer - self.weights.layers.start;
+    /// What is done to the product with q, k and v of a layer, counted from the first one here.
+    pub(super) fn rope_kv(&self, gpu: &Gpu, index: usize, qkv: Planes) -> RopeKv {
         let weights = &self.weights.blocks[index];
-        let (buffers, kernels) = (&self.buffers, &self.kernels);
-        let step = self.step.address(gpu);
-        let q = gpu.address(&buffers.q);
         let optional =
             |vector: Option<&CudaSlice<f32>>| vector.map_or(0, |vector| gpu.address(vector));
-        let kv = gpu.address(&self.kv);
-        let rope_kv = RopeKv {
+        RopeKv {
             qkv,
-            q,
-            kv,
-            angles: gpu.address(&buffers.angles),
+            q: gpu.address(&self.buffers.q),
+            kv: gpu.address(&self.kv),
+            angles: gpu.address(&self.buffers.angles),
             bias: optional(weights.qkv_bias.as_ref()),
             q_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[0])),
             k_norm: optional(weights.qk_norm.as_ref().map(|norms| &norms[1])),
-        };
-        let layers = [small(layer), small(index)];
-        kernels
-            .attention
-            .rope_kv(gpu, rope_kv, step, layers, rows)?;
+        }
+    }
+
+    /// Attention of a layer, counted from the first one here; its queries, keys and values are in their places.
+    pub(super) fn attend(&self, gpu: &Gpu, index: usize) -> Result<(), CudaError> {
+        let layer = self.weights.layers.start + index;
+        let window = self.weights.config.window_of(layer);
         let attend = Attend {
-            q,
-            kv,
-            out: buffers.context.address(gpu),
-            partial: gpu.address(&buffers.partial),
-            window: config
-                .window_of(layer)
-                .map_or(0, |window| u32::try_from(window).unwrap_or(0)),
+            q: gpu.address(&self.buffers.q),
+            kv: gpu.address(&self.kv),
+            out: self.buffers.context.address(gpu),
+            partial: gpu.address(&self.buffers.partial),
+            window: window.map_or(0, |window| u32::try_from(window).unwrap_or(0)),
             has_items: self.step.has_items(),
             has_prompts: self.step.has_prompts(),
             has_merges: self.step.has_merges(),
         };
-        kernels.attention.attend(gpu, attend, step, layers)
+        let layers = [small(layer), small(index)];
+        let step = self.step.address(gpu);
+        self.kernels.attention.attend(gpu, attend, step, layers)
     }
 
     /// The last product onto the residual stream, and the norm of what that gives. `layer`: counted from the first
