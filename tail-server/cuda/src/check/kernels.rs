@@ -13,7 +13,7 @@ use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::{AddNorm, Kernels, NormRows, Planes};
-use crate::step::{Bounds, Input, Segment, Step};
+use crate::step::{Batch, Bounds, Input, Segment, Step};
 use crate::weights::heads_of;
 
 /// The layer in which the rotation's check writes keys and values.
@@ -112,6 +112,7 @@ pub(super) const fn element_at(position: usize, element: usize, head_dim: usize)
 /// Bounds that the checks stay within.
 pub(super) fn bounds(config: &ModelConfig, kv_blocks: usize, cut: Cut) -> Bounds {
     Bounds {
+        first_block: 0,
         max_rows: 4096,
         kv_blocks,
         cut,
@@ -155,8 +156,7 @@ fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError>
         gpu,
         &config,
         &bounds(&config, 64, kernels.attention.cut(64)),
-        &segments,
-        &wanted,
+        &Batch::new(&segments, &wanted),
     )?;
 
     let x = up(gpu, &vec![9.0; 7 * hidden], Dtype::F32)?;
@@ -265,7 +265,7 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
     };
     let mut step = Step::new(gpu, 16)?;
     let bounds = bounds(config, BLOCKS, kernels.attention.cut(64));
-    step.upload(gpu, config, &bounds, &[segment], &[])?;
+    step.upload(gpu, config, &bounds, &Batch::new(&[segment], &[]))?;
 
     let rope = Rope::new(config);
     let frequencies = up(gpu, rope.inverse_frequencies(), Dtype::F32)?;
