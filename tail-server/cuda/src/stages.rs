@@ -160,11 +160,7 @@ impl Stages {
         })
     }
 
-    fn start_stages(
-        &mut self,
-        segments: &[Segment<'_>],
-        wanted: &[u32],
-    ) -> Result<(), CudaError> {
+    fn start_stages(&mut self, segments: &[Segment<'_>], wanted: &[u32]) -> Result<(), CudaError> {
         assert!(
             segments.is_sorted_by_key(|segment| segment.entry_layer),
             "segments are ordered by entry layer"

@@ -161,12 +161,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(
-        config: &ModelConfig,
-        bounds: &Bounds,
-        step: &Step,
-        batch: &Batch<'_>,
-    ) -> Self {
+    fn new(config: &ModelConfig, bounds: &Bounds, step: &Step, batch: &Batch<'_>) -> Self {
         let segments = batch.segments.iter();
         let tables: usize = segments
             .map(|segment| segment.table_words(bounds.layers))

@@ -149,7 +149,11 @@ mod tests {
                 layers * 10 + if stage + 1 == gpus { behind } else { 0 }
             };
             let got = shared([0, count], gpus, [10, 0, behind]);
-            let largest = got.iter().enumerate().map(|(stage, &n)| load(stage, n)).max();
+            let largest = got
+                .iter()
+                .enumerate()
+                .map(|(stage, &n)| load(stage, n))
+                .max();
             let best = smallest_largest(0, count, gpus, &load);
             assert_eq!(largest, Some(best), "{count} layers on {gpus}, {behind}");
         }

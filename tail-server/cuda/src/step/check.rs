@@ -96,10 +96,7 @@ fn check_table(
     }
     let (first, num_blocks) = (bounds.first_block, bounds.kv_blocks);
     let is_outside = |block: &&BlockId| !(first..first + num_blocks).contains(&(block.0 as usize));
-    match blocks_in(bounds.layers, segment)
-        .flatten()
-        .find(is_outside)
-    {
+    match blocks_in(bounds.layers, segment).flatten().find(is_outside) {
         Some(&block) => Err(ForwardError::Block { block, num_blocks }),
         None => Ok(()),
     }
