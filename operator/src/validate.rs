@@ -48,7 +48,7 @@ pub struct ValidSpec {
     /// The spec, with its rules known to hold.
     pub spec: SplitModelSpec,
     /// `spec.tail.limits.kvMemory` in bytes.
-    pub kv_bytes: u64,
+    pub kv_bytes: Option<u64>,
 }
 
 /// Why a SplitModel cannot be built. Trying again does not help until it changes.
@@ -75,8 +75,10 @@ impl ValidSpec {
         let kv_memory = &splitmodel.spec.tail.limits.kv_memory;
         Ok(Self {
             owner: Owner::of(splitmodel)?,
-            kv_bytes: parse_bytes(kv_memory)
-                .ok_or_else(|| InvalidSpec::KvMemory(kv_memory.clone()))?,
+            kv_bytes: kv_memory
+                .as_ref()
+                .map(|size| parse_bytes(size).ok_or_else(|| InvalidSpec::KvMemory(size.clone())))
+                .transpose()?,
             spec: splitmodel.spec.clone(),
         })
     }

@@ -61,15 +61,16 @@ fn main() {
 fn start(nvcc: &Path, source: &Path, binary: &Path) -> Child {
     let mut command = Command::new(nvcc);
     command.args(["-fatbin", "-O3", "-std=c++17"]);
-    match std::env::var("CUDA_COMPUTE_CAP") {
+    let only = std::env::var_os("CUDA_COMPUTE_CAP");
+    match only.as_ref().and_then(|only| only.to_str()) {
         // One device's alone, which builds faster.
-        Ok(capability) => {
+        Some(capability) => {
             let specific = if capability == "90" { "a" } else { "" };
             let target =
                 format!("arch=compute_{capability}{specific},code=sm_{capability}{specific}");
             command.args(["-gencode", &target]);
         }
-        Err(_) => {
+        None => {
             for target in TARGETS {
                 command.args(["-gencode", target]);
             }

@@ -33,6 +33,13 @@ pub(crate) enum TailLayersError {
 }
 
 /// The weights of the tail layers, in the memory of the device that will run them.
+#[cfg_attr(
+    feature = "cuda",
+    expect(
+        clippy::large_enum_variant,
+        reason = "there is one, moved at the start"
+    )
+)]
 pub(crate) enum TailLayers {
     Cpu(Decoder),
     /// Ranges of the layers that follow each other, one for each GPU.

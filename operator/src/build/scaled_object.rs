@@ -16,7 +16,6 @@ pub(super) fn build(valid: &ValidSpec) -> Option<Value> {
     }
     let limits = &valid.spec.tail.limits;
     let sessions = u64::from(limits.sessions) * u64::from(scaling.targets.sessions_percent) / 100;
-    let kv_bytes = valid.kv_bytes / 100 * u64::from(scaling.targets.kv_percent);
     let labels = format!(
         "namespace=\"{}\", pod=~\"{}-.*\"",
         valid.owner.namespace,
@@ -44,8 +43,14 @@ pub(super) fn build(valid: &ValidSpec) -> Option<Value> {
             "pollingInterval": scaling.windows.panic_seconds,
             "triggers": [
                 trigger(format!("sum(headway_tail_sessions{{{labels}}})"), sessions),
-                trigger(format!("sum(headway_tail_kv_bytes{{{labels}}})"), kv_bytes),
-                // A quantile cannot be summed over pods: its share of the target, times the pods there are.
+                // Shares and quantiles cannot be summed over pods: they are taken times the pods there are.
+                trigger(
+                    format!(
+                        "100 * count(headway_tail_sessions{{{labels}}}) * sum(headway_tail_kv_bytes{{{labels}}}) / \
+                         sum(headway_tail_kv_limit_bytes{{{labels}}})"
+                    ),
+                    u64::from(scaling.targets.kv_percent),
+                ),
                 trigger(
                     format!(
                         "1000 * count(headway_tail_sessions{{{labels}}}) * histogram_quantile(0.95, sum by (le) \

@@ -46,8 +46,13 @@ pub(super) fn tail_arguments(valid: &ValidSpec) -> Vec<String> {
     arguments.flag_if(!spec.edge.token_upload, "no-token-upload");
     arguments.flag_if(spec.edge.on_device_answers, "on-device-answers");
     arguments.option("max-sessions", limits.sessions.to_string());
-    arguments.option("max-kv-bytes", valid.kv_bytes.to_string());
-    arguments.option("step-tokens", limits.step_tokens.to_string());
+    // The tail knows better what its device can do.
+    if let Some(kv_bytes) = valid.kv_bytes {
+        arguments.option("max-kv-bytes", kv_bytes.to_string());
+    }
+    if let Some(step_tokens) = limits.step_tokens {
+        arguments.option("step-tokens", step_tokens.to_string());
+    }
     arguments.option("max-queue", limits.queue.to_string());
     arguments.option("drain-seconds", spec.rollout.drain_seconds.to_string());
     if spec.expose.tls_secret_ref.is_some() {

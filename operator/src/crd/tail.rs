@@ -179,14 +179,16 @@ pub struct Limits {
     #[serde(default = "sessions")]
     #[schemars(range(min = 1, max = 65_536))]
     pub sessions: u32,
-    /// The most memory for KV caches, such as `16Gi`.
-    #[serde(default = "kv_memory")]
+    /// The most memory for KV caches, such as `16Gi`. Without it the tail takes what its GPU has free behind the
+    /// weights, less a reserve, and 2Gi on the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 12), regex(pattern = r"^[1-9][0-9]{0,8}(Mi|Gi)$"))]
-    pub kv_memory: String,
-    /// The most tokens of one engine step. More is faster for prompts and slower for those who wait.
-    #[serde(default = "step_tokens")]
+    pub kv_memory: Option<String>,
+    /// The most tokens of one engine step. More is faster for prompts and slower for those who wait. Without it the
+    /// tail takes 1024 on a GPU and 128 on the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 2, max = 65_536))]
-    pub step_tokens: u32,
+    pub step_tokens: Option<u32>,
     /// The most sessions whose prompts wait for a step.
     #[serde(default = "queue")]
     #[schemars(range(min = 1, max = 65_536))]
@@ -197,8 +199,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             sessions: sessions(),
-            kv_memory: kv_memory(),
-            step_tokens: step_tokens(),
+            kv_memory: None,
+            step_tokens: None,
             queue: queue(),
         }
     }
@@ -258,14 +260,6 @@ fn one() -> u32 {
 
 fn sessions() -> u32 {
     64
-}
-
-fn kv_memory() -> String {
-    "2Gi".to_owned()
-}
-
-fn step_tokens() -> u32 {
-    128
 }
 
 fn queue() -> u32 {

@@ -20,7 +20,7 @@ fn minimal() -> serde_json::Value {
 #[test]
 fn minimal_spec_is_valid_and_gets_defaults() {
     let valid = ValidSpec::check(&splitmodel(minimal())).unwrap();
-    assert_eq!(valid.kv_bytes, 2 << 30);
+    assert_eq!(valid.kv_bytes, None);
     assert_eq!(valid.spec.replicas, 1);
     assert_eq!(valid.spec.autoscaling.max, 10);
     assert!(valid.spec.edge.token_upload);

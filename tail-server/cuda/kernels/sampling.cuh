@@ -25,9 +25,8 @@ constexpr int BLOCKS = 3;
 constexpr uint32_t PIECE = 128;
 // Pieces of a warp that are on their way at once.
 constexpr int PIECES = 4;
-// Intervals in which a threshold is searched for, and how far apart logits are searched in, at most.
-constexpr int BINS = 512;
-constexpr float MOST_SPREAD = 128;
+// Bits of a threshold that are searched for, in pairs from the highest.
+constexpr int THRESHOLD_BITS = 20;
 
 // Weights so near the floor, over the floor, are doubtful.
 constexpr float DOUBT = 4e-6f;
@@ -153,59 +152,46 @@ __device__ __forceinline__ unsigned long long warp_largest(unsigned long long va
   return value;
 }
 
-// What at least CANDIDATES of the groups' largest logits reach, and few others: the lower end of one of BINS equal
-// intervals between the largest and the smallest of them. All threads of the block call it; the first one's result is
-// right. Were it too high by a rounding, there would be fewer candidates, in the right order still.
-__device__ __forceinline__ float threshold_of(const float* largest_of, uint32_t count, float largest) {
+// What at least CANDIDATES of the groups' largest logits reach, and few others: the largest key of THRESHOLD_BITS
+// leading bits that does. At least 1. All threads of the block call it.
+__device__ __forceinline__ uint32_t threshold_of(const float* largest_of, uint32_t count) {
   constexpr int TURNS = MOST_GROUPS / THREADS;
-  __shared__ uint32_t bins[BINS];
-  __shared__ float of_warps[WARPS];
-  static_assert(BINS == THREADS, "a thread clears a bin");
-  bins[threadIdx.x] = 0;
-  float mine[TURNS], smallest = INFINITY;
+  __shared__ uint32_t reached[THRESHOLD_BITS / 2][2];
+  if (threadIdx.x < THRESHOLD_BITS) reached[threadIdx.x / 2][threadIdx.x % 2] = 0;
+  uint32_t mine[TURNS];
 #pragma unroll
   for (int turn = 0; turn < TURNS; turn++) {
     uint32_t i = turn * THREADS + threadIdx.x;
-    mine[turn] = i < count ? __ldcg(largest_of + i) : INFINITY;
-    smallest = fminf(smallest, mine[turn]);
-  }
-#pragma unroll
-  for (int offset = 16; offset; offset >>= 1) smallest = fminf(smallest, __shfl_xor_sync(~0u, smallest, offset));
-  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = smallest;
-  __syncthreads();
-#pragma unroll
-  for (int warp = 0; warp < WARPS; warp++) smallest = fminf(smallest, of_warps[warp]);
-  float width = fminf(largest - smallest, MOST_SPREAD) / BINS, per_width = 1.f / width;
-#pragma unroll
-  for (int turn = 0; turn < TURNS; turn++) {
-    if (turn * THREADS + threadIdx.x < count)
-      atomicAdd(&bins[(int)fminf((largest - mine[turn]) * per_width, BINS - 1.f)], 1);
+    mine[turn] = i < count ? key_of(__ldcg(largest_of + i)) : 0;
   }
   __syncthreads();
-  if (threadIdx.x >= 32) return smallest;
-  // Each thread of the first warp adds up neighbouring bins, and knows how many logits are in those before.
-  constexpr int SOME = BINS / 32;
-  uint32_t before = 0, sum = 0;
+  uint32_t threshold = 0;
+#pragma unroll 1
+  for (int pair = 0; pair < THRESHOLD_BITS / 2; pair++) {
+    uint32_t step = 1u << (30 - 2 * pair);
+    // Counts of 1 and 2 steps in halves of a word, and of 3 steps: none is above MOST_GROUPS.
+    uint32_t first = 0, second = 0;
 #pragma unroll
-  for (int i = 0; i < SOME; i++) sum += bins[threadIdx.x * SOME + i];
-  before = sum;
-#pragma unroll
-  for (int offset = 1; offset < 32; offset <<= 1) {
-    uint32_t more = __shfl_up_sync(~0u, before, offset);
-    if (threadIdx.x >= offset) before += more;
-  }
-  before -= sum;
-  uint32_t last = BINS;
-  for (int i = 0; i < SOME; i++) {
-    before += bins[threadIdx.x * SOME + i];
-    if (before >= CANDIDATES) {
-      last = threadIdx.x * SOME + i;
-      break;
+    for (int turn = 0; turn < TURNS; turn++) {
+      if (turn * THREADS >= count) break;
+      uint32_t key = mine[turn];
+      first += (key >= threshold + step) + ((uint32_t)(key >= threshold + 2 * step) << 16);
+      second += key >= threshold + 3 * step;
     }
+    first = __reduce_add_sync(~0u, first);
+    second = __reduce_add_sync(~0u, second);
+    if (threadIdx.x % 32 == 0) {
+      atomicAdd(&reached[pair][0], first);
+      atomicAdd(&reached[pair][1], second);
+    }
+    __syncthreads();
+    first = reached[pair][0], second = reached[pair][1];
+    threshold += second >= CANDIDATES             ? 3 * step
+                 : first >> 16 >= CANDIDATES      ? 2 * step
+                 : (first & 0xFFFF) >= CANDIDATES ? step
+                                                  : 0;
   }
-  last = __reduce_min_sync(~0u, last);
-  if (last >= BINS - 1 || !(width > 0) || !isfinite(largest)) return smallest;
-  return largest - ((float)last + 1.01f) * width - fabsf(largest) * 1.2e-7f;
+  return max(threshold, 1u);
 }
 
 // Adjusts the rows' logits, [row, vocab_size], and finds the largest of each. Grid: chunks, rows, of which those behind
@@ -296,7 +282,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   float logit = of_row;
   // No number reaches what is not a number.
   float threshold = __int_as_float(0x7FFFFFFF);
-  if (planned.wants & WANTS_CANDIDATES) threshold = threshold_of(row_groups, chunks * groups, logit);
+  if (planned.wants & WANTS_CANDIDATES) {
+    uint32_t key = threshold_of(row_groups, chunks * groups);
+    threshold = key <= key_of(-INFINITY) ? -INFINITY : logit_of(key);
+  }
   if (threadIdx.x) return;
   RowResult result = {};
   result.candidates = 1;

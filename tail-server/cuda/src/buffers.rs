@@ -5,7 +5,8 @@ use cudarc::driver::{CudaSlice, PinnedHostSlice};
 use crate::calls::pinned;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
-use crate::products::{OWN_ROWS, Rows};
+use crate::operand::Rows;
+use crate::products::OWN_ROWS;
 use crate::weights::TailWeights;
 
 /// Rows whose logits are in memory at a time: 256 rows of a vocabulary of 150,000 take 154 MB.

@@ -9,7 +9,8 @@ use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::Planes;
-use crate::products::{Matrix, Outputs, Rows};
+use crate::operand::Rows;
+use crate::products::{Matrix, Outputs};
 use crate::weights::LayerWeights;
 
 /// Rows of each kernel, the stages of its rings of weights and of x, as in `kernels/chain.cu`.

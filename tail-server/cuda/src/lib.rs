@@ -32,6 +32,7 @@ mod error;
 mod gpu;
 mod graphs;
 mod kernels;
+mod operand;
 mod products;
 mod sampling;
 mod stages;

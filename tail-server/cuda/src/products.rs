@@ -9,16 +9,17 @@ use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::Planes;
+use crate::operand::Rows;
 
 /// Rows that our kernels take at a time; the smallest that holds a step's rows is taken.
-const TILE_ROWS: [u32; 6] = [8, 16, 32, 64, 128, 256];
+pub(crate) const TILE_ROWS: [u32; 6] = [8, 16, 32, 64, 128, 256];
 /// Stages of shared memory of each kernel, as in `kernels/products.cu`.
 const STAGES: [u32; 6] = [6, 6, 5, 4, 6, 4];
 /// The most rows of a product by our kernels.
 pub(crate) const OWN_ROWS: usize = 256;
 /// As in `kernels/products.cuh`.
 const TILE: usize = 128;
-const CHUNK: usize = 64;
+pub(crate) const CHUNK: usize = 64;
 const THREADS: u32 = 288;
 
 /// A matrix `[outputs, columns]` on the device.
@@ -129,7 +130,7 @@ impl Matrix {
 }
 
 /// Our kernels multiply 16-bit values, and copy rows of whole 16 bytes.
-fn takes(gpu: &Gpu, dtype: Dtype, columns: usize) -> bool {
+pub(crate) fn takes(gpu: &Gpu, dtype: Dtype, columns: usize) -> bool {
     gpu.is_hopper() && dtype.bytes() == 2 && columns.is_multiple_of(8)
 }
 
@@ -176,63 +177,6 @@ fn splits(gpu: &Gpu, outputs: usize, columns: usize) -> u32 {
         splits *= 2;
     }
     size(splits)
-}
-
-/// Rows `[capacity, columns]` of the weights' type that products read.
-pub(crate) struct Rows {
-    memory: CudaSlice<u8>,
-    /// One for each of [`TILE_ROWS`].
-    maps: Option<[TensorMap; TILE_ROWS.len()]>,
-}
-
-impl Rows {
-    pub(crate) fn new(
-        gpu: &Gpu,
-        dtype: Dtype,
-        capacity: usize,
-        columns: usize,
-    ) -> Result<Self, CudaError> {
-        let memory = gpu.zeros::<u8>(capacity * columns * dtype.bytes())?;
-        Self::from_values(gpu, dtype, memory, columns)
-    }
-
-    /// Of values that are there already.
-    pub(crate) fn from_values(
-        gpu: &Gpu,
-        dtype: Dtype,
-        memory: CudaSlice<u8>,
-        columns: usize,
-    ) -> Result<Self, CudaError> {
-        let capacity = memory.len() / (columns * dtype.bytes());
-        let maps = if takes(gpu, dtype, columns) {
-            let map = |rows| {
-                TensorMap::new(Boxes {
-                    dtype,
-                    address: gpu.address(&memory),
-                    sizes: &[columns as u64, capacity as u64],
-                    strides_bytes: &[columns as u64 * 2],
-                    copied: &[size(CHUNK), rows],
-                })
-            };
-            let mut maps = [map(TILE_ROWS[0])?; TILE_ROWS.len()];
-            for (to, rows) in maps.iter_mut().zip(TILE_ROWS) {
-                *to = map(rows)?;
-            }
-            Some(maps)
-        } else {
-            None
-        };
-        Ok(Self { memory, maps })
-    }
-
-    pub(crate) fn address(&self, gpu: &Gpu) -> u64 {
-        gpu.address(&self.memory)
-    }
-
-    /// For the kernels of [`TILE_ROWS`] number `index`.
-    pub(crate) fn map(&self, index: usize) -> Option<&TensorMap> {
-        self.maps.as_ref().map(|maps| &maps[index])
-    }
 }
 
 /// The kernels for one type.
@@ -284,7 +228,8 @@ impl Products {
     ) -> Result<Planes, CudaError> {
         let address = gpu.address(out);
         let stride = rows * matrix.outputs;
-        if let (Some(own), Some(map), Some(maps)) = (&self.own, &matrix.map, &x.maps)
+        let x_map = x.map(tile_rows_index(rows));
+        if let (Some(own), Some(map), Some(x_map)) = (&self.own, &matrix.map, x_map)
             && rows <= self.own_rows
         {
             assert!(
@@ -292,14 +237,7 @@ impl Products {
                 "room for all planes"
             );
             let place = (address, stride as u64, matrix.outputs);
-            start(
-                gpu,
-                &own.planes,
-                matrix,
-                [map, maps_for(maps, rows)],
-                rows,
-                place,
-            )?;
+            start(gpu, &own.planes, matrix, [map, x_map], rows, place)?;
             return Ok(Planes {
                 address,
                 planes: matrix.splits,
@@ -325,18 +263,12 @@ impl Products {
         rows: usize,
         [gate_up, out]: [u64; 2],
     ) -> Result<(), CudaError> {
-        if let (Some(own), Some(map), Some(maps)) = (&self.own, &matrix.map, &x.maps)
+        let x_map = x.map(tile_rows_index(rows));
+        if let (Some(own), Some(map), Some(x_map)) = (&self.own, &matrix.map, x_map)
             && rows <= self.own_rows
         {
             let place = (out, 0, matrix.outputs / 2);
-            return start(
-                gpu,
-                &own.gated,
-                matrix,
-                [map, maps_for(maps, rows)],
-                rows,
-                place,
-            );
+            return start(gpu, &own.gated, matrix, [map, x_map], rows, place);
         }
         self.blas(gpu, matrix, x, rows, (self.dtype, gate_up))?;
         let width = size(matrix.outputs / 2);
@@ -388,10 +320,6 @@ const fn shared_bytes(rows: u32, stages: u32) -> u32 {
 fn tile_rows_index(rows: usize) -> usize {
     let fits = TILE_ROWS.iter().position(|tile| *tile as usize >= rows);
     fits.unwrap_or(TILE_ROWS.len() - 1)
-}
-
-fn maps_for(maps: &[TensorMap; TILE_ROWS.len()], rows: usize) -> &TensorMap {
-    &maps[tile_rows_index(rows)]
 }
 
 /// `place`: where the result goes, from one plane to the next, and its columns.

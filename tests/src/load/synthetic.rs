@@ -92,7 +92,7 @@ pub async fn run(
 }
 
 const HEADER: &str = "| sessions | output tok/s | first token: p50, ms | p99 | a token: p50, ms | p99 | steps/s | rows a step \
-     | busy | in layers | host's share of a step | waited for sessions, ms a step | generator, cores |\n\
+     | busy | in layers | of a step outside its layers | waited for sessions, ms a step | generator, cores |\n\
      |---|---|---|---|---|---|---|---|---|---|---|---|---|";
 
 /// What all sessions share.

@@ -12,12 +12,10 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 
 use self::tables::Line;
+use crate::cuda;
 use crate::paths::{program, root};
 
 mod tables;
-
-/// What tells that there is an NVIDIA driver; the last is the one under Windows.
-const DRIVER_FILES: [&str; 3] = ["/dev/nvidiactl", "/proc/driver/nvidia", "/dev/dxg"];
 
 /// Options of `bench tail`.
 #[derive(clap::Args)]
@@ -45,13 +43,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         return print(folder);
     }
     ensure!(
-        DRIVER_FILES.iter().any(|file| Path::new(file).exists()),
+        cuda::has_driver(),
         "there is no NVIDIA driver on this machine, and bench tail measures a GPU. Where there is one, run\n\
          \x20 cuda-check --time --json > DIR/headway.jsonl    (`cargo xtask cuda build` makes it)\n\
          \x20 python3 transformers_tail.py > DIR/peer.jsonl   (in xtask/peers)\n\
          and here `cargo xtask bench tail --from DIR`"
     );
-    crate::cuda::run(crate::cuda::Command::Build)?;
+    cuda::run(cuda::Command::Build)?;
     let temporary = tempfile::tempdir()?;
     let folder = arguments.out.as_deref().unwrap_or(temporary.path());
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;

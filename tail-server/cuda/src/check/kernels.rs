@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cudarc::driver::CudaSlice;
 use headway_model::config::{Architecture, RopeLayout, RopeScaling};
 use headway_model::rope::Rope;
 use headway_model::{BLOCK_POSITIONS, BlockId, KvTable, LayerRange, ModelConfig};
@@ -121,6 +122,45 @@ pub(super) fn bounds(config: &ModelConfig, kv_blocks: usize, cut: Cut) -> Bounds
     }
 }
 
+/// A step of four rows of token ids at layer 0 and three of hidden states at layer 2, on the device. The second, the
+/// fourth and the last row are wanted.
+fn of_both_inputs(
+    gpu: &Arc<Gpu>,
+    kernels: &Kernels,
+    config: &ModelConfig,
+    token_ids: &[u32],
+    states: &[f32],
+) -> Result<Step, CudaError> {
+    let mut free = 0..64;
+    let tables = [
+        table(config, 0, [0, 4], &mut free),
+        table(config, 2, [5, 3], &mut free),
+    ];
+    let segments = [
+        Segment {
+            entry_layer: 0,
+            rows: 4,
+            input: Input::TokenIds(token_ids),
+            table: &tables[0],
+        },
+        Segment {
+            entry_layer: 2,
+            rows: 3,
+            input: Input::HiddenStates(states),
+            table: &tables[1],
+        },
+    ];
+    let wanted = [1, 3, 6];
+    let mut step = Step::new(gpu, 16)?;
+    step.upload(
+        gpu,
+        config,
+        &bounds(config, 64, kernels.attention.cut(64)),
+        &Batch::new(&segments, &wanted),
+    )?;
+    Ok(step)
+}
+
 /// Token ids and hidden states become rows; the wanted ones are normed.
 fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError> {
     let mut random = Random(hidden as u64);
@@ -131,41 +171,11 @@ fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError>
     let states = random.values(3 * hidden);
     let token_ids = [0, 999, 17, 500];
     let weight = random.values(hidden);
-    let mut free = 0..64;
-    let tables = [
-        table(&config, 0, [0, 4], &mut free),
-        table(&config, 2, [5, 3], &mut free),
-    ];
-    let segments = [
-        Segment {
-            entry_layer: 0,
-            rows: 4,
-            input: Input::TokenIds(&token_ids),
-            table: &tables[0],
-        },
-        Segment {
-            entry_layer: 2,
-            rows: 3,
-            input: Input::HiddenStates(&states),
-            table: &tables[1],
-        },
-    ];
-    let wanted = [1, 3, 6];
-    let mut step = Step::new(gpu, 16)?;
-    step.upload(
-        gpu,
-        &config,
-        &bounds(&config, 64, kernels.attention.cut(64)),
-        &Batch::new(&segments, &wanted),
-    )?;
+    let step = of_both_inputs(gpu, &kernels, &config, &token_ids, &states)?;
 
     let x = up(gpu, &vec![9.0; 7 * hidden], Dtype::F32)?;
     let out = up(gpu, &vec![9.0; 7 * hidden], dtype)?;
     let device_embedding = up(gpu, &embedding, dtype)?;
-    let device_weight = up(gpu, &weight, Dtype::F32)?;
-    let planes = random.values(2 * 7 * hidden);
-    let device_planes = up(gpu, &planes, Dtype::F32)?;
-    let stamps = up(gpu, &[0.0; 16], Dtype::F32)?;
     let width = u32::try_from(hidden).expect("sizes of the checks are small");
     let address = |memory| gpu.address(memory);
     let step = step.address(gpu);
@@ -180,50 +190,87 @@ fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError>
     // Assembling changes no bit.
     worst = if worst == 0.0 { worst } else { f64::INFINITY };
 
-    let what = AddNorm {
-        x: address(&x),
-        product: Planes {
-            address: address(&device_planes),
-            planes: 2,
-            stride: (7 * hidden) as u64,
-        },
-        weight: address(&device_weight),
-        out: address(&out),
-        hidden_size: width,
-        stamps: address(&stamps),
+    let norms = Norms {
+        planes: random.values(2 * 7 * hidden),
+        weight,
+        eps: config.rms_norm_eps,
+        hidden,
     };
-    let plus = |rows: usize, x: &[f32]| -> Vec<f32> {
-        let add = |(i, x): (usize, &f32)| match i {
-            i if i < rows * hidden => x + planes[i] + planes[7 * hidden + i],
-            _ => *x,
-        };
-        x.iter().enumerate().map(add).collect()
-    };
-    // At layer 2 three rows join, which have no product yet; later all have one.
-    kernels.add_norm(gpu, what, NormRows::BeforeLayer(7), (step, 2))?;
-    expected = plus(4, &expected);
-    worst = worst.max(difference(&down(gpu, &x, Dtype::F32)?, &expected));
-    let norms = |x: &[f32]| -> Vec<f32> {
-        let norm = |x| host_norm(x, &weight, config.rms_norm_eps);
-        x.chunks_exact(hidden).flat_map(norm).collect()
-    };
-    worst = worst.max(difference(&down(gpu, &out, dtype)?, &norms(&expected)));
-    kernels.add_norm(gpu, what, NormRows::WithinLayer(7), (step, 2))?;
-    expected = plus(7, &expected);
-    worst = worst.max(difference(&down(gpu, &x, Dtype::F32)?, &expected));
-    // The second and the third of the wanted rows.
-    let wanted = NormRows::Wanted { first: 1, count: 2 };
-    kernels.add_norm(gpu, what, wanted, (step, 4))?;
-    let all = norms(&plus(7, &expected));
-    let normed = [&all[3 * hidden..4 * hidden], &all[6 * hidden..]].concat();
-    let got = down(gpu, &out, dtype)?;
-    worst = worst.max(difference(&got[..2 * hidden], &normed));
+    worst = worst.max(norms.worst(gpu, &kernels, (dtype, step), [&x, &out], expected)?);
     Ok(Check {
         name: format!("assemble and norm {} hidden {hidden}", dtype.name()),
         difference: worst,
         tolerance: tolerance(dtype),
         note: String::new(),
     })
+}
+
+/// A product onto rows, in two planes, and their norm.
+struct Norms {
+    /// `[plane, row, hidden]`.
+    planes: Vec<f32>,
+    weight: Vec<f32>,
+    eps: f32,
+    hidden: usize,
+}
+
+impl Norms {
+    /// The largest difference of all kinds of norms. `expected`: what is in `x`, seven rows.
+    fn worst(
+        &self,
+        gpu: &Arc<Gpu>,
+        kernels: &Kernels,
+        (dtype, step): (Dtype, u64),
+        [x, out]: [&CudaSlice<u8>; 2],
+        mut expected: Vec<f32>,
+    ) -> Result<f64, CudaError> {
+        let hidden = self.hidden;
+        let mut worst = 0_f64;
+        let device_planes = up(gpu, &self.planes, Dtype::F32)?;
+        let device_weight = up(gpu, &self.weight, Dtype::F32)?;
+        let stamps = up(gpu, &[0.0; 16], Dtype::F32)?;
+        let address = |memory| gpu.address(memory);
+        let what = AddNorm {
+            x: address(x),
+            product: Planes {
+                address: address(&device_planes),
+                planes: 2,
+                stride: (7 * hidden) as u64,
+            },
+            weight: address(&device_weight),
+            out: address(out),
+            hidden_size: u32::try_from(hidden).expect("sizes of the checks are small"),
+            stamps: address(&stamps),
+        };
+        let planes = &self.planes;
+        let plus = |rows: usize, x: &[f32]| -> Vec<f32> {
+            let add = |(i, x): (usize, &f32)| match i {
+                i if i < rows * hidden => x + planes[i] + planes[7 * hidden + i],
+                _ => *x,
+            };
+            x.iter().enumerate().map(add).collect()
+        };
+        // At layer 2 three rows join, which have no product yet; later all have one.
+        kernels.add_norm(gpu, what, NormRows::BeforeLayer(7), (step, 2))?;
+        expected = plus(4, &expected);
+        worst = worst.max(difference(&down(gpu, x, Dtype::F32)?, &expected));
+        let norms = |x: &[f32]| -> Vec<f32> {
+            let norm = |x| host_norm(x, &self.weight, self.eps);
+            x.chunks_exact(hidden).flat_map(norm).collect()
+        };
+        worst = worst.max(difference(&down(gpu, out, dtype)?, &norms(&expected)));
+        kernels.add_norm(gpu, what, NormRows::WithinLayer(7), (step, 2))?;
+        expected = plus(7, &expected);
+        worst = worst.max(difference(&down(gpu, x, Dtype::F32)?, &expected));
+        // The second and the third of the wanted rows.
+        let wanted = NormRows::Wanted { first: 1, count: 2 };
+        kernels.add_norm(gpu, what, wanted, (step, 4))?;
+        let all = norms(&plus(7, &expected));
+        let normed = [&all[3 * hidden..4 * hidden], &all[6 * hidden..]].concat();
+        let got = down(gpu, out, dtype)?;
+        worst = worst.max(difference(&got[..2 * hidden], &normed));
+        Ok(worst)
+    }
 }
 
 #[expect(

@@ -9,7 +9,8 @@ use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::{Heads, Kernels};
-use crate::products::{Matrix, OWN_ROWS, Outputs, Products, Rows};
+use crate::operand::Rows;
+use crate::products::{Matrix, OWN_ROWS, Outputs, Products};
 
 /// Of a Llama-3.1-8B: q, k and v; attention's output; gate and up; down; lm_head.
 const SHAPES: [(&str, [usize; 2], Outputs); 5] = [

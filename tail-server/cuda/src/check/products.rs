@@ -8,7 +8,8 @@ use super::{Check, Random, difference};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
-use crate::products::{Matrix, OWN_ROWS, Outputs, Products, Rows};
+use crate::operand::Rows;
+use crate::products::{Matrix, OWN_ROWS, Outputs, Products};
 
 pub(super) fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
     for dtype in Dtype::ALL {

@@ -98,7 +98,12 @@ fn check(gpu: &Gpu, vocab_size: usize, rows: usize) -> Result<Check, CudaError> 
         asked,
         failures,
     } = found;
-    let failure = failures.first().map_or("", String::as_str);
+    let failure = failures
+        .iter()
+        .take(4)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
     Ok(Check {
         name: format!("sampling vocabulary {vocab_size}, {rows} rows"),
         difference: if failures.is_empty() {
