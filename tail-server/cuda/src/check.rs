@@ -12,7 +12,7 @@ mod alone;
 mod attention;
 pub mod attention_time;
 mod host;
-mod kernels;
+pub(crate) mod kernels;
 pub mod product_time;
 mod products;
 pub mod report;

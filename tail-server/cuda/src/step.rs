@@ -274,3 +274,44 @@ fn write_layers(words: &mut [u32], bounds: &Bounds, joined: &[Joined]) {
 fn word(value: usize) -> u32 {
     u32::try_from(value).expect("rows, positions and tables of a step are far below 2^32")
 }
+
+#[cfg(test)]
+mod tests {
+    use headway_model::{BlockId, KvTable};
+
+    use super::*;
+
+    #[test]
+    fn a_stages_table_has_its_layers_and_counts_from_its_first_block() {
+        let mut table = KvTable::new(LayerRange::new(1, 5));
+        for first in [30, 34, 38] {
+            let column: Vec<BlockId> = (first..first + 4).map(BlockId).collect();
+            table.push_column(&column);
+        }
+        table.advance(40);
+        let segment = Segment {
+            entry_layer: 2,
+            rows: 3,
+            input: Input::TokenIds(&[]),
+            table: &table,
+        };
+        let bounds = Bounds {
+            max_rows: 8,
+            first_block: 20,
+            kv_blocks: 30,
+            cut: Cut {
+                item_positions: 32,
+                row_items: 4,
+                tile_rows: 4,
+                prompt_rows: 0,
+            },
+            one_order: false,
+            layers: LayerRange::new(2, 4),
+        };
+        // The third column has none of the 43 positions.
+        let mut words = [99; 6];
+        assert_eq!(segment.table_words(bounds.layers), 4);
+        write_table(&mut words, &bounds, &segment);
+        assert_eq!(words, [11, 12, 15, 16, 99, 99]);
+    }
+}

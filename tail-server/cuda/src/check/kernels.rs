@@ -61,7 +61,7 @@ pub(super) const fn tolerance(dtype: Dtype) -> f64 {
 }
 
 /// A model of one layer with these heads; the other sizes are small.
-pub(super) fn config(heads: usize, kv_heads: usize, head_dim: usize) -> ModelConfig {
+pub(crate) fn config(heads: usize, kv_heads: usize, head_dim: usize) -> ModelConfig {
     ModelConfig {
         architecture: Architecture::Qwen3,
         num_layers: 4,

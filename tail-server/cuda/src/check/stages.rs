@@ -40,8 +40,8 @@ pub(super) fn all(
         };
         for dtype in Dtype::ALL {
             let uncut = model.run(&[Arc::clone(gpu)], dtype, false)?.0;
-            let places = places.iter().enumerate();
-            let fitting = places.filter(|(_, (_, gpus))| gpus.len() <= layers.len());
+            let fitting = places.iter().enumerate();
+            let fitting = fitting.filter(|(_, (_, gpus))| gpus.len() <= layers.len());
             for (index, (place, gpus)) in fitting {
                 for graphs in [false, true].into_iter().take(1 + index % 2) {
                     let (got, has_times) = model.run(gpus, dtype, graphs)?;
@@ -56,8 +56,11 @@ pub(super) fn all(
     Ok(())
 }
 
-/// Where stages lie, with a name: on one stream, on several streams of one GPU, and on two GPUs where there are two.
-fn places(gpu: &Arc<Gpu>) -> Result<Vec<(&'static str, Vec<Arc<Gpu>>)>, CudaError> {
+/// Where stages lie, with a name.
+type Place = (&'static str, Vec<Arc<Gpu>>);
+
+/// On one stream, on several streams of one GPU, and on two GPUs where there are two.
+fn places(gpu: &Arc<Gpu>) -> Result<Vec<Place>, CudaError> {
     let here = || Arc::clone(gpu);
     let again = || Gpu::open(gpu.ordinal());
     let mut places = vec![

@@ -101,3 +101,84 @@ fn check_table(
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use headway_model::config::ModelConfig;
+    use headway_model::{KvTable, LayerRange};
+
+    use super::*;
+    use crate::attention::Cut;
+
+    /// Layers 2 and 3 of a model of six, with the blocks 10 to 19.
+    const BOUNDS: Bounds = Bounds {
+        max_rows: 8,
+        first_block: 10,
+        kv_blocks: 10,
+        cut: Cut {
+            item_positions: 32,
+            row_items: 4,
+            tile_rows: 4,
+            prompt_rows: 0,
+        },
+        one_order: false,
+        layers: LayerRange::new(2, 4),
+    };
+
+    fn config() -> ModelConfig {
+        ModelConfig {
+            num_layers: 6,
+            ..crate::check::kernels::config(4, 2, 8)
+        }
+    }
+
+    /// One column, of the blocks that are named for its layers.
+    fn table(layers: [usize; 2], blocks: &[u32]) -> KvTable {
+        let mut table = KvTable::new(LayerRange::new(layers[0], layers[1]));
+        table.push_column(&blocks.iter().copied().map(BlockId).collect::<Vec<_>>());
+        table
+    }
+
+    fn checked(table: &KvTable, entry_layer: usize, handed_rows: usize) -> Result<(), CudaError> {
+        let segments = [Segment {
+            entry_layer,
+            rows: 3,
+            input: Input::TokenIds(&[1, 2, 3]),
+            table,
+        }];
+        let batch = Batch {
+            handed_rows,
+            ..Batch::new(&segments, &[])
+        };
+        check(&config(), &BOUNDS, &batch)
+    }
+
+    #[test]
+    fn a_stage_looks_at_its_own_layers_blocks_alone() {
+        let all = table([0, 6], &[0, 1, 10, 19, 20, 21]);
+        assert!(checked(&all, 2, 3).is_ok());
+        for outside in [9, 20] {
+            let error = checked(&table([0, 6], &[0, 1, 10, outside, 20, 21]), 2, 3);
+            let is_refused = matches!(
+                error,
+                Err(CudaError::Forward(ForwardError::Block { block, .. })) if block.0 == outside
+            );
+            assert!(is_refused, "{outside}");
+        }
+    }
+
+    #[test]
+    fn rows_that_are_handed_over_need_no_input_and_others_do() {
+        let all = table([0, 6], &[0, 1, 10, 19, 20, 21]);
+        // Token ids have no business behind the first layer.
+        assert!(checked(&all, 2, 3).is_ok());
+        assert!(checked(&all, 2, 0).is_err());
+    }
+
+    #[test]
+    fn a_table_that_ends_before_the_stage_is_refused() {
+        assert!(checked(&table([0, 4], &[0, 1, 10, 11]), 2, 3).is_ok());
+        assert!(checked(&table([0, 3], &[0, 1, 10]), 2, 3).is_err());
+        assert!(checked(&table([3, 6], &[10, 20, 21]), 2, 3).is_err());
+    }
+}
