@@ -17,6 +17,7 @@ use crate::answer::Plan;
 use crate::artifact_cache::ArtifactCache;
 use crate::config::{ClientConfig, default_cache_dir};
 use crate::connection::Dialer;
+use crate::device_layers::Holding;
 use crate::error::{DeviceError, Error, RequestError, TailError};
 use crate::generation::Generation;
 use crate::head_layers::HeadLayers;
@@ -206,19 +207,27 @@ impl Client {
             ..
         } = pulled;
         let manifest = Arc::new(manifest);
+        let max_positions = config
+            .max_positions
+            .unwrap_or(usize::MAX)
+            .min(manifest.max_positions);
         let (vocabulary, head_layers) = {
-            let (manifest, dtype) = (Arc::clone(&manifest), config.dtype);
-            let load = move || load_head(&manifest, choice, dtype, (&tokenizer_file, &files));
+            let manifest = Arc::clone(&manifest);
+            let holding = Holding {
+                dtype: config.dtype.unwrap_or(match choice.head_quantization {
+                    Quantization::None => manifest.dtype,
+                    _ => WeightDtype::Native,
+                }),
+                place: config.place,
+                max_positions,
+            };
+            let load = move || load_head(&manifest, choice, holding, (&tokenizer_file, &files));
             tokio::task::spawn_blocking(load)
                 .await
                 .map_err(DeviceError::Worker)??
         };
         let vocabulary = Arc::new(vocabulary);
         let model = &manifest.identity.config;
-        let max_positions = config
-            .max_positions
-            .unwrap_or(usize::MAX)
-            .min(manifest.max_positions);
         let all_layers = head_layers
             .as_ref()
             .filter(|_| choice.split_layer == model.num_layers);
@@ -230,8 +239,8 @@ impl Client {
                     prompt_chunk_positions: config.prompt_chunk_positions,
                     ..LocalConfig::default()
                 };
-                let decoder = Arc::clone(head_layers.decoder());
-                let model = LocalModel::new(decoder, Arc::clone(&vocabulary), &local_config);
+                let layers = head_layers.layers().clone();
+                let model = LocalModel::new(layers, Arc::clone(&vocabulary), &local_config);
                 Some(model.reporting_to(reporter(&url, &tls, &config)?))
             }
         };
@@ -349,7 +358,7 @@ fn reporter(
 fn load_head(
     manifest: &Manifest,
     choice: Choice,
-    dtype: Option<WeightDtype>,
+    holding: Holding,
     (tokenizer_file, files): (&PathBuf, &[PathBuf]),
 ) -> Result<(Vocabulary, Option<HeadLayers>), Error> {
     let json = std::fs::read(tokenizer_file).map_err(DeviceError::cache(tokenizer_file))?;
@@ -359,13 +368,14 @@ fn load_head(
     if choice.split_layer == 0 {
         return Ok((vocabulary, None));
     }
-    let dtype = dtype.unwrap_or(match choice.head_quantization {
-        Quantization::None => manifest.dtype,
-        _ => WeightDtype::Native,
-    });
     let config = manifest.identity.config.clone();
     Ok((
         vocabulary,
-        Some(HeadLayers::load(config, files, choice.split_layer, dtype)?),
+        Some(HeadLayers::load(
+            config,
+            files,
+            choice.split_layer,
+            holding,
+        )?),
     ))
 }

@@ -8,6 +8,7 @@ use headway_model::weights::WeightDtype;
 use headway_wire::{Codec, Limits};
 
 use crate::credentials::Credentials;
+use crate::place::Place;
 
 pub use crate::artifact_cache::{Progress, ProgressCallback};
 
@@ -49,6 +50,8 @@ pub struct ClientConfig {
     /// The type in which head weights are held. `None`: the tail's own where they are not quantised, which
     /// is what makes the split lossless; otherwise that of the files.
     pub dtype: Option<WeightDtype>,
+    /// Where the layers of this device run.
+    pub place: Place,
     /// The most positions of a session; `None`: the tail's limit.
     pub max_positions: Option<usize>,
     /// Positions of the prompt that are computed and sent at a time.
@@ -92,6 +95,7 @@ impl Default for ClientConfig {
             codec: None,
             head_quantization: None,
             dtype: None,
+            place: Place::default(),
             max_positions: None,
             prompt_chunk_positions: 256,
             max_replay_bytes: 64 << 20,

@@ -148,6 +148,24 @@ pub enum DeviceError {
     /// The model cannot be loaded.
     #[error("cannot load the model")]
     Load(#[from] LoadError),
+    /// A GPU was asked for.
+    #[cfg(not(feature = "cuda"))]
+    #[error("this build has no CUDA; use --device cpu")]
+    NoCuda,
+    /// A GPU cannot be used, or has failed.
+    #[cfg(feature = "cuda")]
+    #[error("--device: the GPU cannot be used; --device cpu needs none")]
+    Cuda(#[from] headway_cuda::CudaError),
+    /// The GPU has no room for a generation's keys and values.
+    #[cfg(feature = "cuda")]
+    #[error(
+        "the GPU has no memory for the keys and values of {positions} positions beside those of other generations; \
+         try again later, with fewer positions, or with --device cpu"
+    )]
+    GpuMemory {
+        /// As many as the generation would have had.
+        positions: usize,
+    },
     /// A forward pass failed.
     #[error("a forward pass failed")]
     Forward(#[from] ForwardError),

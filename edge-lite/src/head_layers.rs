@@ -1,47 +1,43 @@
 //! The layers that run on this device, `[0, k)`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use headway_model::config::ModelConfig;
-use headway_model::layer_range::LayerRange;
-use headway_model::weights::{WeightDtype, Weights};
-use headway_model::{Decoder, KvCache};
+use headway_model::weights::Weights;
 use headway_wire::message::Activations;
 use headway_wire::{Codec, codec};
 
+use crate::device_layers::{DeviceLayers, Holding, Sequence};
 use crate::error::DeviceError;
 use crate::prefix::PrefixDigests;
 
 /// The head layers, ready to run for any number of generations.
 #[derive(Clone)]
 pub struct HeadLayers {
-    decoder: Arc<Decoder>,
+    layers: DeviceLayers,
 }
 
 impl HeadLayers {
     /// Loads the embedding and layers `[0, split_layer)` from part files. Blocks.
     ///
     /// # Errors
-    /// [`DeviceError::Load`].
-    pub fn load(
+    /// As [`DeviceLayers::load`].
+    pub(crate) fn load(
         config: ModelConfig,
         files: &[PathBuf],
         split_layer: usize,
-        dtype: WeightDtype,
+        holding: Holding,
     ) -> Result<Self, DeviceError> {
         let weights = Weights::open_parts(config, files)?;
-        let decoder = Decoder::load(&weights, LayerRange::new(0, split_layer), dtype)?;
         Ok(Self {
-            decoder: Arc::new(decoder),
+            layers: DeviceLayers::load(&weights, split_layer, holding)?,
         })
     }
 
     /// The layers.
-    #[must_use]
-    pub fn decoder(&self) -> &Arc<Decoder> {
-        &self.decoder
+    pub(crate) const fn layers(&self) -> &DeviceLayers {
+        &self.layers
     }
 
     /// Starts one generation of at most `capacity` positions, whose rows are also taken by `digests`.
@@ -52,8 +48,8 @@ impl HeadLayers {
         digests: Option<PrefixDigests>,
     ) -> HeadPass {
         HeadPass {
-            decoder: Arc::clone(&self.decoder),
-            cache: self.decoder.new_cache(capacity),
+            sequence: self.layers.sequence(capacity),
+            hidden_size: self.layers.config().hidden_size,
             codec,
             digests,
         }
@@ -62,8 +58,8 @@ impl HeadLayers {
 
 /// The head layers' side of one generation.
 pub(crate) struct HeadPass {
-    decoder: Arc<Decoder>,
-    cache: KvCache,
+    sequence: Sequence,
+    hidden_size: usize,
     codec: Codec,
     /// Here rather than where the rows are sent, because a digest of many rows takes time, too.
     digests: Option<PrefixDigests>,
@@ -78,28 +74,23 @@ pub(crate) struct HeadRows {
 impl HeadPass {
     /// Runs the layers on `token_ids`, which stand at `position` and after it. Blocks.
     ///
-    /// `position` may lie before the cache's end: those rows are computed again, to the same bits, because
-    /// the keys and values before `position` are still what they were.
+    /// `position` may lie before the sequence's end: those rows are computed again, on the CPU to the same bits,
+    /// because the keys and values before `position` are still what they were. On a GPU their last bits may differ
+    /// where they are computed in another number at a time.
     pub(crate) fn run(
         &mut self,
         position: usize,
         token_ids: &[u32],
     ) -> Result<HeadRows, DeviceError> {
         assert!(
-            position <= self.cache.len(),
+            position <= self.sequence.len(),
             "rows are computed without gaps"
         );
         let started = Instant::now();
-        self.cache.truncate(position);
-        let mut hidden_states = self.decoder.embed(token_ids)?;
-        self.decoder
-            .forward(self.decoder.layers(), &mut hidden_states, &mut self.cache)?;
+        self.sequence.truncate(position);
+        let hidden_states = self.sequence.hidden_states(token_ids)?;
         let compute = started.elapsed();
-        let activations = codec::encode(
-            self.codec,
-            &hidden_states,
-            self.decoder.config().hidden_size,
-        )?;
+        let activations = codec::encode(self.codec, &hidden_states, self.hidden_size)?;
         if let Some(digests) = &mut self.digests {
             digests.extend(position, codec::encoded_rows(&activations, self.codec));
         }

@@ -4,16 +4,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use headway_model::layer_range::LayerRange;
 use headway_model::sampler::{Sampled, Sampler};
 use headway_model::weights::{WeightDtype, Weights};
-use headway_model::{Decoder, KvCache};
 
 use crate::answer::{Account, Answer, Plan};
+use crate::device_layers::{DeviceLayers, Holding, Sequence};
 use crate::error::{DeviceError, Error, RequestError};
 use crate::event::Event;
 use crate::generation::{Generation, Progress};
 use crate::on_device::Reporter;
+use crate::place::Place;
 use crate::report::{FinishReason, Route, Totals};
 use crate::request::GenerateRequest;
 use crate::vocabulary::Vocabulary;
@@ -23,6 +23,8 @@ use crate::vocabulary::Vocabulary;
 pub struct LocalConfig {
     /// The type in which weights are held.
     pub dtype: WeightDtype,
+    /// Where the layers run.
+    pub place: Place,
     /// The most positions of a generation; `None`: as many as the model was made for.
     pub max_positions: Option<usize>,
     /// Positions of the prompt that are computed at a time; bounds the memory for hidden states.
@@ -33,6 +35,7 @@ impl Default for LocalConfig {
     fn default() -> Self {
         Self {
             dtype: WeightDtype::Native,
+            place: Place::default(),
             max_positions: None,
             prompt_chunk_positions: 256,
         }
@@ -42,7 +45,7 @@ impl Default for LocalConfig {
 /// A model that runs here from its first layer to its last.
 #[derive(Clone)]
 pub struct LocalModel {
-    decoder: Arc<Decoder>,
+    layers: DeviceLayers,
     vocabulary: Arc<Vocabulary>,
     max_positions: usize,
     prompt_chunk_positions: usize,
@@ -57,23 +60,27 @@ impl LocalModel {
     /// [`DeviceError::Load`], [`RequestError::ChatTemplate`].
     pub fn load(path: &Path, config: &LocalConfig) -> Result<Self, Error> {
         let weights = Weights::open(path)?;
-        let layers = LayerRange::new(0, weights.config().num_layers);
-        let decoder = Arc::new(Decoder::load(&weights, layers, config.dtype)?);
+        let holding = Holding {
+            dtype: config.dtype,
+            place: config.place,
+            max_positions: config.max_positions.unwrap_or(usize::MAX),
+        };
+        let layers = DeviceLayers::load(&weights, weights.config().num_layers, holding)?;
         let vocabulary = Arc::new(Vocabulary::of_weights(&weights)?);
-        Ok(Self::new(decoder, vocabulary, config))
+        Ok(Self::new(layers, vocabulary, config))
     }
 
-    /// `decoder` holds all layers.
+    /// `layers` are all of the model's.
     pub(crate) fn new(
-        decoder: Arc<Decoder>,
+        layers: DeviceLayers,
         vocabulary: Arc<Vocabulary>,
         config: &LocalConfig,
     ) -> Self {
-        let known = decoder.config().max_positions;
+        let known = layers.config().max_positions;
         let max_positions = config.max_positions.map_or(known, |most| most.min(known));
         let prompt_chunk_positions = config.prompt_chunk_positions.max(1);
         Self {
-            decoder,
+            layers,
             vocabulary,
             max_positions,
             prompt_chunk_positions,
@@ -95,12 +102,6 @@ impl LocalModel {
     #[must_use]
     pub fn vocabulary(&self) -> &Vocabulary {
         &self.vocabulary
-    }
-
-    /// The layers.
-    #[must_use]
-    pub fn decoder(&self) -> &Arc<Decoder> {
-        &self.decoder
     }
 
     /// Starts a generation.
@@ -125,18 +126,18 @@ impl LocalModel {
         answer.opened(plan.started);
         let mut pass = Pass {
             model: self,
-            cache: self.decoder.new_cache(plan.positions()),
+            sequence: self.layers.sequence(plan.positions()),
             compute: Duration::ZERO,
         };
         let finish = pass
             .drive(plan, &mut answer, progress)
             .and_then(|finish| Ok(answer.rest(finish)?));
-        let num_layers = self.decoder.config().num_layers;
+        let num_layers = self.layers.num_layers();
         let account = Account {
             prompt_tokens: plan.prompt.len(),
             split_layer: num_layers,
             num_layers,
-            head_weight_bytes: self.decoder.weight_bytes(),
+            head_weight_bytes: self.layers.weight_bytes(),
             route: Route::Device,
             totals: Totals {
                 head_compute_ms: pass.compute.as_secs_f64() * 1e3,
@@ -164,7 +165,7 @@ impl LocalModel {
 /// One generation's forward passes.
 struct Pass<'a> {
     model: &'a LocalModel,
-    cache: KvCache,
+    sequence: Sequence,
     compute: Duration,
 }
 
@@ -186,7 +187,9 @@ impl Pass<'_> {
             if progress.cancelled.is_set() {
                 return Ok(FinishReason::Cancelled);
             }
-            self.forward(chunk)?;
+            let started = Instant::now();
+            self.sequence.extend(chunk)?;
+            self.compute += started.elapsed();
         }
         let mut next_input = last.to_vec();
         loop {
@@ -207,27 +210,16 @@ impl Pass<'_> {
             if let Some(finish) = taken.finish {
                 return Ok(finish);
             }
-            sampler.observe(self.cache.len(), token_id);
+            sampler.observe(self.sequence.len(), token_id);
             next_input = vec![token_id];
         }
     }
 
     fn sample(&mut self, token_ids: &[u32], sampler: &Sampler) -> Result<Sampled, DeviceError> {
-        let hidden_states = self.forward(token_ids)?;
         let started = Instant::now();
-        let mut logits = self.model.decoder.logits(&hidden_states)?;
-        let sampled = sampler.sample(&mut logits, self.cache.len());
+        let mut logits = self.sequence.logits(token_ids)?;
+        let sampled = sampler.sample(&mut logits, self.sequence.len());
         self.compute += started.elapsed();
         Ok(sampled)
-    }
-
-    /// Returns the hidden states behind the last layer, `[token_ids.len(), hidden_size]`.
-    fn forward(&mut self, token_ids: &[u32]) -> Result<Vec<f32>, DeviceError> {
-        let started = Instant::now();
-        let decoder = &self.model.decoder;
-        let mut hidden_states = decoder.embed(token_ids)?;
-        decoder.forward(decoder.layers(), &mut hidden_states, &mut self.cache)?;
-        self.compute += started.elapsed();
-        Ok(hidden_states)
     }
 }

@@ -80,7 +80,7 @@ impl Rows {
                 .then(|| PrefixDigests::new(wire_u32(split_layer), codec))
         };
         let head = head_layers.map(|layers| {
-            let split_layer = layers.decoder().layers().end;
+            let split_layer = layers.layers().num_layers();
             let digests = digests(split_layer, Some(codec));
             Head {
                 pass: Pass::Idle(Box::new(layers.pass(config.capacity, codec, digests))),

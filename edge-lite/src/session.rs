@@ -54,7 +54,7 @@ impl SessionConfig {
     /// Bytes that the head weights take in memory.
     pub(crate) fn head_weight_bytes(&self) -> usize {
         let head_layers = self.head_layers.as_ref();
-        head_layers.map_or(0, |head_layers| head_layers.decoder().weight_bytes())
+        head_layers.map_or(0, |head_layers| head_layers.layers().weight_bytes())
     }
 }
 

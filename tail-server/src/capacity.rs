@@ -21,6 +21,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use self::room::{OutOfRoom, SessionRoom};
 use crate::auth::Tenant;
+pub(crate) use crate::kv_pool::PoolPart;
 use crate::kv_pool::{KvPool, Shortage};
 use crate::metrics::Metrics;
 
@@ -84,11 +85,12 @@ struct PrefixKey {
     digest: PrefixDigest,
 }
 
-/// How much KV cache a tail has.
-#[derive(Clone, Copy, Debug)]
+/// How much KV cache a tail has. Where it lies on several devices, what is said of bytes to a session that finds no
+/// room is said of the device that is short.
+#[derive(Clone, Debug)]
 pub(crate) struct KvLimits {
-    /// Of the device's memory.
-    pub(crate) total_blocks: usize,
+    /// Of the device's memory; of several devices', each with its layers.
+    pub(crate) parts: Vec<PoolPart>,
     /// Keys and values of [`headway_model::BLOCK_POSITIONS`] positions in one layer.
     pub(crate) block_bytes: usize,
     /// How long a prefix is kept that no session uses.
@@ -146,7 +148,7 @@ struct Held {
 #[derive(Clone)]
 pub(crate) struct Capacity {
     max_sessions: usize,
-    limits: KvLimits,
+    block_bytes: usize,
     held: Arc<Mutex<Held>>,
     released: Arc<Notify>,
     metrics: Arc<Metrics>,
@@ -154,15 +156,13 @@ pub(crate) struct Capacity {
 
 impl Capacity {
     pub(crate) fn new(max_sessions: usize, limits: KvLimits, metrics: Arc<Metrics>) -> Self {
-        let limit_bytes = limits.total_blocks * limits.block_bytes;
+        let pool = KvPool::new(&limits.parts, limits.prefix_retention);
+        let limit_bytes = pool.counts().total * limits.block_bytes;
         metrics.kv_limit_bytes.set(gauge_value(limit_bytes));
         let capacity = Self {
             max_sessions,
-            limits,
-            held: Arc::new(Mutex::new(Held {
-                sessions: 0,
-                pool: KvPool::new(limits.total_blocks, limits.prefix_retention),
-            })),
+            block_bytes: limits.block_bytes,
+            held: Arc::new(Mutex::new(Held { sessions: 0, pool })),
             released: Arc::default(),
             metrics,
         };
@@ -227,20 +227,23 @@ impl Capacity {
     }
 
     fn kv_error(&self, shortage: &Shortage) -> CapacityError {
-        let bytes = |blocks: usize| blocks.saturating_mul(self.limits.block_bytes);
-        let max_bytes = bytes(self.limits.total_blocks);
+        let bytes = |blocks: usize| blocks.saturating_mul(self.block_bytes);
         match *shortage {
-            Shortage::NeverFits { needed_blocks, .. } => CapacityError::NeverFits {
+            Shortage::NeverFits {
+                needed_blocks,
+                total_blocks,
+            } => CapacityError::NeverFits {
                 needed_bytes: bytes(needed_blocks),
-                max_bytes,
+                max_bytes: bytes(total_blocks),
             },
             Shortage::Full {
                 needed_blocks,
                 free_blocks,
+                total_blocks,
             } => CapacityError::KvCache {
                 needed_bytes: bytes(needed_blocks),
                 free_bytes: bytes(free_blocks),
-                max_bytes,
+                max_bytes: bytes(total_blocks),
                 retry_after_ms: RETRY_AFTER_MS,
             },
         }
@@ -253,7 +256,7 @@ impl Capacity {
     fn show(&self, held: &Held) {
         let counts = held.pool.counts();
         self.metrics.show_kv_blocks(&counts);
-        let reserved_bytes = (counts.held + counts.promised) * self.limits.block_bytes;
+        let reserved_bytes = (counts.held + counts.promised) * self.block_bytes;
         self.metrics.kv_bytes.set(gauge_value(reserved_bytes));
     }
 }

@@ -54,7 +54,8 @@ pub struct Args {
     /// Devices may fetch all layers and answer alone; --split-max still bounds the sessions.
     #[arg(long)]
     pub on_device_answers: bool,
-    /// Where the tail layers run: cpu, cuda:N for an NVIDIA GPU, or auto for the first GPU where there is one.
+    /// Where the tail layers run: cpu, cuda:N for an NVIDIA GPU, cuda:N,cuda:M for several, each with a range of the
+    /// layers, or auto for the first GPU where there is one.
     #[arg(long, default_value = "auto")]
     pub device: String,
     /// The type of the weights in memory: native (as in the file), f32, bf16 or f16.
@@ -69,7 +70,7 @@ pub struct Args {
     /// The most sessions whose prompt is not computed yet, from their Open on.
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_queue: usize,
-    /// The most bytes of KV cache, all sessions together [default: on a GPU what is free behind the weights, less
+    /// The most bytes of KV cache, all sessions and all GPUs together [default: on a GPU what is free behind the weights, less
     /// a tenth, at least 2 GiB, for everything else; on the CPU 2 GiB].
     #[arg(long)]
     pub max_kv_bytes: Option<usize>,

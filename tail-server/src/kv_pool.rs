@@ -1,4 +1,4 @@
-//! Who owns which blocks of a device's KV memory.
+//! Who owns which blocks of a device's KV memory, or of several devices'.
 //!
 //! A *block* has room for the keys and values of a fixed number of consecutive positions in one layer. Sessions
 //! run the layers `[k, L)` with different `k`, so one that runs `layers` of them needs as many blocks for every
@@ -6,6 +6,10 @@
 //! that it may ever need, and takes their blocks column by column as positions are written. A full column whose
 //! content is known by a key may be *kept* after its session has ended, and later sessions reuse it instead of
 //! computing it again. The leading columns that a session reuses are its *prefix*.
+//!
+//! The pool has *parts*, each with the blocks of some layers that follow each other: one part where one device runs all
+//! layers, otherwise one for each device. A column takes the block of each layer from the layer's part. Numbers of
+//! blocks follow each other from part to part, so that a number says which part it is of.
 //!
 //! This is bookkeeping only: no clock, no lock, no device. Every step costs the blocks that it touches, times the
 //! logarithm of all; nothing is looked for among all leases or all columns. The caller writes to a column's blocks
@@ -15,16 +19,16 @@
 //! - A block is free or in exactly one column. A column is held by any number of sessions, or kept, or both; one
 //!   that is neither is freed at once. Held, kept and free blocks add up to all blocks, and shared columns are
 //!   counted once.
-//! - Held and promised blocks are never more than all blocks. So a column within a reservation can always be
-//!   taken: where too few blocks are free, kept columns that nobody holds are evicted. They cost a reservation
+//! - Held and promised blocks are never more than all blocks, in each part. So a column within a reservation can always
+//!   be taken: where a part has too few free blocks, kept columns that nobody holds are evicted. They cost a reservation
 //!   nothing until they are reused; then they are held, and count.
-//! - Evicted is first what was used the longest ago, and of what was used at the same moment the deepest column,
+//! - Evicted is first what was used the longest ago, whether or not it has blocks in the part that is short, and of what was used at the same moment the deepest column,
 //!   so that what remains of a prefix can still be reached from its start. A column whose predecessor is gone
 //!   cannot be reached, unless that one is written and kept again; if it is not, it is evicted or expires in turn.
 //! - What was not used for the retention time is never reused, whether or not `expire` was called since. A column
 //!   that a session holds is in use.
 //! - A key stands for one column, and a column has at most one key, so the blocks bound the keys too.
-//! - The lowest free block is handed out first, so that no more memory is touched than was ever held and kept at once.
+//! - The lowest free block of a part is handed out first, so that no more memory is touched than was ever held and kept at once.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
@@ -33,11 +37,21 @@ use std::time::{Duration, Instant};
 
 use headway_model::BlockId;
 
-use self::free_blocks::FreeBlocks;
+use self::parts::{Part, Parts};
 
 mod free_blocks;
+mod parts;
 #[cfg(test)]
 mod tests;
+
+/// The blocks of some layers that follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PoolPart {
+    /// How many layers take their blocks here. The first part also serves all layers before its own.
+    pub(crate) layers: usize,
+    /// How many blocks there are.
+    pub(crate) blocks: usize,
+}
 
 /// Names a session's reservation until it is released. No two of one pool are equal, released ones included.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,7 +70,8 @@ pub(crate) struct Grant {
 /// Why there is no room.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Shortage {
-    /// Waiting does not help: not even an empty pool has as much.
+    /// Waiting does not help: not even an empty pool has as much. Where the pool has several parts, of the part that
+    /// is too small.
     #[error(
         "the session needs {needed_blocks} blocks of KV cache, more than the {total_blocks} this tail has; \
          ask for fewer positions"
@@ -67,7 +82,8 @@ pub(crate) enum Shortage {
         /// Blocks of the pool.
         total_blocks: usize,
     },
-    /// Other sessions hold or have been promised too much.
+    /// Other sessions hold or have been promised too much. Where the pool has several parts, of the first part that is
+    /// short.
     #[error(
         "the session needs {needed_blocks} blocks of KV cache and {free_blocks} are free; \
          try again later, on another tail, or with fewer positions"
@@ -77,10 +93,12 @@ pub(crate) enum Shortage {
         needed_blocks: usize,
         /// Blocks that no session holds or has been promised; some may be kept.
         free_blocks: usize,
+        /// Blocks of the pool.
+        total_blocks: usize,
     },
 }
 
-/// How many blocks there are of what. `held + kept + free = total`, and `held + promised <= total`.
+/// How many blocks there are of what, in all parts. `held + kept + free = total`, and `held + promised <= total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Counts {
     /// All blocks of the pool.
@@ -95,14 +113,11 @@ pub(crate) struct Counts {
     pub(crate) free: usize,
 }
 
-/// The blocks of one device. `K` is what a column's content is known by: a digest of everything up to the
+/// The blocks of a tail. `K` is what a column's content is known by: a digest of everything up to the
 /// column's end, together with whatever must not be shared across, such as the tenant.
 pub(crate) struct KvPool<K> {
-    total_blocks: usize,
+    parts: Parts,
     retention: Duration,
-    free: FreeBlocks,
-    held_blocks: usize,
-    promised_blocks: usize,
     leases: HashMap<LeaseId, Lease>,
     columns: HashMap<ColumnId, Column<K>>,
     keys: HashMap<K, ColumnId>,
@@ -148,18 +163,14 @@ struct Unheld {
 }
 
 impl<K: Clone + Eq + Hash> KvPool<K> {
-    /// A pool of the blocks `0..total_blocks`, all free. Columns that nobody holds are kept for `retention` after
+    /// A pool of the blocks from 0 on, all free, in the layers' order. Columns that nobody holds are kept for `retention` after
     /// their last use; with a retention of zero nothing is ever kept.
     ///
     /// A block's id has 32 bits: of more blocks than that, the rest is never used.
-    pub(crate) fn new(total_blocks: usize, retention: Duration) -> Self {
-        let free = FreeBlocks::new(u32::try_from(total_blocks).unwrap_or(u32::MAX));
+    pub(crate) fn new(parts: &[PoolPart], retention: Duration) -> Self {
         Self {
-            total_blocks: free.len(),
+            parts: Parts::new(parts),
             retention,
-            free,
-            held_blocks: 0,
-            promised_blocks: 0,
             leases: HashMap::new(),
             columns: HashMap::new(),
             keys: HashMap::new(),
@@ -169,7 +180,7 @@ impl<K: Clone + Eq + Hash> KvPool<K> {
         }
     }
 
-    /// Makes room for `columns` columns of `layers` blocks each, until the lease is released.
+    /// Makes room for `columns` columns of the last `layers` layers, a block for each, until the lease is released.
     ///
     /// `offered` are the keys of the session's leading columns. Those that are known are reused, up to the first
     /// that is unknown, or known with another number of layers or at another index. The others are promised. A
@@ -187,28 +198,34 @@ impl<K: Clone + Eq + Hash> KvPool<K> {
         now: Instant,
     ) -> Result<Grant, Shortage> {
         let columns = if layers == 0 { 0 } else { columns };
-        let all_blocks = layers.saturating_mul(columns);
-        if all_blocks > self.total_blocks {
-            return Err(Shortage::NeverFits {
-                needed_blocks: all_blocks,
-                total_blocks: self.total_blocks,
-            });
+        for (part, layers) in self.parts.of(layers) {
+            let needed_blocks = layers.saturating_mul(columns);
+            if needed_blocks > part.total {
+                return Err(Shortage::NeverFits {
+                    needed_blocks,
+                    total_blocks: part.total,
+                });
+            }
         }
         self.expire(now);
         let known = self.known(layers, &offered[..offered.len().min(columns)]);
         let held = |id: &&ColumnId| self.columns.get(id).is_some_and(|it| it.holders > 0);
-        let needed_blocks = all_blocks - layers * known.iter().filter(held).count();
-        let free_blocks = self.total_blocks - self.held_blocks - self.promised_blocks;
-        if needed_blocks > free_blocks {
-            return Err(Shortage::Full {
-                needed_blocks,
-                free_blocks,
-            });
+        let needed_columns = columns - known.iter().filter(held).count();
+        for (part, layers) in self.parts.of(layers) {
+            let needed_blocks = layers * needed_columns;
+            let free_blocks = part.total - part.held - part.promised;
+            if needed_blocks > free_blocks {
+                return Err(Shortage::Full {
+                    needed_blocks,
+                    free_blocks,
+                    total_blocks: part.total,
+                });
+            }
         }
 
         let reused = known.iter().filter_map(|id| self.hold(*id)).collect();
         let promised_columns = columns - known.len();
-        self.promised_blocks += layers * promised_columns;
+        self.parts.promise(layers, promised_columns);
         let lease = LeaseId(self.next_lease);
         self.next_lease += 1;
         self.leases.insert(
@@ -229,17 +246,15 @@ impl<K: Clone + Eq + Hash> KvPool<K> {
         let taker = self.leases.get(&lease)?;
         let layers = taker.layers;
         let promised_columns = taker.promised_columns.checked_sub(1)?;
-        while self.free.len() < layers
+        while !self.parts.has_free(layers)
             && let Some(evicted) = self.unheld.pop_first()
         {
             self.forget(evicted.column);
         }
-        let blocks = self.free.take(layers)?;
+        let blocks = self.parts.take_promised(layers)?;
 
         let id = ColumnId(self.next_column);
         self.next_column += 1;
-        self.held_blocks += layers;
-        self.promised_blocks -= layers;
         let taker = self.leases.get_mut(&lease)?;
         let index = taker.columns.len();
         taker.promised_columns = promised_columns;
@@ -281,7 +296,7 @@ impl<K: Clone + Eq + Hash> KvPool<K> {
         let Some(lease) = self.leases.remove(&lease) else {
             return;
         };
-        self.promised_blocks -= lease.layers * lease.promised_columns;
+        self.parts.end_promise(lease.layers, lease.promised_columns);
         for id in lease.columns {
             self.let_go(id, now);
         }
@@ -302,12 +317,13 @@ impl<K: Clone + Eq + Hash> KvPool<K> {
 
     /// How many blocks are used for what.
     pub(crate) fn counts(&self) -> Counts {
+        let sum = |of: fn(&Part) -> usize| self.parts.iter().map(of).sum();
         Counts {
-            total: self.total_blocks,
-            held: self.held_blocks,
-            promised: self.promised_blocks,
-            kept: self.total_blocks - self.held_blocks - self.free.len(),
-            free: self.free.len(),
+            total: sum(|part| part.total),
+            held: sum(|part| part.held),
+            promised: sum(|part| part.promised),
+            kept: sum(|part| part.total - part.held - part.free.len()),
+            free: sum(|part| part.free.len()),
         }
     }
 
@@ -327,7 +343,7 @@ impl<K: Clone + Eq + Hash> KvPool<K> {
         column.holders += 1;
         if let Some(unheld) = column.unheld.take() {
             self.unheld.remove(&unheld);
-            self.held_blocks += column.blocks.len();
+            self.parts.hold(column.blocks.len());
         }
         Some(column.blocks.clone())
     }
@@ -341,7 +357,7 @@ impl<K: Clone + Eq + Hash> KvPool<K> {
         if column.holders > 0 {
             return;
         }
-        self.held_blocks -= column.blocks.len();
+        self.parts.let_go(column.blocks.len());
         if column.key.is_none() {
             self.forget(id);
             return;
@@ -363,6 +379,6 @@ impl<K: Clone + Eq + Hash> KvPool<K> {
         if let Some(key) = column.key {
             self.keys.remove(&key);
         }
-        self.free.give_back(column.blocks);
+        self.parts.give_back(column.blocks);
     }
 }

@@ -70,7 +70,7 @@ use self::admission::Admission;
 use self::api::Api;
 use self::auth::Authenticator;
 use self::batcher::Batcher;
-use self::capacity::{Capacity, KvLimits, PromptQueue};
+use self::capacity::{Capacity, KvLimits, PoolPart, PromptQueue};
 use self::drain::Drain;
 use self::engine::{CpuDevice, Device, EngineHandle};
 use self::head_artifacts::HeadArtifacts;
@@ -128,13 +128,13 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     let step_tokens = model.limits.step_tokens;
-    let device = move |layers, kv_blocks| on_its_device(layers, kv_blocks, step_tokens);
+    let device = move |layers, kv_parts: &[PoolPart]| on_its_device(layers, kv_parts, step_tokens);
     run_on(device, listener, config, model, metrics, shutdown).await
 }
 
-/// [`run`] on the device that `device` makes of the tail layers and a number of blocks of KV cache.
+/// [`run`] on the device that `device` makes of the tail layers and numbers of blocks of KV cache.
 async fn run_on<D: Device>(
-    device: impl FnOnce(TailLayers, usize) -> Result<D, RunError>,
+    device: impl FnOnce(TailLayers, &[PoolPart]) -> Result<D, RunError>,
     listener: TcpListener,
     config: Config,
     model: LoadedModel,
@@ -154,6 +154,7 @@ async fn run_on<D: Device>(
         weights,
         layers,
         limits,
+        kv_parts,
         manifest,
         tokenizer_json,
     } = model;
@@ -162,9 +163,13 @@ async fn run_on<D: Device>(
         .set(capacity::gauge_value(layers.weight_bytes()));
     let watchdog = Arc::new(Watchdog::new(config.stall, Arc::clone(&metrics)));
     let savings = Arc::new(Savings::new(layers.num_layers(), Arc::clone(&metrics)));
-    let kv_limits = kv_limits(&config, limits, &layers);
+    let kv_limits = KvLimits {
+        parts: kv_parts,
+        block_bytes: layers.block_bytes(),
+        prefix_retention: config.sessions.prefix_retention.unwrap_or_default(),
+    };
     let (engine, engine_thread) = EngineHandle::start(
-        device(layers, kv_limits.total_blocks)?,
+        device(layers, &kv_limits.parts)?,
         limits.step_tokens,
         config.max_sessions,
         Arc::clone(&watchdog),
@@ -243,7 +248,7 @@ async fn serve_until(
 /// The device that the layers were loaded for.
 fn on_its_device(
     layers: TailLayers,
-    kv_blocks: usize,
+    kv_parts: &[PoolPart],
     #[cfg_attr(
         not(feature = "cuda"),
         expect(unused_variables, reason = "a GPU's need")
@@ -251,10 +256,14 @@ fn on_its_device(
     step_tokens: usize,
 ) -> Result<Box<dyn Device>, RunError> {
     match layers {
-        TailLayers::Cpu(decoder) => Ok(Box::new(CpuDevice::new(decoder, kv_blocks))),
+        TailLayers::Cpu(decoder) => {
+            let kv_blocks = kv_parts.iter().map(|part| part.blocks).sum();
+            Ok(Box::new(CpuDevice::new(decoder, kv_blocks)))
+        }
         #[cfg(feature = "cuda")]
-        TailLayers::Cuda(weights) => {
-            let device = engine::CudaDevice::new(weights, kv_blocks, step_tokens);
+        TailLayers::Cuda(stages) => {
+            let kv_blocks: Vec<usize> = kv_parts.iter().map(|part| part.blocks).collect();
+            let device = engine::CudaDevice::new(stages, &kv_blocks, step_tokens);
             let device = device.map_err(|error| RunError::Device(error.into()))?;
             Ok(Box::new(device))
         }
@@ -285,16 +294,6 @@ fn room(config: &Config, kv_limits: KvLimits, metrics: &Arc<Metrics>) -> Room {
         tenants: Tenants::new(config.access.tenant_limits),
         live: LiveSessions::new(),
         evict_idle: config.sessions.evict_idle,
-    }
-}
-
-/// As many blocks as the limit has room for.
-fn kv_limits(config: &Config, limits: DeviceLimits, layers: &TailLayers) -> KvLimits {
-    let block_bytes = layers.block_bytes();
-    KvLimits {
-        total_blocks: limits.kv_bytes / block_bytes,
-        block_bytes,
-        prefix_retention: config.sessions.prefix_retention.unwrap_or_default(),
     }
 }
 

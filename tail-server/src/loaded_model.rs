@@ -9,8 +9,9 @@ use headway_model::weights::Weights;
 use headway_model::{BLOCK_POSITIONS, LayerRange, LoadError, artifact};
 use headway_wire::{Limits, PROTOCOL_VERSION};
 
+use crate::capacity::PoolPart;
 use crate::config::Config;
-use crate::tail_layers::{TailLayers, TailLayersError};
+use crate::tail_layers::{KvMemory, TailLayers, TailLayersError};
 
 /// Why a model cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +101,8 @@ pub struct LoadedModel {
     pub(crate) weights: Arc<Weights>,
     pub(crate) layers: TailLayers,
     pub(crate) limits: DeviceLimits,
+    /// The KV cache's blocks on each device.
+    pub(crate) kv_parts: Vec<PoolPart>,
     pub(crate) manifest: Manifest,
     /// `tokenizer.json`, the very bytes that the manifest's digest covers.
     pub(crate) tokenizer_json: Bytes,
@@ -146,17 +149,17 @@ impl LoadedModel {
             },
         };
         let layers = TailLayers::load(&weights, tail_layers, config).map_err(not_on_device)?;
+        let kv = layers
+            .kv_memory(config.max_kv_bytes)
+            .map_err(not_on_device)?;
         let limits = DeviceLimits {
-            kv_bytes: match config.max_kv_bytes {
-                Some(kv_bytes) => kv_bytes,
-                None => layers.usual_kv_bytes().map_err(not_on_device)?,
-            },
+            kv_bytes: kv.bytes,
             step_tokens: config
                 .step_tokens
                 .unwrap_or_else(|| layers.usual_step_tokens()),
         };
         let column_bytes = layers.block_bytes() * tail_layers.len();
-        let max_positions = max_positions(limits.kv_bytes, &weights, column_bytes)?;
+        let max_positions = max_positions(&kv, &weights, column_bytes)?;
 
         let manifest = Manifest {
             name: weights.name().to_owned(),
@@ -179,6 +182,7 @@ impl LoadedModel {
             weights: Arc::new(weights),
             layers,
             limits,
+            kv_parts: kv.parts,
             manifest,
             tokenizer_json: tokenizer_json.into(),
         })
@@ -218,7 +222,7 @@ fn split_range(config: &Config, num_layers: usize) -> Result<SplitRange, LoadMod
 /// The longest session: what the model was made for, unless the KV cache or the protocol holds less.
 /// `column_bytes`: of a block in each of the tail's layers.
 fn max_positions(
-    kv_bytes: usize,
+    kv: &KvMemory,
     weights: &Weights,
     column_bytes: usize,
 ) -> Result<usize, LoadModelError> {
@@ -226,9 +230,12 @@ fn max_positions(
         .config()
         .max_positions
         .min(Limits::default().max_positions as usize);
-    match kv_bytes / column_bytes {
+    // Of the device that has room for the fewest.
+    let columns = kv.parts.iter().filter(|part| part.layers > 0);
+    let columns = columns.map(|part| part.blocks / part.layers).min();
+    match columns.unwrap_or(0) {
         0 => Err(LoadModelError::KvBytes {
-            max_kv_bytes: kv_bytes,
+            max_kv_bytes: kv.bytes,
             block_bytes: column_bytes,
         }),
         columns => Ok(wanted.min(columns.saturating_mul(BLOCK_POSITIONS))),

@@ -20,14 +20,14 @@ mod rig;
 async fn start(options: &[&str]) -> (Server, SyncSender<Fault>, TempDir) {
     let cache = tempfile::tempdir().unwrap();
     let (tell, told) = sync_channel(1);
-    let device = move |layers, kv_blocks| {
+    let device = move |layers, kv_parts: &[PoolPart]| {
         #[cfg(not(feature = "cuda"))]
         let TailLayers::Cpu(decoder) = layers;
         #[cfg(feature = "cuda")]
         let TailLayers::Cpu(decoder) = layers else {
             panic!("the CPU was asked for");
         };
-        let (device, choose) = FaultyDevice::new(CpuDevice::new(decoder, kv_blocks));
+        let (device, choose) = FaultyDevice::new(CpuDevice::new(decoder, kv_parts[0].blocks));
         tell.send(choose).unwrap();
         Ok(device)
     };

@@ -4,7 +4,7 @@
 #include "overlap.cuh"
 #include "step.cuh"
 
-// x[row] = the row's hidden states, or its token's embedding. Grid: rows.
+// x[row] = the row's hidden states, or its token's embedding; as it is where it is in place. Grid: rows.
 template <typename T>
 __device__ __forceinline__ void assemble(float* x, const T* embedding, const uint32_t* step,
                                          uint32_t hidden_size) {
@@ -13,6 +13,7 @@ __device__ __forceinline__ void assemble(float* x, const T* embedding, const uin
   uint32_t row = blockIdx.x;
   if (row >= all_rows(step)) return;
   uint32_t source = part_of<Row>(step, ROWS)[row].source;
+  if (source == IN_PLACE) return;
   float* to = x + (size_t)row * hidden_size;
   if (source & TOKEN_ID) {
     const T* from = embedding + (size_t)(source & ~TOKEN_ID) * hidden_size;
@@ -97,6 +98,23 @@ __device__ __forceinline__ void add_norm(float* x, const float* planes, uint32_t
     out[i + 1] = from_float<T>(values[turn].y * scale * weights[turn].y);
     out[i + 2] = from_float<T>(values[turn].z * scale * weights[turn].z);
     out[i + 3] = from_float<T>(values[turn].w * scale * weights[turn].w);
+  }
+}
+
+// The residual stream's rows with the last layer's product added, as `add_norm` adds it: what the next stage begins
+// with. `layer`: one past the last. Grid: rows.
+extern "C" __global__ void __launch_bounds__(NORM_THREADS)
+    add_product(float* x, const float* planes, uint32_t plane_count, uint64_t plane_stride, const uint32_t* step,
+                uint32_t layer, uint32_t hidden_size) {
+  let_next_start();
+  wait_for_previous();
+  uint32_t row = blockIdx.x;
+  if (row >= work_of(step, layer).rows_before) return;
+  x += (size_t)row * hidden_size;
+  planes += (size_t)row * hidden_size;
+  for (uint32_t i = threadIdx.x * 4; i < hidden_size; i += blockDim.x * 4) {
+    float4* value = reinterpret_cast<float4*>(x + i);
+    *value = add_planes(*value, planes + i, plane_count, plane_stride);
   }
 }
 

@@ -18,10 +18,12 @@ struct Row {
   uint32_t table;        // where the row's table begins in TABLES: [column, layer]
   uint32_t table_layers; // layers of that table
   uint32_t first_layer;  // the table's first layer
-  uint32_t source;       // a token id with the top bit set, or a row of HIDDEN_STATES
+  uint32_t source;       // a token id with the top bit set, a row of HIDDEN_STATES, or IN_PLACE
   uint32_t unused[3];
 };
 constexpr uint32_t TOKEN_ID = 0x80000000u;
+// The row stands in the residual stream already: the stage before has brought it.
+constexpr uint32_t IN_PLACE = 0x7fffffffu;
 
 // Positions [begin, end) that one thread block attends to, for neighbouring rows of one session. A row sees those
 // up to its own. `begin` is a multiple of BLOCK_POSITIONS, and so is `end` unless it is behind the last row.

@@ -12,12 +12,13 @@ mod alone;
 mod attention;
 pub mod attention_time;
 mod host;
-mod kernels;
+pub(crate) mod kernels;
 pub mod product_time;
 mod products;
 pub mod report;
 mod sampling;
 pub mod sampling_time;
+mod stages;
 mod tails;
 pub mod timing;
 
@@ -74,7 +75,8 @@ pub fn all(
     products::all(gpu, report)?;
     sampling::all(gpu, report)?;
     attention::all(gpu, report)?;
-    whole_tails(gpu, models, report)
+    whole_tails(gpu, models, report)?;
+    stages::all(gpu, models, report)
 }
 
 /// Checks attention, and what stands before it, alone.
@@ -99,6 +101,18 @@ pub fn whole_tails(
         alone::all(gpu, report)?;
     }
     tails::all(gpu, models, report)
+}
+
+/// Checks models in stages alone; on two GPUs too, where there is one behind `gpu`'s number.
+///
+/// # Errors
+/// [`CudaError`] where a device fails.
+pub fn stages(
+    gpu: &Arc<Gpu>,
+    models: &Path,
+    report: &mut impl FnMut(&Check),
+) -> Result<(), CudaError> {
+    stages::all(gpu, models, report)
 }
 
 /// Checks what is found out about logits, as [`all`] does.

@@ -95,6 +95,12 @@ impl Gpu {
         Ok(self.context.name()?)
     }
 
+    /// The device's number.
+    #[must_use]
+    pub fn ordinal(&self) -> usize {
+        self.context.ordinal()
+    }
+
     /// Free and all bytes of the device's memory.
     ///
     /// # Errors

@@ -16,6 +16,7 @@ pub(crate) struct Kernels {
     assemble: CudaFunction,
     angles: CudaFunction,
     add_norm: CudaFunction,
+    add_product: CudaFunction,
     stamp: CudaFunction,
     fill_random: CudaFunction,
 }
@@ -75,6 +76,7 @@ impl Kernels {
             assemble: gpu.function(&format!("assemble_{name}"))?,
             angles: gpu.function("angles")?,
             add_norm: gpu.function(&format!("add_norm_{name}"))?,
+            add_product: gpu.function("add_product")?,
             stamp: gpu.function("stamp")?,
             fill_random: gpu.function(&format!("fill_random_{name}"))?,
         })
@@ -143,6 +145,27 @@ impl Kernels {
             Arg::Address(what.stamps),
         ];
         launch(gpu, &self.add_norm, blocks([count, 1], 512), &args)
+    }
+
+    /// The first `rows` of `x`, `[rows, hidden_size]`, f32, with the last layer's product; `layer` is one past it.
+    pub(crate) fn add_product(
+        &self,
+        gpu: &Gpu,
+        (x, product): (u64, Planes),
+        rows: u32,
+        hidden_size: u32,
+        (step, layer): (u64, u32),
+    ) -> Result<(), CudaError> {
+        let args = [
+            Arg::Address(x),
+            Arg::Address(product.address),
+            Arg::U32(product.planes),
+            Arg::U64(product.stride),
+            Arg::Address(step),
+            Arg::U32(layer),
+            Arg::U32(hidden_size),
+        ];
+        launch(gpu, &self.add_product, blocks([rows, 1], 512), &args)
     }
 
     /// Writes down at `address` when all that was started before is done; u64, nanoseconds of the device's clock.

@@ -1,6 +1,7 @@
-//! The tail layers of a model on an NVIDIA GPU.
+//! A range of a model's layers on an NVIDIA GPU, or on several.
 //!
-//! Place on the path: below the tail server's engine, in the place of the model crate's decoder. It takes a step's
+//! Place on the path: below the tail server's engine and the device's head layers, in the place of the model crate's
+//! decoder. It takes a step's
 //! rows as token ids or hidden states, with the tables that say where the sessions' keys and values lie, and gives
 //! what decides about the next tokens. Draws and sessions are the engine's.
 //!
@@ -8,7 +9,8 @@
 //! f32; weights, activations and the KV memory are of the weights' type; every sum is f32.
 //!
 //! Invariants:
-//! - One stream runs everything, in the order of the calls. Nothing is allocated in a step, unless a step is larger
+//! - One stream for each GPU runs everything there, in the order of the calls; where there are several, a stage's stream
+//!   waits for the one before. Nothing is allocated in a step, unless a step is larger
 //!   than any before it in what the host has to say about it.
 //! - Kernels find positions, tables and items in device memory: between steps of the same size only that memory
 //!   changes.
@@ -22,6 +24,7 @@
 mod attention;
 mod buffers;
 mod calls;
+mod calls_peer;
 mod chain;
 pub mod check;
 mod dtype;
@@ -32,6 +35,7 @@ mod kernels;
 mod operand;
 mod products;
 mod sampling;
+mod stages;
 mod stamps;
 mod step;
 mod tail;
@@ -42,6 +46,7 @@ pub use self::dtype::Dtype;
 pub use self::error::CudaError;
 pub use self::gpu::{Gpu, is_present};
 pub use self::sampling::{ADJUSTMENTS, RowPlan, Summaries, SummaryPlan};
+pub use self::stages::{StageBytes, Stages, load_stages, share_layers};
 pub use self::step::{Input, Segment};
 pub use self::tail::{DETERMINISTIC_ROWS, Tail, TailSizes, Times};
 pub use self::weights::TailWeights;

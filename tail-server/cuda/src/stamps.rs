@@ -14,6 +14,8 @@ use crate::kernels::Kernels;
 pub(crate) struct Stamps {
     device: CudaSlice<u64>,
     host: PinnedHostSlice<u64>,
+    /// It is written down, or will be, when the layers of the step had ended.
+    has_end: bool,
     has_logits: bool,
 }
 
@@ -23,6 +25,7 @@ impl Stamps {
         Ok(Self {
             device: gpu.zeros(layers + 2)?,
             host: pinned(gpu.context(), layers + 2)?,
+            has_end: false,
             has_logits: false,
         })
     }
@@ -34,8 +37,14 @@ impl Stamps {
 
     /// What was started last are logits.
     pub(crate) fn note_logits(&mut self, gpu: &Gpu, kernels: &Kernels) -> Result<(), CudaError> {
-        self.has_logits = true;
+        (self.has_end, self.has_logits) = (true, true);
         self.note(gpu, kernels, self.device.len() - 1)
+    }
+
+    /// What was started last ends the layers, for a stage whose rows go on.
+    pub(crate) fn note_end(&mut self, gpu: &Gpu, kernels: &Kernels) -> Result<(), CudaError> {
+        self.has_end = true;
+        self.note(gpu, kernels, self.device.len() - 2)
     }
 
     /// Waits for all that was started. How long the layers from `first` on took, counted from the tail's first one,
@@ -47,7 +56,7 @@ impl Stamps {
         first: usize,
     ) -> Result<(Vec<u64>, u64), CudaError> {
         let all = self.device.len();
-        if !self.has_logits {
+        if !std::mem::take(&mut self.has_end) {
             // The norm that would have said so was not wanted.
             self.note(gpu, kernels, all - 2)?;
         }

@@ -7,15 +7,21 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaSlice, PinnedHostSlice};
-use headway_model::{BLOCK_POSITIONS, ForwardError, KvTable, LayerRange, ModelConfig};
+use headway_model::{BLOCK_POSITIONS, LayerRange, ModelConfig};
 
 use crate::attention::Cut;
 use crate::calls::{copy_up, pinned};
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 
+mod batch;
+mod check;
 mod items;
 
+pub(crate) use self::batch::Batch;
+use self::batch::blocks_in;
+pub use self::batch::{Input, Segment};
+pub(crate) use self::check::check;
 pub(crate) use self::items::Joined;
 use self::items::{ITEM_WORDS, Items};
 
@@ -32,31 +38,15 @@ const LAYER_WORDS: usize = 8;
 
 /// Marks a source as a token id.
 const TOKEN_ID: u32 = 1 << 31;
-/// Rows of one session in a step; the first stands at position `table.len()`.
-pub struct Segment<'a> {
-    /// First layer the rows pass.
-    pub entry_layer: usize,
-    /// Number of consecutive positions; at least one.
-    pub rows: usize,
-    /// What the rows are made of.
-    pub input: Input<'a>,
-    /// Blocks of the layers from `entry_layer` to the last one, with room for the rows.
-    pub table: &'a KvTable,
-}
-
-/// What rows are made of.
-#[derive(Clone, Copy)]
-pub enum Input<'a> {
-    /// One for each row.
-    TokenIds(&'a [u32]),
-    /// `[rows, hidden_size]`.
-    HiddenStates(&'a [f32]),
-}
+/// The source of a row that the stage before has brought to its place.
+const IN_PLACE: u32 = TOKEN_ID - 1;
 
 /// What bounds a step.
 #[derive(Clone, Debug)]
 pub(crate) struct Bounds {
     pub(crate) max_rows: usize,
+    /// The number of the KV memory's first block.
+    pub(crate) first_block: usize,
     /// Blocks of the KV memory.
     pub(crate) kv_blocks: usize,
     /// How attention is cut into items. There is memory for `max_rows` rows with `row_items` partial results each.
@@ -115,20 +105,20 @@ impl Step {
         &self.items.joined
     }
 
-    /// Writes the step and starts its copy. The last step's work must be done. `wanted`: rows whose logits are
-    /// wanted.
+    /// Writes the step, which [`check`] has let through, and starts its copy. The last step's work must be done.
     pub(crate) fn upload(
         &mut self,
         gpu: &Arc<Gpu>,
         config: &ModelConfig,
         bounds: &Bounds,
-        segments: &[Segment<'_>],
-        wanted: &[u32],
+        batch: &Batch<'_>,
     ) -> Result<(), CudaError> {
-        check(config, bounds, segments)?;
+        let Batch {
+            segments, wanted, ..
+        } = *batch;
         self.items.cut(bounds, segments);
-        self.rows = segments.iter().map(|segment| segment.rows).sum();
-        let parts = Parts::new(config, bounds, self, segments, wanted);
+        self.rows = batch.rows();
+        let parts = Parts::new(config, bounds, self, batch);
         if parts.words > self.host.len() {
             let words = parts.words.next_power_of_two();
             self.host = pinned(gpu.context(), words)?;
@@ -138,7 +128,7 @@ impl Step {
         words[..8].copy_from_slice(&parts.starts.map(word));
         words[8] = word(self.rows);
         words[9] = word(wanted.len());
-        write_rows(words, &parts, segments, config.hidden_size);
+        write_rows(words, &parts, bounds, batch, config.hidden_size);
         let [
             _,
             _,
@@ -171,18 +161,17 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(
-        config: &ModelConfig,
-        bounds: &Bounds,
-        step: &Step,
-        segments: &[Segment<'_>],
-        wanted: &[u32],
-    ) -> Self {
-        let tables: usize = segments.iter().map(|segment| table_words(segment)).sum();
-        let hidden_rows: usize = segments
-            .iter()
-            .filter(|segment| matches!(segment.input, Input::HiddenStates(_)))
-            .map(|segment| segment.rows)
+    fn new(config: &ModelConfig, bounds: &Bounds, step: &Step, batch: &Batch<'_>) -> Self {
+        let segments = batch.segments.iter();
+        let tables: usize = segments
+            .map(|segment| segment.table_words(bounds.layers))
+            .sum();
+        let hidden_rows: usize = batch
+            .handed()
+            .filter(|(segment, is_handed)| {
+                !is_handed && matches!(segment.input, Input::HiddenStates(_))
+            })
+            .map(|(segment, _)| segment.rows)
             .sum();
         let lens = [
             step.rows * ROW_WORDS,
@@ -191,7 +180,7 @@ impl Parts {
             step.items.prompts.len() * ITEM_WORDS,
             step.items.merges.len() * ITEM_WORDS,
             hidden_rows * config.hidden_size,
-            wanted.len(),
+            batch.wanted.len(),
             (bounds.layers.len() + 1) * LAYER_WORDS,
         ];
         let mut words = HEADER_WORDS;
@@ -204,41 +193,58 @@ impl Parts {
     }
 }
 
-/// Words of a segment's table: its columns up to the last row's.
-fn table_words(segment: &Segment<'_>) -> usize {
-    KvTable::columns_for(segment.table.len() + segment.rows) * segment.table.layers().len()
-}
-
-fn write_rows(words: &mut [u32], parts: &Parts, segments: &[Segment<'_>], hidden_size: usize) {
+fn write_rows(
+    words: &mut [u32],
+    parts: &Parts,
+    bounds: &Bounds,
+    batch: &Batch<'_>,
+    hidden_size: usize,
+) {
     let [rows_at, tables_at, _, _, _, hidden_at, _, _] = parts.starts;
     let (mut row, mut table, mut hidden_row) = (0, 0, 0);
-    for segment in segments {
-        let blocks = &segment.table.blocks()[..table_words(segment)];
-        let to = words[tables_at + table..].iter_mut();
-        to.zip(blocks).for_each(|(to, block)| *to = block.0);
+    for (segment, is_handed) in batch.handed() {
+        let held = segment.layers_in(bounds.layers);
+        write_table(&mut words[tables_at + table..], bounds, segment);
         for index in 0..segment.rows {
             let source = match segment.input {
+                _ if is_handed => IN_PLACE,
                 Input::TokenIds(token_ids) => token_ids[index] | TOKEN_ID,
                 Input::HiddenStates(_) => word(hidden_row + index),
             };
             words[rows_at + (row + index) * ROW_WORDS..][..ROW_WORDS].copy_from_slice(&[
                 word(segment.table.len() + index),
                 word(table),
-                word(segment.table.layers().len()),
-                word(segment.table.layers().start),
+                word(held.len()),
+                word(held.start),
                 source,
                 0,
                 0,
                 0,
             ]);
         }
-        if let Input::HiddenStates(values) = segment.input {
+        if let Input::HiddenStates(values) = segment.input
+            && !is_handed
+        {
             let to = words[hidden_at + hidden_row * hidden_size..].iter_mut();
             to.zip(values).for_each(|(to, value)| *to = value.to_bits());
             hidden_row += segment.rows;
         }
         row += segment.rows;
-        table += blocks.len();
+        table += segment.table_words(bounds.layers);
+    }
+}
+
+/// The segment's blocks in the stage's layers, `[column, layer]`, counted from the first one of its KV memory.
+fn write_table(words: &mut [u32], bounds: &Bounds, segment: &Segment<'_>) {
+    let first_block = word(bounds.first_block);
+    let held = segment.layers_in(bounds.layers);
+    for (to, column) in words
+        .chunks_exact_mut(held.len().max(1))
+        .zip(blocks_in(bounds.layers, segment))
+    {
+        let to = to.iter_mut();
+        to.zip(column)
+            .for_each(|(to, block)| *to = block.0 - first_block);
     }
 }
 
@@ -265,95 +271,47 @@ fn write_layers(words: &mut [u32], bounds: &Bounds, joined: &[Joined]) {
     }
 }
 
-/// Refuses what would make a kernel read or write outside its memory.
-fn check(config: &ModelConfig, bounds: &Bounds, segments: &[Segment<'_>]) -> Result<(), CudaError> {
-    let rows = segments.iter().map(|segment| segment.rows).sum();
-    if rows > bounds.max_rows {
-        let most = bounds.max_rows;
-        return Err(CudaError::Rows { rows, most });
-    }
-    assert!(
-        segments.is_sorted_by_key(|segment| segment.entry_layer),
-        "segments are ordered by entry layer"
-    );
-    for segment in segments {
-        check_input(config, bounds, segment)?;
-        check_table(config, bounds, segment)?;
-    }
-    Ok(())
-}
-
-fn check_input(
-    config: &ModelConfig,
-    bounds: &Bounds,
-    segment: &Segment<'_>,
-) -> Result<(), ForwardError> {
-    let shape = |found, columns| ForwardError::Shape {
-        found,
-        rows: segment.rows,
-        columns,
-    };
-    match segment.input {
-        Input::HiddenStates(values) if values.len() != segment.rows * config.hidden_size => {
-            Err(shape(values.len(), config.hidden_size))
-        }
-        Input::HiddenStates(_) => Ok(()),
-        Input::TokenIds(_) if bounds.layers.start > 0 => Err(ForwardError::Layer {
-            layer: 0,
-            loaded: bounds.layers,
-        }),
-        Input::TokenIds(token_ids) if token_ids.len() != segment.rows => {
-            Err(shape(token_ids.len(), 1))
-        }
-        Input::TokenIds(token_ids) => {
-            let vocab_size = config.vocab_size;
-            match token_ids.iter().find(|&&id| id as usize >= vocab_size) {
-                Some(&token_id) => Err(ForwardError::TokenId {
-                    token_id,
-                    vocab_size,
-                }),
-                None => Ok(()),
-            }
-        }
-    }
-}
-
-fn check_table(
-    config: &ModelConfig,
-    bounds: &Bounds,
-    segment: &Segment<'_>,
-) -> Result<(), ForwardError> {
-    let Segment {
-        entry_layer,
-        rows,
-        table,
-        ..
-    } = *segment;
-    // A table's capacity is a number of whole blocks, past the model's last position.
-    let capacity = table.capacity().min(config.max_positions);
-    if table.len() + rows > capacity {
-        return Err(ForwardError::CacheFull {
-            len: table.len(),
-            capacity,
-            rows,
-        });
-    }
-    for (layer, held) in [(entry_layer, bounds.layers), (entry_layer, table.layers())] {
-        if layer < held.start || held.end != bounds.layers.end {
-            return Err(ForwardError::Layer {
-                layer,
-                loaded: held,
-            });
-        }
-    }
-    let num_blocks = bounds.kv_blocks;
-    let blocks = &table.blocks()[..table_words(segment)];
-    match blocks.iter().find(|block| block.0 as usize >= num_blocks) {
-        Some(&block) => Err(ForwardError::Block { block, num_blocks }),
-        None => Ok(()),
-    }
-}
-
 fn word(value: usize) -> u32 {
     u32::try_from(value).expect("rows, positions and tables of a step are far below 2^32")
+}
+
+#[cfg(test)]
+mod tests {
+    use headway_model::{BlockId, KvTable};
+
+    use super::*;
+
+    #[test]
+    fn a_stages_table_has_its_layers_and_counts_from_its_first_block() {
+        let mut table = KvTable::new(LayerRange::new(1, 5));
+        for first in [30, 34, 38] {
+            let column: Vec<BlockId> = (first..first + 4).map(BlockId).collect();
+            table.push_column(&column);
+        }
+        table.advance(40);
+        let segment = Segment {
+            entry_layer: 2,
+            rows: 3,
+            input: Input::TokenIds(&[]),
+            table: &table,
+        };
+        let bounds = Bounds {
+            max_rows: 8,
+            first_block: 20,
+            kv_blocks: 30,
+            cut: Cut {
+                item_positions: 32,
+                row_items: 4,
+                tile_rows: 4,
+                prompt_rows: 0,
+            },
+            one_order: false,
+            layers: LayerRange::new(2, 4),
+        };
+        // The third column has none of the 43 positions.
+        let mut words = [99; 6];
+        assert_eq!(segment.table_words(bounds.layers), 4);
+        write_table(&mut words, &bounds, &segment);
+        assert_eq!(words, [11, 12, 15, 16, 99, 99]);
+    }
 }

@@ -1,4 +1,4 @@
-//! The tail at work: a step's rows through the layers, and their logits.
+//! The tail, or a stage of it, at work: a step's rows through the layers, and their logits.
 
 use std::sync::Arc;
 
@@ -16,12 +16,13 @@ use crate::kernels::{Kernels, Planes};
 use crate::products::{Matrix, Products};
 use crate::sampling::Sampling;
 use crate::stamps::Stamps;
-use crate::step::{Bounds, Segment, Step};
+use crate::step::{self, Batch, Bounds, Segment, Step};
 use crate::weights::{LayerWeights, TailWeights, heads_of};
 
 mod chained;
 mod layers;
 mod logits;
+mod residual;
 
 /// How much memory a tail takes, beside its weights.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +31,8 @@ pub struct TailSizes {
     pub max_rows: usize,
     /// Blocks of KV memory.
     pub kv_blocks: usize,
+    /// The number by which tables name its first block: of several stages, none has another's numbers.
+    pub first_block: usize,
     /// Positions that one thread block attends to; a row with more is computed by several at a time.
     pub item_positions: usize,
     /// A row's result does not depend on the rows beside it, nor on whether the keys and values it reads came from a
@@ -53,6 +56,7 @@ impl TailSizes {
         Self {
             max_rows,
             kv_blocks,
+            first_block: 0,
             item_positions: 512,
             deterministic: false,
             graphs: false,
@@ -73,6 +77,8 @@ pub struct Times {
 }
 
 /// Weights, KV memory and the buffers of a step.
+///
+/// Where its layers end before the model does it is a stage, which gives hidden states instead of logits.
 pub struct Tail {
     weights: TailWeights,
     kernels: Kernels,
@@ -94,6 +100,8 @@ pub struct Tail {
     stamps: Stamps,
     /// Of the step that runs.
     first_layer: usize,
+    /// Logits will be asked for after the step that runs.
+    has_wanted: bool,
     /// Why nothing is started any more.
     fault: Option<String>,
 }
@@ -124,7 +132,7 @@ impl Tail {
         let onto_x = most(|block| &block.output).max(most(|block| &block.down));
         let most_planes = [most(|block| &block.qkv), onto_x];
         let (rows, partial) = (sizes.max_rows, partial_values(heads, cut, sizes.max_rows));
-        let buffers = Buffers::new(&gpu, config, weights.dtype, rows, most_planes, partial)?;
+        let buffers = Buffers::new(&weights, rows, most_planes, partial)?;
         let last = Planes {
             address: gpu.address(&buffers.product),
             planes: 0,
@@ -147,6 +155,7 @@ impl Tail {
                 } else {
                     sizes.max_rows
                 },
+                first_block: sizes.first_block,
                 kv_blocks: sizes.kv_blocks,
                 cut,
                 one_order: sizes.deterministic,
@@ -158,6 +167,7 @@ impl Tail {
             graphs: Graphs::new(sizes.graphs),
             stamps,
             first_layer: weights.layers.end,
+            has_wanted: false,
             sampling,
             fault: None,
             weights,
@@ -185,7 +195,12 @@ impl Tail {
     /// [`CudaError::Forward`] or [`CudaError::Rows`] where the rows do not fit, and nothing has been started;
     /// otherwise the device's fault, see [`CudaError::Broken`].
     pub fn start(&mut self, segments: &[Segment<'_>], wanted: &[u32]) -> Result<(), CudaError> {
-        self.guarded(|tail| tail.start_step(segments, wanted))
+        self.guarded(|tail| {
+            let batch = Batch::new(segments, wanted);
+            tail.check(&batch)?;
+            tail.upload(&batch)?;
+            tail.start_uploaded()
+        })
     }
 
     /// Waits until the device has done the step, and tells how long it took.
@@ -217,7 +232,7 @@ impl Tail {
     }
 
     /// Runs nothing after a fault, and remembers the first one.
-    fn guarded<T>(
+    pub(crate) fn guarded<T>(
         &mut self,
         run: impl FnOnce(&mut Self) -> Result<T, CudaError>,
     ) -> Result<T, CudaError> {
@@ -232,15 +247,26 @@ impl Tail {
         })
     }
 
-    fn start_step(&mut self, segments: &[Segment<'_>], wanted: &[u32]) -> Result<(), CudaError> {
+    /// Refuses what [`Tail::upload`] must not be given.
+    pub(crate) fn check(&self, batch: &Batch<'_>) -> Result<(), CudaError> {
+        step::check(&self.weights.config, &self.bounds, batch)
+    }
+
+    /// Brings a step to the device that [`Tail::check`] has let through.
+    pub(crate) fn upload(&mut self, batch: &Batch<'_>) -> Result<(), CudaError> {
+        let TailWeights { gpu, config, .. } = &self.weights;
+        self.step.upload(gpu, config, &self.bounds, batch)?;
+        let layers = self.weights.layers;
+        let first = batch.segments.first();
+        self.first_layer = first.map_or(layers.end, |segment| segment.entry_layer);
+        self.has_wanted = !batch.wanted.is_empty() && self.weights.end.is_some();
+        Ok(())
+    }
+
+    /// Starts the step that was brought to the device.
+    pub(crate) fn start_uploaded(&mut self) -> Result<(), CudaError> {
         let gpu = Arc::clone(&self.weights.gpu);
-        let TailWeights { config, layers, .. } = &self.weights;
-        self.step
-            .upload(&gpu, config, &self.bounds, segments, wanted)?;
-        let first_layer = segments
-            .first()
-            .map_or(layers.end, |segment| segment.entry_layer);
-        self.first_layer = first_layer;
+        let first_layer = self.first_layer;
         self.last.planes = 0;
         self.has_logits = false;
         let rows = self.step.rows();
@@ -250,7 +276,7 @@ impl Tail {
                 let key = GraphKey {
                     first_layer,
                     rows: Chains::kernel_rows(rows),
-                    has_wanted: !wanted.is_empty(),
+                    has_wanted: self.has_wanted,
                     has_items: self.step.has_items(),
                     has_prompts: self.step.has_prompts(),
                     has_merges: self.step.has_merges(),

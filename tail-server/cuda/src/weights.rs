@@ -1,4 +1,4 @@
-//! The tail's weights in device memory.
+//! The weights of a range of layers in device memory.
 
 use std::sync::Arc;
 
@@ -15,7 +15,12 @@ use crate::gpu::Gpu;
 use crate::kernels::{Heads, Kernels};
 use crate::products::{Matrix, Outputs};
 
-/// Layers `[start, L)`, final norm and lm_head, and the embedding where `start` is 0.
+mod end;
+
+pub(crate) use self::end::EndWeights;
+
+/// Layers `[start, end)`, the embedding where `start` is 0, and final norm and lm_head where `end` is the model's
+/// number of layers.
 pub struct TailWeights {
     pub(crate) gpu: Arc<Gpu>,
     pub(crate) config: ModelConfig,
@@ -24,9 +29,8 @@ pub struct TailWeights {
     /// `[vocab_size, hidden_size]`.
     pub(crate) embedding: Option<Arc<CudaSlice<u8>>>,
     pub(crate) blocks: Vec<LayerWeights>,
-    pub(crate) output_norm: CudaSlice<f32>,
-    /// `[vocab_size, hidden_size]`.
-    pub(crate) lm_head: Matrix,
+    /// What follows the model's last layer, where that is here.
+    pub(crate) end: Option<EndWeights>,
     pub(crate) inverse_frequencies: CudaSlice<f32>,
     pub(crate) attention_factor: f32,
     bytes: usize,
@@ -48,7 +52,7 @@ pub(crate) struct LayerWeights {
 }
 
 impl TailWeights {
-    /// Reads `layers` and what comes after them. [`WeightDtype::Native`] takes the type that the file's matrices
+    /// Reads `layers`, and what comes before and after them in the model. [`WeightDtype::Native`] takes the type that the file's matrices
     /// have, and bf16 for quantised ones.
     ///
     /// One matrix at a time is in the host's memory, as it stands in the file.
@@ -64,14 +68,7 @@ impl TailWeights {
     ) -> Result<Self, CudaError> {
         let config = weights.config().clone();
         check_layers(&config, layers)?;
-        let dtype = match dtype {
-            WeightDtype::Native => {
-                let shape = [config.q_size(), config.hidden_size];
-                let name = in_layer(layers.start.min(config.num_layers - 1), "attn_q.weight");
-                Dtype::for_weights(weights.matrix_dtype(&name, shape)?)
-            }
-            dtype => Dtype::for_weights(dtype),
-        };
+        let dtype = dtype_of(weights, layers, dtype)?;
         let mut source = FromFile {
             gpu,
             weights,
@@ -116,21 +113,12 @@ impl TailWeights {
         } else {
             None
         };
-        let lm_head_memory = match &embedding {
-            Some(embedding) if config.tied_embeddings => Arc::clone(embedding),
-            _ => {
-                let tied = config.tied_embeddings;
-                let name = if tied {
-                    names::EMBEDDING
-                } else {
-                    names::LM_HEAD
-                };
-                Arc::new(source.matrix(&[(name.to_owned(), vocabulary)])?)
-            }
+        let end = if layers.end == config.num_layers {
+            let end = EndWeights::new(gpu, dtype, &config, embedding.as_ref(), source)?;
+            Some(end)
+        } else {
+            None
         };
-        let lm_head =
-            Matrix::new(gpu, dtype, lm_head_memory, vocabulary, Outputs::Plain)?.in_one_plane();
-        let output_norm = source.vector(&[(names::OUTPUT_NORM.to_owned(), config.hidden_size)])?;
         let blocks = layers
             .iter()
             .map(|layer| LayerWeights::new(gpu, dtype, &config, layer, source))
@@ -139,9 +127,10 @@ impl TailWeights {
         let inverse_frequencies = gpu.stream().clone_htod(rope.inverse_frequencies())?;
         gpu.stream().synchronize()?;
         let mut bytes = blocks.iter().map(LayerWeights::bytes).sum::<usize>();
-        bytes += output_norm.num_bytes() + lm_head.bytes();
+        bytes += end.as_ref().map_or(0, EndWeights::bytes);
+        let lm_head = end.as_ref().map(|end| end.lm_head.memory());
         if let Some(embedding) = &embedding
-            && !Arc::ptr_eq(embedding, lm_head.memory())
+            && !lm_head.is_some_and(|lm_head| Arc::ptr_eq(embedding, lm_head))
         {
             bytes += embedding.num_bytes();
         }
@@ -151,8 +140,7 @@ impl TailWeights {
             dtype,
             embedding,
             blocks,
-            output_norm,
-            lm_head,
+            end,
             inverse_frequencies,
             attention_factor: rope.attention_factor(),
             bytes,
@@ -218,13 +206,37 @@ pub(crate) fn heads_of(config: &ModelConfig) -> Result<Heads, CudaError> {
 }
 
 fn check_layers(config: &ModelConfig, layers: LayerRange) -> Result<(), LoadError> {
-    if layers.start > layers.end || layers.end != config.num_layers {
+    let ends_the_model = layers.end == config.num_layers;
+    if layers.start > layers.end
+        || layers.end > config.num_layers
+        || (layers.is_empty() && !ends_the_model)
+    {
         return Err(LoadError::LayerRange {
             range: layers,
             num_layers: config.num_layers,
         });
     }
     Ok(())
+}
+
+/// The type in which `layers` are held where `dtype` is asked for.
+///
+/// # Errors
+/// [`LoadError`] where the matrix that decides about it cannot be read.
+pub(crate) fn dtype_of(
+    weights: &Weights,
+    layers: LayerRange,
+    dtype: WeightDtype,
+) -> Result<Dtype, LoadError> {
+    Ok(match dtype {
+        WeightDtype::Native => {
+            let config = weights.config();
+            let shape = [config.q_size(), config.hidden_size];
+            let name = in_layer(layers.start.min(config.num_layers - 1), "attn_q.weight");
+            Dtype::for_weights(weights.matrix_dtype(&name, shape)?)
+        }
+        dtype => Dtype::for_weights(dtype),
+    })
 }
 
 impl LayerWeights {

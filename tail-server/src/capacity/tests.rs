@@ -7,11 +7,16 @@ const COLUMN: usize = 4;
 
 fn capacity(max_sessions: usize, total_blocks: usize) -> Capacity {
     let limits = KvLimits {
-        total_blocks,
+        parts: one_part(total_blocks),
         block_bytes: 10,
         prefix_retention: Duration::from_secs(60),
     };
     Capacity::new(max_sessions, limits, Arc::new(Metrics::new().unwrap()))
+}
+
+/// Of all layers.
+fn one_part(blocks: usize) -> Vec<PoolPart> {
+    vec![PoolPart { layers: 0, blocks }]
 }
 
 fn tenant(name: &str) -> Tenant {
@@ -245,7 +250,7 @@ fn a_session_that_keeps_nothing_leaves_nothing() {
 #[tokio::test(start_paused = true)]
 async fn prefixes_that_nobody_uses_are_forgotten() {
     let limits = KvLimits {
-        total_blocks: 100,
+        parts: one_part(100),
         block_bytes: 10,
         prefix_retention: Duration::from_nanos(1),
     };

@@ -272,16 +272,19 @@ fn a_target_of_sessions_comes_with_the_time_they_may_take() {
 #[test]
 #[cfg(not(feature = "cuda"))]
 fn cuda_is_refused_by_a_build_without_it() {
-    let message = message(&["--device", "cuda:0"]);
-    assert!(message.contains("no CUDA"), "{message}");
+    for device in ["cuda:0", "cuda:0,cuda:1"] {
+        let message = message(&["--device", device]);
+        assert!(message.contains("no CUDA"), "{message}");
+    }
 }
 
 #[test]
 #[cfg(feature = "cuda")]
-fn a_gpu_is_named_by_its_number() {
+fn gpus_are_named_by_their_numbers() {
     let place = |device| config(&["--device", device]).unwrap().place;
-    assert_eq!(place("cuda:3"), Place::Cuda(3));
-    assert!(message(&["--device", "cuda:0,cuda:1"]).contains("cuda:N"));
+    assert_eq!(place("cuda:3"), Place::Cuda(vec![3]));
+    assert_eq!(place("cuda:0,cuda:1"), Place::Cuda(vec![0, 1]));
+    assert!(message(&["--device", "cuda:0,cuda:0"]).contains("none twice"));
 }
 
 #[test]

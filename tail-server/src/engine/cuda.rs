@@ -1,9 +1,9 @@
-//! The engine's device on an NVIDIA GPU.
+//! The engine's device on one or several NVIDIA GPUs.
 
 use std::time::Instant;
 
 use headway_cuda::{
-    ADJUSTMENTS, CudaError, Input, LOGITS_ROWS, RowPlan, Segment, SummaryPlan, Tail, TailSizes,
+    ADJUSTMENTS, CudaError, Input, LOGITS_ROWS, RowPlan, Segment, Stages, SummaryPlan, TailSizes,
     TailWeights, Times,
 };
 use headway_model::sampler::Sampled;
@@ -12,22 +12,23 @@ use super::device::{Device, DeviceError, Member, MemberRows, StepRun};
 use super::sampling::{WantedRow, advance, verify, wanted_rows};
 use crate::accounting::StepTimes;
 
-/// The tail layers on one GPU.
+/// The tail layers, in stages where there are several GPUs.
 pub(crate) struct CudaDevice {
-    tail: Tail,
+    tail: Stages,
 }
 
 impl CudaDevice {
-    /// Takes the memory of `kv_blocks` blocks and of steps of at most `step_tokens` rows.
+    /// Takes the memory of `kv_blocks` blocks, a number for each stage, and of steps of at most `step_tokens` rows.
     ///
     /// # Errors
-    /// [`CudaError::Driver`] where the GPU has too little.
+    /// [`CudaError::Driver`] where a GPU has too little.
     pub(crate) fn new(
-        weights: TailWeights,
-        kv_blocks: usize,
+        stages: Vec<TailWeights>,
+        kv_blocks: &[usize],
         step_tokens: usize,
     ) -> Result<Self, CudaError> {
-        let tail = Tail::new(weights, TailSizes::new(step_tokens, kv_blocks))?;
+        // The stages' own numbers of blocks replace that of the sizes.
+        let tail = Stages::new(stages, TailSizes::new(step_tokens, 0), kv_blocks)?;
         Ok(Self { tail })
     }
 

@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use super::faulty::{Fault, FaultyDevice};
 use super::*;
 use crate::auth::Tenant;
-use crate::capacity::{Capacity, KvLimits, KvRequest};
+use crate::capacity::{Capacity, KvLimits, KvRequest, PoolPart};
 use crate::metrics::Metrics;
 
 const PROMPT: [u32; 9] = [3, 17, 64, 9, 100, 42, 5, 77, 12];
@@ -38,12 +38,15 @@ impl Rig {
         let decoder = Decoder::load(&weights, LayerRange::new(0, 3), dtype).unwrap();
         let metrics = Arc::new(Metrics::new().unwrap());
         let limits = KvLimits {
-            total_blocks: 4096,
+            parts: vec![PoolPart {
+                layers: 3,
+                blocks: 4096,
+            }],
             block_bytes: KvStore::block_bytes(decoder.config()),
             prefix_retention: Duration::from_secs(3600),
         };
         let capacity = Capacity::new(80, limits, Arc::clone(&metrics));
-        let (device, choose) = FaultyDevice::new(CpuDevice::new(decoder, limits.total_blocks));
+        let (device, choose) = FaultyDevice::new(CpuDevice::new(decoder, 4096));
         let savings = Arc::new(Savings::new(3, Arc::clone(&metrics)));
         let watchdog = Arc::new(Watchdog::new(None, Arc::clone(&metrics)));
         let (engine, thread) =

@@ -13,11 +13,11 @@ pub(super) struct FreeBlocks {
 }
 
 impl FreeBlocks {
-    /// The blocks `0..total_blocks`.
-    pub(super) fn new(total_blocks: u32) -> Self {
+    /// These blocks.
+    pub(super) fn new(blocks: Range<u32>) -> Self {
         Self {
             given_back: BTreeSet::new(),
-            never_used: 0..total_blocks,
+            never_used: blocks,
         }
     }
 

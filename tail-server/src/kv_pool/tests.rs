@@ -1,12 +1,17 @@
 use super::*;
 
 mod against_model;
+mod parted;
 
 const RETENTION: Duration = Duration::from_secs(60);
 const SECOND: Duration = Duration::from_secs(1);
 
 fn pool(total_blocks: usize) -> KvPool<&'static str> {
-    KvPool::new(total_blocks, RETENTION)
+    KvPool::new(&one_part(total_blocks), RETENTION)
+}
+
+fn one_part(blocks: usize) -> [PoolPart; 1] {
+    [PoolPart { layers: 0, blocks }]
 }
 
 fn blocks(ids: impl IntoIterator<Item = u32>) -> Vec<BlockId> {
@@ -100,7 +105,8 @@ fn what_is_promised_is_not_promised_again() {
         refused,
         Shortage::Full {
             needed_blocks: 7,
-            free_blocks: 6
+            free_blocks: 6,
+            total_blocks: 12
         }
     );
     assert!(pool.reserve(6, 1, &[], now).is_ok());
@@ -276,7 +282,8 @@ fn kept_columns_that_become_held_must_fit_beside_what_is_promised() {
         refused,
         Shortage::Full {
             needed_blocks: 2,
-            free_blocks: 1
+            free_blocks: 1,
+            total_blocks: 6
         }
     );
     assert!(pool.take_column(promised).is_some());
@@ -293,7 +300,8 @@ fn columns_that_others_hold_need_no_room() {
         refused,
         Shortage::Full {
             needed_blocks: 2,
-            free_blocks: 0
+            free_blocks: 0,
+            total_blocks: 6
         }
     );
 }
@@ -403,7 +411,7 @@ fn the_keys_of_held_columns_do_not_expire() {
 #[test]
 fn without_retention_nothing_is_kept() {
     let now = Instant::now();
-    let mut pool = KvPool::new(4, Duration::ZERO);
+    let mut pool = KvPool::new(&one_part(4), Duration::ZERO);
     let lease = written(&mut pool, 1, &["a"], now);
     let Grant { reused, .. } = pool.reserve(1, 1, &["a"], now).unwrap();
     assert!(reused.is_empty());

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edge_lite::{
-    ChatMessage, ClientCertificate, Codec, Credentials, GenerateRequest, Prompt, Quantization,
-    SamplingParams, Token, WeightDtype,
+    ChatMessage, ClientCertificate, Codec, Credentials, GenerateRequest, Place, Prompt,
+    Quantization, SamplingParams, Token, WeightDtype,
 };
 
 /// Runs the head of a language model here and its tail on a tail server.
@@ -108,6 +108,9 @@ pub struct HeadArgs {
     /// The type in which weights are held: native, f32, f16 or bf16 [default: the tail's for unquantised weights]
     #[arg(long)]
     pub dtype: Option<WeightDtype>,
+    /// Where the layers run: cpu, cuda:N for an NVIDIA GPU, or auto for the first GPU where there is one
+    #[arg(long, default_value = "auto")]
+    pub device: Place,
     /// Where weights are kept [default: the user's cache folder]
     #[arg(long)]
     pub cache_dir: Option<PathBuf>,
@@ -351,6 +354,7 @@ mod tests {
             (None, None)
         );
         assert!(!args.engine.reuse_prefix);
+        assert_eq!(args.engine.head.device, Place::Auto);
         let request = args.request();
         assert!(matches!(request.prompt, Prompt::Chat(messages) if messages.len() == 1));
         assert_eq!(request.sampling, SamplingParams::default());
@@ -423,6 +427,7 @@ mod tests {
             "edge-lite generate --tail ws://h --model m --prompt hi",
             "edge-lite generate --model m --no-on-device-reports --prompt hi",
             "edge-lite generate --tail ws://h --prompt hi --codec int9",
+            "edge-lite generate --tail ws://h --prompt hi --device tpu",
             "edge-lite generate --tail ws://h --prompt hi --split-layer most",
             "edge-lite generate --tail ws://h --prompt hi --raw --system s",
             "edge-lite generate --tail wss://h --prompt hi --client-cert c",

@@ -39,6 +39,7 @@ impl Engine {
         let (model, cache_dir) = (model.clone(), args.head.cache_dir.clone());
         let config = LocalConfig {
             dtype: args.head.dtype.unwrap_or_default(),
+            place: args.head.device,
             max_positions: args.max_positions,
             ..LocalConfig::default()
         };
@@ -77,6 +78,7 @@ pub fn client_config(args: &HeadArgs, credentials: &CredentialArgs) -> ClientCon
         codec: args.codec,
         head_quantization: args.head_quantization,
         dtype: args.dtype,
+        place: args.device,
         credentials: credentials.credentials(),
         ..ClientConfig::default()
     }

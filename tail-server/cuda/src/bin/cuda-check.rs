@@ -52,6 +52,7 @@ struct Args {
 enum Part {
     Attention,
     Sampling,
+    Stages,
     Tails,
 }
 
@@ -96,6 +97,7 @@ fn run(args: &Args) -> Result<usize, CudaError> {
         match args.only {
             Some(Part::Attention) => check::attention(&gpu, &mut report)?,
             Some(Part::Sampling) => check::sampling(&gpu, &mut report)?,
+            Some(Part::Stages) => check::stages(&gpu, &args.models, &mut report)?,
             Some(Part::Tails) => check::whole_tails(&gpu, &args.models, &mut report)?,
             None => check::all(&gpu, &args.models, &mut report)?,
         }

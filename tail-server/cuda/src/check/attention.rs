@@ -16,7 +16,7 @@ use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::Kernels;
-use crate::step::{Bounds, Input, Segment, Step};
+use crate::step::{Batch, Bounds, Input, Segment, Step};
 use crate::weights::heads_of;
 
 /// Entry layer, positions held and rows of each session.
@@ -146,6 +146,7 @@ impl<'a> Bench<'a> {
 
     fn bounds(&self, one_order: bool) -> Bounds {
         Bounds {
+            first_block: 0,
             one_order,
             ..bounds(self.config, BLOCKS, self.cut)
         }
@@ -161,7 +162,8 @@ impl<'a> Bench<'a> {
     ) -> Result<Vec<f32>, CudaError> {
         let gpu = self.gpu;
         let mut step = Step::new(gpu, 16)?;
-        step.upload(gpu, self.config, &self.bounds(one_order), segments, &[])?;
+        let batch = Batch::new(segments, &[]);
+        step.upload(gpu, self.config, &self.bounds(one_order), &batch)?;
         let device_q = up(gpu, q, self.dtype)?;
         let out = up(gpu, &vec![9.0; q.len()], self.dtype)?;
         let what = Attend {

@@ -14,7 +14,7 @@ use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::{Kernels, Planes};
-use crate::step::{Input, Segment, Step};
+use crate::step::{Batch, Input, Segment, Step};
 use crate::weights::heads_of;
 
 /// Of a Llama-3.1-8B.
@@ -135,7 +135,7 @@ impl<'a> Bench<'a> {
             .collect();
         let bounds = bounds(&self.config, self.blocks, self.cut);
         let mut step = Step::new(self.gpu, 1 << 16)?;
-        step.upload(self.gpu, &self.config, &bounds, &segments, &[])?;
+        step.upload(self.gpu, &self.config, &bounds, &Batch::new(&segments, &[]))?;
         self.gpu.stream().synchronize()?;
         Ok(step)
     }

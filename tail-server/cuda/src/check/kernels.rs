@@ -14,7 +14,7 @@ use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::{AddNorm, Kernels, NormRows, Planes};
-use crate::step::{Bounds, Input, Segment, Step};
+use crate::step::{Batch, Bounds, Input, Segment, Step};
 use crate::weights::heads_of;
 
 /// The layer in which the rotation's check writes keys and values.
@@ -61,7 +61,7 @@ pub(super) const fn tolerance(dtype: Dtype) -> f64 {
 }
 
 /// A model of one layer with these heads; the other sizes are small.
-pub(super) fn config(heads: usize, kv_heads: usize, head_dim: usize) -> ModelConfig {
+pub(crate) fn config(heads: usize, kv_heads: usize, head_dim: usize) -> ModelConfig {
     ModelConfig {
         architecture: Architecture::Qwen3,
         num_layers: 4,
@@ -113,6 +113,7 @@ pub(super) const fn element_at(position: usize, element: usize, head_dim: usize)
 /// Bounds that the checks stay within.
 pub(super) fn bounds(config: &ModelConfig, kv_blocks: usize, cut: Cut) -> Bounds {
     Bounds {
+        first_block: 0,
         max_rows: 4096,
         kv_blocks,
         cut,
@@ -155,8 +156,7 @@ fn of_both_inputs(
         gpu,
         config,
         &bounds(config, 64, kernels.attention.cut(64)),
-        &segments,
-        &wanted,
+        &Batch::new(&segments, &wanted),
     )?;
     Ok(step)
 }
@@ -312,7 +312,7 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
     };
     let mut step = Step::new(gpu, 16)?;
     let bounds = bounds(config, BLOCKS, kernels.attention.cut(64));
-    step.upload(gpu, config, &bounds, &[segment], &[])?;
+    step.upload(gpu, config, &bounds, &Batch::new(&[segment], &[]))?;
 
     let rope = Rope::new(config);
     let frequencies = up(gpu, rope.inverse_frequencies(), Dtype::F32)?;

@@ -1,4 +1,5 @@
-//! The whole tail beside the model crate's decoder in f32: the same steps, the same tables, the logits compared.
+//! The whole tail beside the model crate's decoder in f32: the same steps, the same tables, the logits compared. Tails
+//! in stages run the same script.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -13,13 +14,14 @@ use crate::buffers::LOGITS_ROWS;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
+use crate::stages::Stages;
 use crate::step::{Input, Segment};
-use crate::tail::{Tail, TailSizes};
+use crate::tail::TailSizes;
 use crate::weights::TailWeights;
 
 const STEPS: usize = 40;
 const SESSIONS: usize = 7;
-const MAX_ROWS: usize = 512;
+pub(super) const MAX_ROWS: usize = 512;
 /// Positions of the longest session, where the model has as many.
 const MAX_POSITIONS: usize = 600;
 
@@ -43,7 +45,9 @@ pub(super) fn all(
                     item_positions,
                     ..TailSizes::new(MAX_ROWS, blocks(weights.config()))
                 };
-                let mut pair = Pair::new(&decoder, Tail::new(tail, sizes)?);
+                let tail = Stages::new(vec![tail], sizes, &[sizes.kv_blocks])?;
+                let mut pair = Pair::new(&decoder, tail);
+                pair.store = Some(KvStore::new(weights.config(), sizes.kv_blocks));
                 pair.run(item_positions as u64)?;
                 report(&pair.check(&format!("tail {name} {}", dtype.name()), dtype));
             }
@@ -53,7 +57,7 @@ pub(super) fn all(
 }
 
 /// The model itself, or all models of a folder.
-fn paths(models: &Path) -> Vec<PathBuf> {
+pub(super) fn paths(models: &Path) -> Vec<PathBuf> {
     if models.is_file() || models.join("config.json").is_file() {
         return vec![models.to_owned()];
     }
@@ -76,13 +80,18 @@ fn longest(config: &ModelConfig) -> usize {
     config.max_positions.min(MAX_POSITIONS)
 }
 
+/// In one layer.
+pub(super) fn layer_blocks(config: &ModelConfig) -> usize {
+    SESSIONS * KvTable::columns_for(longest(config))
+}
+
 fn blocks(config: &ModelConfig) -> usize {
-    SESSIONS * KvTable::columns_for(longest(config)) * config.num_layers
+    layer_blocks(config) * config.num_layers
 }
 
 /// What a tail's logits may be apart from those of f32, over the largest of them. The models are tiny, with random
 /// weights: nothing averages the rounding out. The largest seen with bf16 was 0.10.
-const fn tolerance(dtype: Dtype) -> f64 {
+pub(super) const fn tolerance(dtype: Dtype) -> f64 {
     match dtype {
         Dtype::F32 => 1e-4,
         Dtype::F16 => 2e-2,
@@ -109,35 +118,40 @@ struct Chunk {
     rejected: usize,
 }
 
-struct Pair<'a> {
+pub(super) struct Pair<'a> {
     decoder: &'a Decoder,
-    store: KvStore,
-    tail: Tail,
+    /// Without it, the decoder computes nothing.
+    store: Option<KvStore>,
+    tail: Stages,
     sessions: Vec<Session>,
-    free: VecDeque<u32>,
+    /// Of each stage.
+    free: Vec<VecDeque<u32>>,
     /// `[row, vocab_size]` of both, all steps.
     expected: Vec<f32>,
-    got: Vec<f32>,
+    pub(super) got: Vec<f32>,
+    /// Each step has told a time for each of its layers.
+    pub(super) has_times: bool,
 }
 
 impl<'a> Pair<'a> {
-    fn new(decoder: &'a Decoder, tail: Tail) -> Self {
+    pub(super) fn new(decoder: &'a Decoder, tail: Stages) -> Self {
         Self {
-            store: KvStore::new(decoder.config(), blocks(decoder.config())),
+            store: None,
             decoder,
             tail,
             sessions: Vec::new(),
-            free: VecDeque::new(),
+            free: Vec::new(),
             expected: Vec::new(),
             got: Vec::new(),
+            has_times: true,
         }
     }
 
     /// Prompts of 1 to 200 rows, single rows and drafts, of sessions that enter at any layer; one shares the first
     /// blocks of another; blocks lie anywhere.
-    fn run(&mut self, seed: u64) -> Result<(), CudaError> {
+    pub(super) fn run(&mut self, seed: u64) -> Result<(), CudaError> {
         let mut random = Random(seed);
-        self.free = random.permutation(self.store.num_blocks()).into();
+        self.deal(&random.permutation(blocks(self.decoder.config())));
         let num_layers = self.decoder.config().num_layers;
         for index in 0..SESSIONS - 1 {
             let entry_layer = index % num_layers;
@@ -158,6 +172,18 @@ impl<'a> Pair<'a> {
             self.step(&chunks)?;
         }
         Ok(())
+    }
+
+    /// Gives each stage the numbers of its blocks.
+    fn deal(&mut self, blocks: &[u32]) {
+        let mut start = 0;
+        for stage in self.tail.stages() {
+            let end = start + layer_blocks(self.decoder.config()) * stage.weights().layers().len();
+            let own = blocks.iter().copied();
+            let own = own.filter(|block| (start..end).contains(&(*block as usize)));
+            self.free.push(own.collect());
+            start = end;
+        }
     }
 
     /// A new session begins with the full blocks of the longest one that enters at layer 0.
@@ -211,8 +237,13 @@ impl<'a> Pair<'a> {
             }
             room -= rows;
             while session.table.capacity() < session.table.len() + rows {
-                let layers = session.table.layers().len();
-                let column: Vec<BlockId> = self.free.drain(..layers).map(BlockId).collect();
+                let held = session.table.layers();
+                let mut column = Vec::with_capacity(held.len());
+                for (stage, free) in self.tail.stages().iter().zip(&mut self.free) {
+                    let layers = stage.weights().layers();
+                    let count = layers.end.saturating_sub(held.start).min(layers.len());
+                    column.extend(free.drain(..count).map(BlockId));
+                }
                 session.table.push_column(&column);
             }
             let wanted = if rows < 10 { rows } else { random.below(2) };
@@ -272,7 +303,9 @@ impl<'a> Pair<'a> {
                 .logits(start..wanted.len().min(start + LOGITS_ROWS))?;
             self.got.extend_from_slice(logits);
         }
-        self.tail.finish()?;
+        let times = self.tail.finish()?;
+        let ran = self.decoder.config().num_layers - times.first_layer;
+        self.has_times &= times.layers_ns.len() == ran;
         for chunk in chunks {
             let session = &mut self.sessions[chunk.session];
             let kept = chunk.rows - chunk.rejected;
@@ -283,6 +316,9 @@ impl<'a> Pair<'a> {
     }
 
     fn step_on_cpu(&mut self, chunks: &[Chunk], wanted: &[u32]) -> Result<(), CudaError> {
+        let Some(store) = &mut self.store else {
+            return Ok(());
+        };
         let config = self.decoder.config();
         let mut x = Vec::new();
         for chunk in chunks {
@@ -305,7 +341,7 @@ impl<'a> Pair<'a> {
             let rows: usize = active.iter().map(|segment| segment.rows).sum();
             let active_x = &mut x[..rows * config.hidden_size];
             self.decoder
-                .forward_layer(layer, active_x, &active, &mut self.store)?;
+                .forward_layer(layer, active_x, &active, store)?;
         }
         let mut rows = Vec::new();
         for &row in wanted {
@@ -341,7 +377,7 @@ impl<'a> Pair<'a> {
     }
 }
 
-fn most_likely(logits: &[f32]) -> Option<usize> {
+pub(super) fn most_likely(logits: &[f32]) -> Option<usize> {
     logits
         .iter()
         .enumerate()

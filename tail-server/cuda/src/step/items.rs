@@ -1,6 +1,8 @@
 //! How attention's work is cut into items, of which a thread block computes one at a time.
 
-use super::{Bounds, Segment, table_words, word};
+use headway_model::LayerRange;
+
+use super::{Bounds, Segment, word};
 use crate::attention::Cut;
 
 /// Words of an item, `struct Item` of `kernels/step.cuh`.
@@ -64,12 +66,12 @@ impl Items {
             for segment in entering {
                 let Cut { prompt_rows, .. } = bounds.cut;
                 if prompt_rows > 0 && !bounds.one_order && segment.rows > DRAFT_ROWS {
-                    cut_prompt(prompts, prompt_rows, segment, place);
+                    cut_prompt(prompts, bounds, segment, place);
                 } else {
                     cut_rows(items, bounds, segment, &mut place);
                 }
                 place.row += segment.rows;
-                place.table += table_words(segment);
+                place.table += segment.table_words(bounds.layers);
             }
             items[first_item..].sort_by_key(longest_first);
             let entered = items[first_item..].iter();
@@ -97,6 +99,8 @@ struct Place {
 /// A tile of rows, `struct Item` of `kernels/step.cuh`, as far as all its items agree.
 struct Tile<'a> {
     segment: &'a Segment<'a>,
+    /// Of the table that is there for it.
+    layers: LayerRange,
     place: Place,
     /// Within the segment.
     first: usize,
@@ -120,8 +124,8 @@ impl Tile<'_> {
             begin,
             end,
             self.place.table,
-            table.layers().len(),
-            table.layers().start,
+            self.layers.len(),
+            self.layers.start,
             self.place.slots,
             index,
             self.items,
@@ -131,16 +135,19 @@ impl Tile<'_> {
     }
 }
 
-/// A prompt's rows: `prompt_rows` of them an item, whatever their positions.
+/// A prompt's rows: as many an item as the kernel takes, whatever their positions.
 fn cut_prompt(
     prompts: &mut Vec<[u32; ITEM_WORDS]>,
-    prompt_rows: usize,
+    bounds: &Bounds,
     segment: &Segment<'_>,
     place: Place,
 ) {
+    let prompt_rows = bounds.cut.prompt_rows;
+    let layers = segment.layers_in(bounds.layers);
     prompts.extend((0..segment.rows).step_by(prompt_rows).map(|first| {
         let tile = Tile {
             segment,
+            layers,
             place,
             first,
             rows: prompt_rows.min(segment.rows - first),
@@ -158,6 +165,7 @@ fn cut_rows(
     place: &mut Place,
 ) {
     let cut = bounds.cut;
+    let layers = segment.layers_in(bounds.layers);
     // On CUDA cores a prompt's rows are work enough for the whole device.
     let is_cut = cut.prompt_rows > 0 || bounds.one_order || segment.rows <= DRAFT_ROWS;
     let pieces = |row: usize| match segment.table.len() + row + 1 {
@@ -173,6 +181,7 @@ fn cut_rows(
             .unwrap_or(most);
         let tile = Tile {
             segment,
+            layers,
             place: *place,
             first,
             rows,

@@ -84,20 +84,28 @@ impl Tail {
             if index + 1 < blocks.len() {
                 links.push(first(index + 1));
                 next_rope = Some(rope(index + 1));
-            } else if key.has_wanted {
-                let weight = &self.weights.output_norm;
+            } else if let Some(end) = &self.weights.end
+                && key.has_wanted
+            {
+                let weight = &end.output_norm;
                 let logits = gpu.address(&buffers.logits);
                 links.push(Link {
                     norm: Some(LinkNorm {
                         weight,
                         rows: LinkRows::Wanted,
                     }),
-                    ..link(index + 1, &self.weights.lm_head, &buffers.normed, logits)
+                    ..link(index + 1, &end.lm_head, &buffers.normed, logits)
                 });
             }
             chains.start(gpu, index + 1, &links, next_rope, &shared)?;
         }
-        Ok(())
+        match blocks.last() {
+            Some(last) if self.weights.end.is_none() => {
+                let product = self.planes(gpu, &buffers.product, &last.down, rows);
+                self.add_product(gpu, product, rows)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A product's planes in `memory`, as a chain of `rows` rows leaves them.

@@ -25,6 +25,9 @@ impl Tail {
             }
             self.last = self.run_layer(gpu, layer, joined.rows, self.last)?;
         }
+        if self.weights.end.is_none() {
+            self.add_product(gpu, self.last, self.step.rows())?;
+        }
         Ok(())
     }
 

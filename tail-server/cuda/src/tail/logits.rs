@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Tail, small};
 use crate::buffers::LOGITS_ROWS;
-use crate::calls::{copy_down, pinned};
+use crate::calls::copy_down;
 use crate::error::CudaError;
 use crate::kernels::NormRows;
 use crate::sampling::{Summaries, SummaryPlan};
@@ -47,7 +47,7 @@ impl Tail {
             tail.fetch_logits(row..row + 1)
         })?;
         let vocab_size = self.weights.config.vocab_size;
-        Ok(&mut self.buffers.host_logits.as_mut_slice()?[..vocab_size])
+        Ok(&mut self.buffers.host_rows.as_mut_slice()?[..vocab_size])
     }
 
     /// The logits after the wanted rows `range`, `[range.len(), vocab_size]`; at most [`LOGITS_ROWS`] of them. Waits
@@ -64,7 +64,7 @@ impl Tail {
             tail.fetch_logits(first..first + rows)
         })?;
         let len = rows * self.weights.config.vocab_size;
-        Ok(&mut self.buffers.host_logits.as_mut_slice()?[..len])
+        Ok(&mut self.buffers.host_rows.as_mut_slice()?[..len])
     }
 
     /// Starts the final norm and the lm_head, where the layers have not done so. Returns the first row's place among
@@ -82,12 +82,13 @@ impl Tail {
             first: small(range.start),
             count: small(range.len()),
         };
-        let norm = &self.weights.output_norm;
+        let end = self.weights.end.as_ref();
+        let end = end.expect("only a stage with the model's last layer is asked for logits");
         let layer = self.weights.layers.len();
-        self.add_norm(gpu, norm, self.last, layer, rows)?;
+        self.add_norm(gpu, &end.output_norm, self.last, layer, rows)?;
         let (normed, to) = (&self.buffers.normed, &self.buffers.logits);
         self.products
-            .planes(gpu, &self.weights.lm_head, normed, range.len(), to)?;
+            .planes(gpu, &end.lm_head, normed, range.len(), to)?;
         Ok(0)
     }
 
@@ -96,12 +97,9 @@ impl Tail {
         let gpu = &self.weights.gpu;
         let vocab_size = self.weights.config.vocab_size;
         let buffers = &mut self.buffers;
-        let len = range.len() * vocab_size;
-        if len > buffers.host_logits.len() {
-            buffers.host_logits = pinned(gpu.context(), len)?;
-        }
         let range = range.start * vocab_size..range.end * vocab_size;
-        let to = &mut buffers.host_logits;
+        buffers.make_room(gpu, range.len())?;
+        let to = &mut buffers.host_rows;
         copy_down(gpu.stream(), &buffers.logits, range, to)?;
         Ok(())
     }

@@ -89,6 +89,17 @@ fn operation() -> impl Strategy<Value = Operation> {
     ]
 }
 
+/// One part, or several of a layer or two each; the sessions' layers are up to three.
+fn parts() -> impl Strategy<Value = Vec<PoolPart>> {
+    let part = |layers, most: usize| {
+        (layers, 0..most).prop_map(|(layers, blocks)| PoolPart { layers, blocks })
+    };
+    prop_oneof![
+        prop::collection::vec(part(1..3usize, 32), 1),
+        prop::collection::vec(part(1..3usize, 16), 2..4),
+    ]
+}
+
 #[derive(Debug)]
 struct ModelColumn {
     blocks: Vec<BlockId>,
@@ -109,7 +120,7 @@ struct ModelLease {
 }
 
 struct Model {
-    total: usize,
+    parts: Vec<PoolPart>,
     retention_ms: u64,
     now_ms: u64,
     columns: Vec<ModelColumn>,
@@ -139,13 +150,67 @@ impl Model {
 
     fn free(&self) -> Vec<BlockId> {
         let owned = self.owned();
-        let all = (0..u32::try_from(self.total).unwrap()).map(BlockId);
+        let all = (0..u32::try_from(self.total()).unwrap()).map(BlockId);
         all.filter(|block| !owned.contains(block)).collect()
+    }
+
+    fn total(&self) -> usize {
+        self.parts.iter().map(|part| part.blocks).sum()
+    }
+
+    /// The part of a layer; 0 is the model's last one.
+    fn part_of_layer(&self, from_last: usize) -> usize {
+        let mut seen = 0;
+        for index in (1..self.parts.len()).rev() {
+            seen += self.parts[index].layers;
+            if from_last < seen {
+                return index;
+            }
+        }
+        0
+    }
+
+    fn part_of_block(&self, block: BlockId) -> usize {
+        let mut end = 0;
+        let ends = self.parts.iter().map(|part| {
+            end += part.blocks;
+            end
+        });
+        ends.into_iter()
+            .position(|end| (block.0 as usize) < end)
+            .unwrap()
+    }
+
+    /// Of so many of the last layers, those of a part.
+    fn layers_in(&self, part: usize, layers: usize) -> usize {
+        let layers = (0..layers).map(|from_last| self.part_of_layer(from_last));
+        layers.filter(|it| *it == part).count()
+    }
+
+    /// Of some blocks, those of a part.
+    fn blocks_in(&self, part: usize, blocks: &[BlockId]) -> usize {
+        let blocks = blocks.iter().map(|block| self.part_of_block(*block));
+        blocks.filter(|it| *it == part).count()
+    }
+
+    /// Blocks of the part that are held, and promised.
+    fn taken(&self, part: usize) -> usize {
+        let held = self.columns.iter().filter(|column| self.is_held(column));
+        let held: usize = held.map(|it| self.blocks_in(part, &it.blocks)).sum();
+        let live = self.leases.iter().filter(|lease| !lease.released);
+        let promised = live.map(|lease| self.layers_in(part, lease.layers) * lease.promised);
+        held + promised.sum::<usize>()
+    }
+
+    fn has_free(&self, layers: usize) -> bool {
+        let free = self.free();
+        (0..self.parts.len())
+            .all(|part| self.blocks_in(part, &free) >= self.layers_in(part, layers))
     }
 
     fn counts(&self) -> Counts {
         Counts {
-            total: self.total,
+            total: self.total(),
             held: self.held(),
             promised: self.promised(),
             kept: self.owned().len() - self.held(),
@@ -182,26 +247,33 @@ impl Model {
         columns: usize,
         offered: &[Key],
     ) -> Result<(usize, Vec<Vec<BlockId>>), Shortage> {
-        if layers * columns > self.total {
-            return Err(Shortage::NeverFits {
-                needed_blocks: layers * columns,
-                total_blocks: self.total,
-            });
+        for (index, part) in self.parts.iter().enumerate() {
+            let needed_blocks = self.layers_in(index, layers) * columns;
+            if needed_blocks > part.blocks {
+                return Err(Shortage::NeverFits {
+                    needed_blocks,
+                    total_blocks: part.blocks,
+                });
+            }
         }
         self.expire();
         let columns = if layers == 0 { 0 } else { columns };
         let known = self.known(layers, &offered[..offered.len().min(columns)]);
-        let fresh = layers * (columns - known.len());
+        let fresh = columns - known.len();
         let unheld = known
             .iter()
             .filter(|place| !self.is_held(&self.columns[**place]));
-        let needed_blocks = fresh + layers * unheld.count();
-        let free_blocks = self.total - self.held() - self.promised();
-        if needed_blocks > free_blocks {
-            return Err(Shortage::Full {
-                needed_blocks,
-                free_blocks,
-            });
+        let needed_columns = fresh + unheld.count();
+        for (index, part) in self.parts.iter().enumerate() {
+            let needed_blocks = self.layers_in(index, layers) * needed_columns;
+            let free_blocks = part.blocks - self.taken(index);
+            if needed_blocks > free_blocks {
+                return Err(Shortage::Full {
+                    needed_blocks,
+                    free_blocks,
+                    total_blocks: part.blocks,
+                });
+            }
         }
         let reused = known
             .iter()
@@ -216,7 +288,7 @@ impl Model {
         if promised == 0 {
             return None;
         }
-        while self.free().len() < layers {
+        while !self.has_free(layers) {
             let places = 0..self.columns.len();
             let evicted = places
                 .filter(|place| !self.is_held(&self.columns[*place]))
@@ -226,7 +298,15 @@ impl Model {
                 });
             self.columns.remove(evicted.expect("promises are covered"));
         }
-        let blocks: Vec<BlockId> = self.free().into_iter().take(layers).collect();
+        // The lowest free ones of each layer's part.
+        let mut free = self.free();
+        let layer_parts = (0..layers).rev().map(|layer| self.part_of_layer(layer));
+        let blocks: Vec<BlockId> = layer_parts
+            .map(|part| {
+                let place = free.iter().position(|it| self.part_of_block(*it) == part);
+                free.remove(place.expect("there is room"))
+            })
+            .collect();
         let taker = &mut self.leases[lease];
         taker.promised -= 1;
         self.columns.push(ModelColumn {
@@ -277,11 +357,11 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(total: usize, retention_ms: u64) -> Self {
+    fn new(parts: Vec<PoolPart>, retention_ms: u64) -> Self {
         Self {
-            pool: KvPool::new(total, Duration::from_millis(retention_ms)),
+            pool: KvPool::new(&parts, Duration::from_millis(retention_ms)),
             model: Model {
-                total,
+                parts,
                 retention_ms,
                 now_ms: 0,
                 columns: Vec::new(),
@@ -410,13 +490,20 @@ impl Pair {
         let counts = self.pool.counts();
         assert_eq!(counts, self.model.counts());
         assert_eq!(counts.held + counts.kept + counts.free, counts.total);
-        assert!(counts.held + counts.promised <= counts.total);
+        for (index, part) in self.model.parts.iter().enumerate() {
+            assert!(self.model.taken(index) <= part.blocks);
+        }
 
         let columns = self.pool.columns.values();
         let owned: Vec<BlockId> = columns.flat_map(|it| it.blocks.clone()).collect();
         let distinct: BTreeSet<BlockId> = owned.iter().copied().collect();
         assert_eq!(distinct.len(), owned.len(), "a block is in two columns");
         assert_eq!(distinct, self.model.owned().into_iter().collect());
+        for column in self.pool.columns.values() {
+            let parts = column.blocks.iter().map(|it| self.model.part_of_block(*it));
+            let layers = (0..column.blocks.len()).rev();
+            assert!(parts.eq(layers.map(|layer| self.model.part_of_layer(layer))));
+        }
         assert!(self.pool.keys.len() <= self.pool.columns.len());
         let unheld = |it: &&Column<Key>| it.holders == 0;
         let unheld = self.pool.columns.values().filter(unheld).count();
@@ -444,7 +531,7 @@ impl Pair {
         self.pool.expire(self.now());
         self.model.expire();
         self.check();
-        assert_eq!(self.pool.counts().free, self.model.total);
+        assert_eq!(self.pool.counts().free, self.model.total());
         assert!(self.pool.keys.is_empty() && self.pool.leases.is_empty());
     }
 }
@@ -454,11 +541,11 @@ proptest! {
 
     #[test]
     fn the_pool_does_what_a_search_through_all_columns_says(
-        total in 0..32usize,
+        parts in parts(),
         retention_ms in prop_oneof![9 => Just(RETENTION_MS), 1 => Just(0)],
         operations in prop::collection::vec(operation(), 0..120),
     ) {
-        let mut pair = Pair::new(total, retention_ms);
+        let mut pair = Pair::new(parts, retention_ms);
         for operation in operations {
             pair.apply(operation);
         }

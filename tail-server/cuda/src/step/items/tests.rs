@@ -33,6 +33,7 @@ fn cut(sessions: &[[usize; 3]], cut: Cut, one_order: bool) -> Items {
         .collect();
     let bounds = Bounds {
         max_rows: 4096,
+        first_block: 0,
         kv_blocks: 1,
         cut,
         one_order,
