@@ -61,6 +61,10 @@ pub struct Args {
     /// The type of the weights in memory: native (as in the file), f32, bf16 or f16.
     #[arg(long, default_value = "native")]
     pub dtype: String,
+    /// What a session gets depends on no other session, not by one bit: on the CPU it is always so. On a GPU steps then
+    /// have at most 64 rows, which makes prompts slower.
+    #[arg(long)]
+    pub deterministic: bool,
     /// Compute threads; 0 takes one for each core.
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
@@ -126,6 +130,8 @@ pub struct Config {
     pub place: Place,
     /// The type of the weights in memory.
     pub dtype: WeightDtype,
+    /// No batch changes a session's bits.
+    pub deterministic: bool,
     /// Compute threads; 0: one for each core.
     pub threads: usize,
     /// The most sessions at a time.
@@ -243,6 +249,7 @@ impl TryFrom<Args> for Config {
             on_device_answers,
             device,
             dtype,
+            deterministic,
             threads,
             max_sessions,
             max_queue,
@@ -271,6 +278,7 @@ impl TryFrom<Args> for Config {
             token_upload: !no_token_upload,
             on_device_answers,
             place,
+            deterministic,
             dtype: named("dtype", &dtype, "native, f32, bf16 or f16")?,
             threads: within("threads", threads, 0, 1024)?,
             max_sessions: within("max-sessions", max_sessions, 1, 65_536)?,

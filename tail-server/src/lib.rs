@@ -127,8 +127,11 @@ pub async fn run(
     metrics: Arc<Metrics>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
-    let step_tokens = model.limits.step_tokens;
-    let device = move |layers, kv_parts: &[PoolPart]| on_its_device(layers, kv_parts, step_tokens);
+    let steps = Steps {
+        most_rows: model.limits.step_tokens,
+        are_deterministic: config.deterministic,
+    };
+    let device = move |layers, kv_parts: &[PoolPart]| on_its_device(layers, kv_parts, steps);
     run_on(device, listener, config, model, metrics, shutdown).await
 }
 
@@ -245,6 +248,17 @@ async fn serve_until(
     server.await.map_err(RunError::Server)
 }
 
+/// What a device must know of steps before the first one.
+#[derive(Clone, Copy)]
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(dead_code, reason = "a GPU's need")
+)]
+struct Steps {
+    most_rows: usize,
+    are_deterministic: bool,
+}
+
 /// The device that the layers were loaded for.
 fn on_its_device(
     layers: TailLayers,
@@ -253,7 +267,7 @@ fn on_its_device(
         not(feature = "cuda"),
         expect(unused_variables, reason = "a GPU's need")
     )]
-    step_tokens: usize,
+    steps: Steps,
 ) -> Result<Box<dyn Device>, RunError> {
     match layers {
         TailLayers::Cpu(decoder) => {
@@ -263,7 +277,12 @@ fn on_its_device(
         #[cfg(feature = "cuda")]
         TailLayers::Cuda(stages) => {
             let kv_blocks: Vec<usize> = kv_parts.iter().map(|part| part.blocks).collect();
-            let device = engine::CudaDevice::new(stages, &kv_blocks, step_tokens);
+            let device = engine::CudaDevice::new(
+                stages,
+                &kv_blocks,
+                steps.most_rows,
+                steps.are_deterministic,
+            );
             let device = device.map_err(|error| RunError::Device(error.into()))?;
             Ok(Box::new(device))
         }

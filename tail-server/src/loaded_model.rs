@@ -154,9 +154,7 @@ impl LoadedModel {
             .map_err(not_on_device)?;
         let limits = DeviceLimits {
             kv_bytes: kv.bytes,
-            step_tokens: config
-                .step_tokens
-                .unwrap_or_else(|| layers.usual_step_tokens()),
+            step_tokens: layers.step_tokens(config),
         };
         let column_bytes = layers.block_bytes() * tail_layers.len();
         let max_positions = max_positions(&kv, &weights, column_bytes)?;

@@ -139,11 +139,24 @@ impl TailLayers {
     }
 
     /// How many rows a step should have at most, where nobody says.
-    pub(crate) fn usual_step_tokens(&self) -> usize {
+    fn usual_step_tokens(&self) -> usize {
         match self {
             Self::Cpu(_) => CPU_STEP_TOKENS,
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => GPU_STEP_TOKENS,
+        }
+    }
+
+    /// As many rows as a step may have, of those that were asked for.
+    pub(crate) fn step_tokens(&self, config: &Config) -> usize {
+        let asked = config.step_tokens;
+        let step_tokens = asked.unwrap_or_else(|| self.usual_step_tokens());
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) if config.deterministic => {
+                step_tokens.min(headway_cuda::DETERMINISTIC_ROWS)
+            }
+            _ => step_tokens,
         }
     }
 

@@ -19,16 +19,22 @@ pub(crate) struct CudaDevice {
 
 impl CudaDevice {
     /// Takes the memory of `kv_blocks` blocks, a number for each stage, and of steps of at most `step_tokens` rows.
+    /// `deterministic`: no batch changes a session's bits.
     ///
     /// # Errors
-    /// [`CudaError::Driver`] where a GPU has too little.
+    /// [`CudaError::Driver`] where a GPU has too little, [`CudaError::NotDeterministic`] where it cannot be so.
     pub(crate) fn new(
         stages: Vec<TailWeights>,
         kv_blocks: &[usize],
         step_tokens: usize,
+        deterministic: bool,
     ) -> Result<Self, CudaError> {
         // The stages' own numbers of blocks replace that of the sizes.
-        let tail = Stages::new(stages, TailSizes::new(step_tokens, 0), kv_blocks)?;
+        let sizes = TailSizes {
+            deterministic,
+            ..TailSizes::new(step_tokens, 0)
+        };
+        let tail = Stages::new(stages, sizes, kv_blocks)?;
         Ok(Self { tail })
     }
 
