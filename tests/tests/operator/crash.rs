@@ -188,6 +188,8 @@ impl Crashing {
         // No node has the device.
         let is_told = objects::has_condition(status, "Degraded", "True", "Unschedulable");
         ensure!(is_told, "{}", json!(status));
+        let (made, wanted) = (status.replicas, splitmodel.spec.replicas);
+        ensure!(made == wanted, "{made} of {wanted} pods are made");
         let mut found = Vec::new();
         let mut names = BTreeSet::new();
         for object in objects::labelled(world, Some(namespace), names::OWNED_SELECTOR).await? {

@@ -163,7 +163,7 @@ fn autoscaling() -> Vec<Row> {
             "autoscaling.targets.kvPercent",
             json!({"targets": {"kvPercent": 50}}),
             "/spec/triggers",
-            threshold("1073741800"),
+            threshold("50"),
         ),
         scaled(
             "autoscaling.targets.queueDelayMs",
