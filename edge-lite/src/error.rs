@@ -155,7 +155,7 @@ pub enum DeviceError {
     /// A GPU cannot be used, or has failed.
     #[cfg(feature = "cuda")]
     #[error("--device: the GPU cannot be used; --device cpu needs none")]
-    Cuda(#[from] headway_cuda::CudaError),
+    Cuda(#[source] headway_cuda::CudaError),
     /// The GPU has no room for a generation's keys and values.
     #[cfg(feature = "cuda")]
     #[error(
@@ -211,6 +211,18 @@ impl DeviceError {
         move |source| Self::Cache {
             path: path.to_owned(),
             source,
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl From<headway_cuda::CudaError> for DeviceError {
+    /// What would have gone wrong on the CPU as well is not the GPU's fault.
+    fn from(error: headway_cuda::CudaError) -> Self {
+        match error {
+            headway_cuda::CudaError::Load(error) => Self::Load(error),
+            headway_cuda::CudaError::Forward(error) => Self::Forward(error),
+            error => Self::Cuda(error),
         }
     }
 }

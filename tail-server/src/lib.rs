@@ -157,7 +157,7 @@ async fn run_on<D: Device>(
         weights,
         layers,
         limits,
-        kv_parts,
+        kv_limits,
         manifest,
         tokenizer_json,
     } = model;
@@ -166,11 +166,6 @@ async fn run_on<D: Device>(
         .set(capacity::gauge_value(layers.weight_bytes()));
     let watchdog = Arc::new(Watchdog::new(config.stall, Arc::clone(&metrics)));
     let savings = Arc::new(Savings::new(layers.num_layers(), Arc::clone(&metrics)));
-    let kv_limits = KvLimits {
-        parts: kv_parts,
-        block_bytes: layers.block_bytes(),
-        prefix_retention: config.sessions.prefix_retention.unwrap_or_default(),
-    };
     let (engine, engine_thread) = EngineHandle::start(
         device(layers, &kv_limits.parts)?,
         limits.step_tokens,

@@ -9,7 +9,7 @@ use headway_model::weights::Weights;
 use headway_model::{BLOCK_POSITIONS, LayerRange, LoadError, artifact};
 use headway_wire::{Limits, PROTOCOL_VERSION};
 
-use crate::capacity::PoolPart;
+use crate::capacity::KvLimits;
 use crate::config::Config;
 use crate::tail_layers::{KvMemory, TailLayers, TailLayersError};
 
@@ -101,8 +101,7 @@ pub struct LoadedModel {
     pub(crate) weights: Arc<Weights>,
     pub(crate) layers: TailLayers,
     pub(crate) limits: DeviceLimits,
-    /// The KV cache's blocks on each device.
-    pub(crate) kv_parts: Vec<PoolPart>,
+    pub(crate) kv_limits: KvLimits,
     pub(crate) manifest: Manifest,
     /// `tokenizer.json`, the very bytes that the manifest's digest covers.
     pub(crate) tokenizer_json: Bytes,
@@ -156,8 +155,13 @@ impl LoadedModel {
             kv_bytes: kv.bytes,
             step_tokens: layers.step_tokens(config),
         };
-        let column_bytes = layers.block_bytes() * tail_layers.len();
-        let max_positions = max_positions(&kv, &weights, column_bytes)?;
+        let block_bytes = layers.block_bytes();
+        let max_positions = max_positions(&kv, &weights, block_bytes * tail_layers.len())?;
+        let kv_limits = KvLimits {
+            parts: kv.parts,
+            block_bytes,
+            prefix_retention: config.sessions.prefix_retention.unwrap_or_default(),
+        };
 
         let manifest = Manifest {
             name: weights.name().to_owned(),
@@ -180,7 +184,7 @@ impl LoadedModel {
             weights: Arc::new(weights),
             layers,
             limits,
-            kv_parts: kv.parts,
+            kv_limits,
             manifest,
             tokenizer_json: tokenizer_json.into(),
         })

@@ -18,7 +18,7 @@ const EXTRAS: &str = "nvcc,nvvm,crt,cudart,cccl";
 pub enum Command {
     /// Fetches the CUDA compiler (about 300 MB) from the Python package index, once, and prints its folder.
     Toolkit,
-    /// Builds cuda-check, which compares a device with the CPU, and tail-server.
+    /// Builds cuda-check, which compares a device with the CPU, tail-server and edge-lite.
     Build,
     /// Lints and tests what the feature adds. Where there is no device, comparisons on it are left out, and so are the
     /// server's tests from outside, which run on the CPU without the feature as well.
@@ -48,8 +48,10 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         "headway-cuda",
         "--package",
         "tail-server",
+        "--package",
+        "edge-lite",
         "--features",
-        "headway-cuda/cuda,tail-server/cuda",
+        "headway-cuda/cuda,tail-server/cuda,edge-lite/cuda",
     ];
     match command {
         Command::Toolkit => {
