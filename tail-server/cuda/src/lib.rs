@@ -29,6 +29,7 @@ mod error;
 mod gpu;
 mod graphs;
 mod kernels;
+mod packed;
 mod products;
 mod sampling;
 mod stamps;

@@ -9,6 +9,8 @@ use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::Planes;
+use crate::packed::kernels::{PACKED_ROWS, PackedProducts, Place};
+use crate::packed::{PackedMemory, PackedValues, TILE, tiles};
 
 /// Rows that our kernels take at a time; the smallest that holds a step's rows is taken.
 const TILE_ROWS: [u32; 6] = [8, 16, 32, 64, 128, 256];
@@ -17,20 +19,29 @@ const STAGES: [u32; 6] = [6, 6, 5, 4, 6, 4];
 /// The most rows of a product by our kernels.
 pub(crate) const OWN_ROWS: usize = 256;
 /// As in `kernels/products.cuh`.
-const TILE: usize = 128;
 const CHUNK: usize = 64;
 const THREADS: u32 = 288;
 
 /// A matrix `[outputs, columns]` on the device.
 pub(crate) struct Matrix {
-    memory: Arc<CudaSlice<u8>>,
+    store: Store,
     outputs: usize,
     columns: usize,
     kind: Outputs,
-    /// For our kernels, where they take it.
-    map: Option<TensorMap>,
     /// Planes that our kernels make of a product with it.
     splits: u32,
+}
+
+/// How its values are held.
+enum Store {
+    /// Row-major, in the type of the weights.
+    Dense {
+        memory: Arc<CudaSlice<u8>>,
+        /// For our kernels, where they take it.
+        map: Option<TensorMap>,
+    },
+    /// In fewer bits. The type of x is bf16.
+    Packed(PackedMemory),
 }
 
 /// What a matrix's outputs are.
@@ -63,27 +74,49 @@ impl Matrix {
             None
         };
         let splits = match kind {
-            Outputs::Plain => splits(gpu, outputs, columns),
+            Outputs::Plain => splits(gpu, outputs, columns.div_ceil(CHUNK)),
             Outputs::Gated => 1,
         };
         Ok(Self {
-            memory,
+            store: Store::Dense { memory, map },
             outputs,
             columns,
             kind,
-            map,
+            splits,
+        })
+    }
+
+    /// Of weights in fewer bits.
+    pub(crate) fn packed(gpu: &Gpu, values: &PackedValues) -> Result<Self, CudaError> {
+        let [outputs, columns] = values.shape();
+        let packed = values.up(gpu)?;
+        let splits = match values.kind() {
+            Outputs::Plain => {
+                let chunks = columns.div_ceil(packed.format.chunk_columns());
+                splits(gpu, outputs, chunks)
+            }
+            Outputs::Gated => 1,
+        };
+        Ok(Self {
+            store: Store::Packed(packed),
+            outputs,
+            columns,
+            kind: values.kind(),
             splits,
         })
     }
 
     /// Bytes of device memory.
     pub(crate) fn bytes(&self) -> usize {
-        self.memory.len()
+        match &self.store {
+            Store::Dense { memory, .. } => memory.len(),
+            Store::Packed(packed) => packed.bytes(),
+        }
     }
 
-    /// The memory itself, row-major.
-    pub(crate) const fn memory(&self) -> &Arc<CudaSlice<u8>> {
-        &self.memory
+    /// It is this memory.
+    pub(crate) fn is_in(&self, other: &Arc<CudaSlice<u8>>) -> bool {
+        matches!(&self.store, Store::Dense { memory, .. } if Arc::ptr_eq(memory, other))
     }
 
     /// Its products come in one plane.
@@ -99,13 +132,29 @@ impl Matrix {
         self.kind
     }
 
+    pub(crate) const fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Of a dense one, where our kernels take it.
     pub(crate) const fn map(&self) -> Option<&TensorMap> {
-        self.map.as_ref()
+        match &self.store {
+            Store::Dense { map, .. } => map.as_ref(),
+            Store::Packed(_) => None,
+        }
+    }
+
+    /// Its memory, where it is in fewer bits.
+    pub(crate) const fn in_fewer_bits(&self) -> Option<&PackedMemory> {
+        match &self.store {
+            Store::Dense { .. } => None,
+            Store::Packed(packed) => Some(packed),
+        }
     }
 
     /// Our kernels take it.
-    pub(crate) const fn is_mapped(&self) -> bool {
-        self.map.is_some()
+    pub(crate) const fn has_kernels(&self) -> bool {
+        self.map().is_some() || self.in_fewer_bits().is_some()
     }
 
     pub(crate) const fn splits(&self) -> u32 {
@@ -114,17 +163,23 @@ impl Matrix {
 
     /// Steps in which our kernels go along a row.
     pub(crate) fn chunks(&self) -> u32 {
-        size(self.columns.div_ceil(CHUNK))
+        let packed = self.in_fewer_bits();
+        let chunk = packed.map_or(CHUNK, |packed| packed.format.chunk_columns());
+        size(self.columns.div_ceil(chunk))
     }
 
     /// Parts into which our kernels cut a product of few rows.
     pub(crate) fn items(&self) -> u32 {
-        size(self.outputs.div_ceil(TILE)) * self.splits
+        size(tiles(self.outputs, self.kind)) * self.splits
     }
 
     /// Planes that a product may come in.
     pub(crate) fn most_planes(&self) -> usize {
-        self.map.map_or(1, |_| self.splits as usize)
+        if self.has_kernels() {
+            self.splits as usize
+        } else {
+            1
+        }
     }
 }
 
@@ -164,14 +219,14 @@ fn map_of_weights(
 
 /// As many as keep every multiprocessor busy, with enough columns for each. It depends on the matrix alone, so that
 /// sums are the same whatever the number of rows.
-fn splits(gpu: &Gpu, outputs: usize, columns: usize) -> u32 {
+fn splits(gpu: &Gpu, outputs: usize, chunks: usize) -> u32 {
     const MOST: usize = 8;
     const FEWEST_CHUNKS: usize = 4;
     let tiles = outputs.div_ceil(TILE);
     let mut splits = 1;
     while 2 * splits <= MOST
         && tiles * splits * 2 <= gpu.multiprocessors() as usize
-        && columns.div_ceil(CHUNK) >= 2 * splits * FEWEST_CHUNKS
+        && chunks >= 2 * splits * FEWEST_CHUNKS
     {
         splits *= 2;
     }
@@ -239,6 +294,8 @@ impl Rows {
 pub(crate) struct Products {
     dtype: Dtype,
     own: Option<OwnKernels>,
+    /// For weights in fewer bits.
+    packed: Option<PackedProducts>,
     silu_mul: CudaFunction,
     /// Rows up to which our kernels are taken.
     own_rows: usize,
@@ -263,9 +320,16 @@ impl Products {
         Ok(Self {
             dtype,
             own,
+            packed: None,
             silu_mul: gpu.function(&format!("silu_mul_{name}"))?,
             own_rows: 64,
         })
+    }
+
+    /// Gets ready for weights in fewer bits, of up to `most_columns` columns.
+    pub(crate) fn take_packed(&mut self, gpu: &Gpu, most_columns: usize) -> Result<(), CudaError> {
+        self.packed = Some(PackedProducts::new(gpu, most_columns)?);
+        Ok(())
     }
 
     /// Rows up to which our kernels are taken; 0 for cuBLAS always.
@@ -284,7 +348,28 @@ impl Products {
     ) -> Result<Planes, CudaError> {
         let address = gpu.address(out);
         let stride = rows * matrix.outputs;
-        if let (Some(own), Some(map), Some(maps)) = (&self.own, &matrix.map, &x.maps)
+        let few = Planes {
+            address,
+            planes: matrix.splits,
+            stride: stride as u64,
+        };
+        if let Some(weights) = matrix.in_fewer_bits()
+            && rows <= self.own_rows.min(PACKED_ROWS)
+        {
+            assert!(
+                matrix.splits as usize * stride <= out.len(),
+                "room for all planes"
+            );
+            let place = Place {
+                address,
+                plane_stride: stride as u64,
+                columns: matrix.outputs,
+            };
+            let packed = self.packed();
+            packed.start(gpu, (matrix, weights), x, rows, place)?;
+            return Ok(few);
+        }
+        if let (Some(own), Some(map), Some(maps)) = (&self.own, matrix.map(), &x.maps)
             && rows <= self.own_rows
         {
             assert!(
@@ -300,11 +385,7 @@ impl Products {
                 rows,
                 place,
             )?;
-            return Ok(Planes {
-                address,
-                planes: matrix.splits,
-                stride: stride as u64,
-            });
+            return Ok(few);
         }
         assert!(stride <= out.len(), "room for all rows");
         self.blas(gpu, matrix, x, rows, (Dtype::F32, address))?;
@@ -325,7 +406,18 @@ impl Products {
         rows: usize,
         [gate_up, out]: [u64; 2],
     ) -> Result<(), CudaError> {
-        if let (Some(own), Some(map), Some(maps)) = (&self.own, &matrix.map, &x.maps)
+        if let Some(weights) = matrix.in_fewer_bits()
+            && rows <= self.own_rows.min(PACKED_ROWS)
+        {
+            let place = Place {
+                address: out,
+                plane_stride: 0,
+                columns: matrix.outputs / 2,
+            };
+            let packed = self.packed();
+            return packed.start(gpu, (matrix, weights), x, rows, place);
+        }
+        if let (Some(own), Some(map), Some(maps)) = (&self.own, matrix.map(), &x.maps)
             && rows <= self.own_rows
         {
             let place = (out, 0, matrix.outputs / 2);
@@ -349,6 +441,11 @@ impl Products {
         launch(gpu, &self.silu_mul, blocks, &args)
     }
 
+    fn packed(&self) -> &PackedProducts {
+        let packed = self.packed.as_ref();
+        packed.expect("`take_packed` comes before products with weights in fewer bits")
+    }
+
     fn blas(
         &self,
         gpu: &Gpu,
@@ -357,12 +454,20 @@ impl Products {
         rows: usize,
         (out, y): (Dtype, u64),
     ) -> Result<(), CudaError> {
+        let memory = match &matrix.store {
+            Store::Dense { memory, .. } => memory,
+            Store::Packed(weights) => {
+                let packed = self.packed();
+                return packed.start_widened(gpu, (matrix, weights), x, rows, (out, y));
+            }
+        };
         let product = BlasProduct {
             dtype: self.dtype,
             out,
             x: x.address(gpu),
-            weights: gpu.address(&*matrix.memory),
+            weights: gpu.address(&**memory),
             y,
+            y_stride: matrix.outputs,
             rows,
             outputs: matrix.outputs,
             columns: matrix.columns,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use headway_cuda::check::timing::Held;
 use headway_cuda::check::{self, Check, attention_time, product_time, sampling_time, timing};
 use headway_cuda::{CudaError, Gpu};
 
@@ -24,6 +25,9 @@ struct Args {
     /// Print measured steps alone, each as a line of JSON. Leaves the comparisons out.
     #[arg(long, requires = "time")]
     json: bool,
+    /// What the matrices are held in of the model whose steps are measured.
+    #[arg(long, default_value = "bf16")]
+    weights: Weights,
     /// Measure products of several shapes too.
     #[arg(long)]
     time_products: bool,
@@ -45,8 +49,29 @@ struct Args {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Part {
     Attention,
+    Quantised,
     Sampling,
     Tails,
+}
+
+/// What matrices are held in.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Weights {
+    Bf16,
+    Fp8,
+    EightBits,
+    FourBits,
+}
+
+impl Weights {
+    const fn held(self) -> Held {
+        match self {
+            Self::Bf16 => Held::Bf16,
+            Self::Fp8 => Held::Fp8,
+            Self::EightBits => Held::EightBits,
+            Self::FourBits => Held::FourBits,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -67,7 +92,9 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<usize, CudaError> {
     let gpu = Gpu::open(args.device)?;
     if args.json {
-        timing::all(&gpu, &mut |line| println!("{}", line.json()))?;
+        timing::all(&gpu, args.weights.held(), &mut |line| {
+            println!("{}", line.json());
+        })?;
         return Ok(0);
     }
     let (free, total) = gpu.memory_bytes()?;
@@ -89,6 +116,7 @@ fn run(args: &Args) -> Result<usize, CudaError> {
         };
         match args.only {
             Some(Part::Attention) => check::attention(&gpu, &mut report)?,
+            Some(Part::Quantised) => check::quantised(&gpu, &args.models, &mut report)?,
             Some(Part::Sampling) => check::sampling(&gpu, &mut report)?,
             Some(Part::Tails) => check::whole_tails(&gpu, &args.models, &mut report)?,
             None => check::all(&gpu, &args.models, &mut report)?,
@@ -105,7 +133,7 @@ fn run(args: &Args) -> Result<usize, CudaError> {
         sampling_time::all(&gpu, &mut |timing| println!("{timing}"))?;
     }
     if args.time {
-        timing::all(&gpu, &mut |line| println!("{line}"))?;
+        timing::all(&gpu, args.weights.held(), &mut |line| println!("{line}"))?;
     }
     Ok(failed)
 }

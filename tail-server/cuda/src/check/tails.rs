@@ -53,7 +53,7 @@ pub(super) fn all(
 }
 
 /// The model itself, or all models of a folder.
-fn paths(models: &Path) -> Vec<PathBuf> {
+pub(super) fn paths(models: &Path) -> Vec<PathBuf> {
     if models.is_file() || models.join("config.json").is_file() {
         return vec![models.to_owned()];
     }
