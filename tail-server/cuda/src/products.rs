@@ -1,7 +1,5 @@
 //! Products of rows with the model's matrices: our own kernels where they are faster, cuBLAS elsewhere.
 
-use std::sync::Arc;
-
 use cudarc::driver::{CudaFunction, CudaSlice};
 
 use crate::calls::{Arg, BlasProduct, Boxes, Launch, TensorMap, allow_shared, launch};
@@ -10,7 +8,11 @@ use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::Planes;
 use crate::packed::kernels::{PACKED_ROWS, PackedProducts, Place};
-use crate::packed::{PackedMemory, PackedValues, TILE, tiles};
+
+mod matrix;
+
+use self::matrix::Store;
+pub(crate) use self::matrix::{Matrix, Outputs};
 
 /// Rows that our kernels take at a time; the smallest that holds a step's rows is taken.
 const TILE_ROWS: [u32; 6] = [8, 16, 32, 64, 128, 256];
@@ -22,215 +24,9 @@ pub(crate) const OWN_ROWS: usize = 256;
 const CHUNK: usize = 64;
 const THREADS: u32 = 288;
 
-/// A matrix `[outputs, columns]` on the device.
-pub(crate) struct Matrix {
-    store: Store,
-    outputs: usize,
-    columns: usize,
-    kind: Outputs,
-    /// Planes that our kernels make of a product with it.
-    splits: u32,
-}
-
-/// How its values are held.
-enum Store {
-    /// Row-major, in the type of the weights.
-    Dense {
-        memory: Arc<CudaSlice<u8>>,
-        /// For our kernels, where they take it.
-        map: Option<TensorMap>,
-    },
-    /// In fewer bits. The type of x is bf16.
-    Packed(PackedMemory),
-}
-
-/// What a matrix's outputs are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outputs {
-    /// Sums.
-    Plain,
-    /// Gates, and below them as many ups.
-    Gated,
-}
-
-impl Matrix {
-    /// Of `memory`, `[outputs, columns]` in the type of the weights.
-    pub(crate) fn new(
-        gpu: &Gpu,
-        dtype: Dtype,
-        memory: Arc<CudaSlice<u8>>,
-        [outputs, columns]: [usize; 2],
-        kind: Outputs,
-    ) -> Result<Self, CudaError> {
-        assert_eq!(memory.len(), outputs * columns * dtype.bytes());
-        let fits = match kind {
-            Outputs::Plain => true,
-            Outputs::Gated => outputs.is_multiple_of(16),
-        };
-        let map = if takes(gpu, dtype, columns) && fits {
-            let address = gpu.address(&*memory);
-            Some(map_of_weights(dtype, address, [outputs, columns], kind)?)
-        } else {
-            None
-        };
-        let splits = match kind {
-            Outputs::Plain => splits(gpu, outputs, columns.div_ceil(CHUNK)),
-            Outputs::Gated => 1,
-        };
-        Ok(Self {
-            store: Store::Dense { memory, map },
-            outputs,
-            columns,
-            kind,
-            splits,
-        })
-    }
-
-    /// Of weights in fewer bits.
-    pub(crate) fn packed(gpu: &Gpu, values: &PackedValues) -> Result<Self, CudaError> {
-        let [outputs, columns] = values.shape();
-        let packed = values.up(gpu)?;
-        let splits = match values.kind() {
-            Outputs::Plain => {
-                let chunks = columns.div_ceil(packed.format.chunk_columns());
-                splits(gpu, outputs, chunks)
-            }
-            Outputs::Gated => 1,
-        };
-        Ok(Self {
-            store: Store::Packed(packed),
-            outputs,
-            columns,
-            kind: values.kind(),
-            splits,
-        })
-    }
-
-    /// Bytes of device memory.
-    pub(crate) fn bytes(&self) -> usize {
-        match &self.store {
-            Store::Dense { memory, .. } => memory.len(),
-            Store::Packed(packed) => packed.bytes(),
-        }
-    }
-
-    /// It is this memory.
-    pub(crate) fn is_in(&self, other: &Arc<CudaSlice<u8>>) -> bool {
-        matches!(&self.store, Store::Dense { memory, .. } if Arc::ptr_eq(memory, other))
-    }
-
-    /// Its products come in one plane.
-    pub(crate) fn in_one_plane(self) -> Self {
-        Self { splits: 1, ..self }
-    }
-
-    pub(crate) const fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    pub(crate) const fn kind(&self) -> Outputs {
-        self.kind
-    }
-
-    pub(crate) const fn columns(&self) -> usize {
-        self.columns
-    }
-
-    /// Of a dense one, where our kernels take it.
-    pub(crate) const fn map(&self) -> Option<&TensorMap> {
-        match &self.store {
-            Store::Dense { map, .. } => map.as_ref(),
-            Store::Packed(_) => None,
-        }
-    }
-
-    /// Its memory, where it is in fewer bits.
-    pub(crate) const fn in_fewer_bits(&self) -> Option<&PackedMemory> {
-        match &self.store {
-            Store::Dense { .. } => None,
-            Store::Packed(packed) => Some(packed),
-        }
-    }
-
-    /// Our kernels take it.
-    pub(crate) const fn has_kernels(&self) -> bool {
-        self.map().is_some() || self.in_fewer_bits().is_some()
-    }
-
-    pub(crate) const fn splits(&self) -> u32 {
-        self.splits
-    }
-
-    /// Steps in which our kernels go along a row.
-    pub(crate) fn chunks(&self) -> u32 {
-        let packed = self.in_fewer_bits();
-        let chunk = packed.map_or(CHUNK, |packed| packed.format.chunk_columns());
-        size(self.columns.div_ceil(chunk))
-    }
-
-    /// Parts into which our kernels cut a product of few rows.
-    pub(crate) fn items(&self) -> u32 {
-        size(tiles(self.outputs, self.kind)) * self.splits
-    }
-
-    /// Planes that a product may come in.
-    pub(crate) fn most_planes(&self) -> usize {
-        if self.has_kernels() {
-            self.splits as usize
-        } else {
-            1
-        }
-    }
-}
-
 /// Our kernels multiply 16-bit values, and copy rows of whole 16 bytes.
 fn takes(gpu: &Gpu, dtype: Dtype, columns: usize) -> bool {
     gpu.is_hopper() && dtype.bytes() == 2 && columns.is_multiple_of(8)
-}
-
-fn map_of_weights(
-    dtype: Dtype,
-    address: u64,
-    [outputs, columns]: [usize; 2],
-    kind: Outputs,
-) -> Result<TensorMap, CudaError> {
-    let [outputs, columns] = [outputs, columns].map(|size| size as u64);
-    let row_bytes = columns * 2;
-    let chunk = size(CHUNK);
-    let map = match kind {
-        Outputs::Plain => TensorMap::new(Boxes {
-            dtype,
-            address,
-            sizes: &[columns, outputs],
-            strides_bytes: &[row_bytes],
-            copied: &[chunk, size(TILE)],
-        }),
-        // Eight gates, their eight ups, the next eight gates: a thread has a gate and its up.
-        Outputs::Gated => TensorMap::new(Boxes {
-            dtype,
-            address,
-            sizes: &[columns, 8, 2, outputs / 16],
-            strides_bytes: &[row_bytes, outputs / 2 * row_bytes, 8 * row_bytes],
-            copied: &[chunk, 8, 2, size(TILE / 16)],
-        }),
-    };
-    Ok(map?)
-}
-
-/// As many as keep every multiprocessor busy, with enough columns for each. It depends on the matrix alone, so that
-/// sums are the same whatever the number of rows.
-fn splits(gpu: &Gpu, outputs: usize, chunks: usize) -> u32 {
-    const MOST: usize = 8;
-    const FEWEST_CHUNKS: usize = 4;
-    let tiles = outputs.div_ceil(TILE);
-    let mut splits = 1;
-    while 2 * splits <= MOST
-        && tiles * splits * 2 <= gpu.multiprocessors() as usize
-        && chunks >= 2 * splits * FEWEST_CHUNKS
-    {
-        splits *= 2;
-    }
-    size(splits)
 }
 
 /// Rows `[capacity, columns]` of the weights' type that products read.
@@ -347,23 +143,23 @@ impl Products {
         out: &CudaSlice<f32>,
     ) -> Result<Planes, CudaError> {
         let address = gpu.address(out);
-        let stride = rows * matrix.outputs;
+        let stride = rows * matrix.outputs();
         let few = Planes {
             address,
-            planes: matrix.splits,
+            planes: matrix.splits(),
             stride: stride as u64,
         };
         if let Some(weights) = matrix.in_fewer_bits()
             && rows <= self.own_rows.min(PACKED_ROWS)
         {
             assert!(
-                matrix.splits as usize * stride <= out.len(),
+                matrix.splits() as usize * stride <= out.len(),
                 "room for all planes"
             );
             let place = Place {
                 address,
                 plane_stride: stride as u64,
-                columns: matrix.outputs,
+                columns: matrix.outputs(),
             };
             let packed = self.packed();
             packed.start(gpu, (matrix, weights), x, rows, place)?;
@@ -373,10 +169,10 @@ impl Products {
             && rows <= self.own_rows
         {
             assert!(
-                matrix.splits as usize * stride <= out.len(),
+                matrix.splits() as usize * stride <= out.len(),
                 "room for all planes"
             );
-            let place = (address, stride as u64, matrix.outputs);
+            let place = (address, stride as u64, matrix.outputs());
             start(
                 gpu,
                 &own.planes,
@@ -412,7 +208,7 @@ impl Products {
             let place = Place {
                 address: out,
                 plane_stride: 0,
-                columns: matrix.outputs / 2,
+                columns: matrix.outputs() / 2,
             };
             let packed = self.packed();
             return packed.start(gpu, (matrix, weights), x, rows, place);
@@ -420,7 +216,7 @@ impl Products {
         if let (Some(own), Some(map), Some(maps)) = (&self.own, matrix.map(), &x.maps)
             && rows <= self.own_rows
         {
-            let place = (out, 0, matrix.outputs / 2);
+            let place = (out, 0, matrix.outputs() / 2);
             return start(
                 gpu,
                 &own.gated,
@@ -431,7 +227,7 @@ impl Products {
             );
         }
         self.blas(gpu, matrix, x, rows, (self.dtype, gate_up))?;
-        let width = size(matrix.outputs / 2);
+        let width = size(matrix.outputs() / 2);
         let args = [Arg::Address(gate_up), Arg::Address(out), Arg::U32(width)];
         let blocks = Launch {
             grid: [size(rows), width.div_ceil(256)],
@@ -467,10 +263,10 @@ impl Products {
             x: x.address(gpu),
             weights: gpu.address(&**memory),
             y,
-            y_stride: matrix.outputs,
+            y_stride: matrix.outputs(),
             rows,
-            outputs: matrix.outputs,
-            columns: matrix.columns,
+            outputs: matrix.outputs(),
+            columns: matrix.columns(),
         };
         product.start(gpu)
     }
@@ -518,7 +314,7 @@ fn start(
         Arg::U32(size(rows)),
         Arg::U32(size(outputs)),
         Arg::U32(matrix.chunks()),
-        Arg::U32(matrix.splits),
+        Arg::U32(matrix.splits()),
     ];
     let blocks = Launch {
         grid: [items.min(gpu.multiprocessors()), 1],

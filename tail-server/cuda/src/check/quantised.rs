@@ -247,8 +247,9 @@ fn whole_tails(
             report(&Check {
                 name: format!("tail {of} {}", name(kind)),
                 difference: difference(&few, &bf16),
-                // Values of e4m3 are rounded once more for bf16; as two tails of bf16 differ from f32.
-                tolerance: 1.5e-1,
+                // Values of e4m3 are rounded once more for bf16: as two tails of bf16 differ from f32. Those of blocks
+                // are the same, and sums differ in their order.
+                tolerance: if kind.is_none() { 1.5e-1 } else { 5e-2 },
                 note: String::new(),
             });
         }
