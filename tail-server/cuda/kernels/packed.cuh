@@ -101,7 +101,7 @@ __device__ __forceinline__ void widen_bytes(uint32_t word, const Line<32768>& li
 __device__ __forceinline__ uint32_t place_upper(uint32_t word) { return (word & 0xF0000) | ONE; }
 __device__ __forceinline__ uint32_t place_lower(uint32_t word) { return (word & 0xF000) | ONE; }
 
-// Two rows' lines for four bits each.
+// A group's lines for four bits in either place.
 struct FourBits {
   Line<128> upper;
   Line<2048> lower;
@@ -212,12 +212,6 @@ template <int COUNT> __device__ __forceinline__ void settle(float (&sums)[COUNT]
   for (int i = 0; i < COUNT; i++) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
-// Until all committed groups are done. `FORMAT` makes it another instruction for each format: the compiler would put the
-// ends of loops over different formats together, and move sums from register to register before they are there.
-template <Format FORMAT> __device__ __forceinline__ void finish_products() {
-  asm volatile("wgmma.wait_group.sync.aligned 0; // %0" ::"n"((int)FORMAT) : "memory");
-}
-
 // A thread block's rings of weights and of x in shared memory: a stage of weights is a chunk of any format, a stage of x
 // is CHUNK columns of ROWS rows.
 template <int ROWS, int WEIGHT_STAGES, int X_STAGES> struct Rings {
@@ -310,7 +304,7 @@ template <int ROWS, int WEIGHT_STAGES, int X_STAGES> struct Rings {
         if (chunk > 0 || step > 0) release_x(x_index - 1);
       }
     }
-    finish_products<FORMAT>();
+    wait_products<0>();
     settle(sums);
     release_x(x_index - 1);
   }
@@ -332,7 +326,7 @@ template <int ROWS, int WEIGHT_STAGES, int X_STAGES> struct Rings {
         release_x(x_index - 1);
       }
     }
-    finish_products<DENSE>();
+    wait_products<0>();
     settle(sums);
     release_weights(weights_index - 1);
     release_x(x_index - 1);

@@ -293,12 +293,17 @@ impl PackedValues {
             [TILE, format.chunk_columns()],
             Outputs::Plain,
             |output, row| {
-                // All e4m3 numbers that are one and not negative, or all of four bits.
-                let end = if format.bits() == 8 { 127 } else { 16 };
+                // All e4m3 numbers that are one, or all of four bits.
+                let is_float = format == Format::Float8;
+                let end: u16 = if format.bits() == 8 { 127 } else { 16 };
                 for (column, code) in row.codes.iter_mut().enumerate() {
-                    *code = u8::try_from((output * 7 + column * 5) % end).unwrap_or(0);
+                    let value = (output * 7 + column * 5) % usize::from(end);
+                    let sign = if is_float && column % 2 == 1 { 0x80 } else { 0 };
+                    *code = u8::try_from(value).unwrap_or(0) | sign;
                 }
-                row.groups.fill([0.01, 0.05]);
+                // As many above zero as below.
+                let scale = 1e-3;
+                row.groups.fill([scale, scale * f32::from(end / 2)]);
                 row.scale = 1e-4;
             },
         );
