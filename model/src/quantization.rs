@@ -6,6 +6,8 @@ use std::str::FromStr;
 use candle_core::quantized::GgmlDType;
 use serde::{Deserialize, Serialize};
 
+use crate::weights::{dequantize_values, from_floats};
+
 /// How the matrices of the head layers are stored on the device. Norms and biases stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -92,6 +94,38 @@ impl Quantization {
             Self::Q4K if superblocks => GgmlDType::Q4K,
             Self::Q4K => GgmlDType::Q5_0,
         })
+    }
+
+    /// The quantisation whose blocks are these, or `None` for those that are never offered.
+    pub(crate) const fn of_blocks(dtype: GgmlDType) -> Option<Self> {
+        Some(match dtype {
+            GgmlDType::Q8_0 => Self::Q8_0,
+            GgmlDType::Q6K => Self::Q6K,
+            GgmlDType::Q5_1 => Self::Q5_1,
+            GgmlDType::Q5_0 => Self::Q5_0,
+            GgmlDType::Q5K => Self::Q5K,
+            GgmlDType::Q4_1 => Self::Q4_1,
+            GgmlDType::Q4_0 => Self::Q4_0,
+            GgmlDType::Q4K => Self::Q4K,
+            _ => return None,
+        })
+    }
+
+    /// Quantises rows of `columns` values each: the quantisation whose blocks they became (see
+    /// [`Quantization::block_type`]), and the blocks; `None` where the values stay as they are.
+    #[must_use]
+    pub fn quantize(self, values: &[f32], columns: usize) -> Option<(Self, Vec<u8>)> {
+        let dtype = self.block_type(columns)?;
+        Some((Self::of_blocks(dtype)?, from_floats(values, dtype)))
+    }
+
+    /// The values of whole blocks; `None` for [`Quantization::None`], which has none.
+    #[must_use]
+    pub fn dequantize(self, blocks: &[u8]) -> Option<Vec<f32>> {
+        // Any block type fits rows of superblocks.
+        let dtype = self.block_type(256)?;
+        let values = blocks.len() / dtype.type_size() * dtype.block_size();
+        dequantize_values(self.name(), dtype, blocks, values).ok()
     }
 }
 

@@ -49,6 +49,9 @@ pub enum WeightDtype {
     F16,
     /// Everything dequantised to bf16.
     Bf16,
+    /// Matrices in 8 bits (e4m3) with a scale for each output, on devices that have kernels for them; as
+    /// [`WeightDtype::Native`] elsewhere.
+    Fp8,
 }
 
 /// What becomes of a matrix when it is loaded.
@@ -68,7 +71,7 @@ impl StoreAs {
                 Some(dtype) => dtype,
                 None => return Ok(tensor),
             },
-            Self::Dtype(WeightDtype::Native) => return Ok(tensor),
+            Self::Dtype(WeightDtype::Native | WeightDtype::Fp8) => return Ok(tensor),
             Self::Dtype(WeightDtype::F32) => GgmlDType::F32,
             Self::Dtype(WeightDtype::F16) => GgmlDType::F16,
             Self::Dtype(WeightDtype::Bf16) => GgmlDType::BF16,
@@ -101,13 +104,14 @@ impl fmt::Display for WeightDtype {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
         })
     }
 }
 
 /// A weight type's name that is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{found:?} is not a weight type; expected native, f32, f16 or bf16")]
+#[error("{found:?} is not a weight type; expected native, f32, f16, bf16 or fp8")]
 pub struct UnknownDtype {
     found: String,
 }
@@ -121,6 +125,7 @@ impl FromStr for WeightDtype {
             "f32" => Ok(Self::F32),
             "f16" => Ok(Self::F16),
             "bf16" => Ok(Self::Bf16),
+            "fp8" => Ok(Self::Fp8),
             _ => Err(UnknownDtype {
                 found: text.to_owned(),
             }),
@@ -138,7 +143,7 @@ pub(crate) fn dequantize(tensor: &RawTensor) -> Result<Vec<f32>, LoadError> {
     )
 }
 
-fn dequantize_values(
+pub(crate) fn dequantize_values(
     name: &str,
     dtype: GgmlDType,
     data: &[u8],

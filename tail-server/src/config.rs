@@ -58,7 +58,8 @@ pub struct Args {
     /// layers, or auto for the first GPU where there is one.
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// The type of the weights in memory: native (as in the file), f32, bf16 or f16.
+    /// The type of the weights in memory: native (as in the file), f32, bf16, f16, or fp8 (8 bits with a scale for each
+    /// output, on an NVIDIA GPU of the Hopper generation; as native elsewhere).
     #[arg(long, default_value = "native")]
     pub dtype: String,
     /// What a session gets depends on no other session, not by one bit: on the CPU it is always so. On a GPU steps then
@@ -279,7 +280,7 @@ impl TryFrom<Args> for Config {
             on_device_answers,
             place,
             deterministic,
-            dtype: named("dtype", &dtype, "native, f32, bf16 or f16")?,
+            dtype: named("dtype", &dtype, "native, f32, bf16, f16 or fp8")?,
             threads: within("threads", threads, 0, 1024)?,
             max_sessions: within("max-sessions", max_sessions, 1, 65_536)?,
             max_queue: within("max-queue", max_queue, 1, 65_536)?,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use headway_model::manifest::{Manifest, SplitRange, sha256_digest};
-use headway_model::weights::Weights;
+use headway_model::weights::{WeightDtype, Weights};
 use headway_model::{BLOCK_POSITIONS, LayerRange, LoadError, artifact};
 use headway_wire::{Limits, PROTOCOL_VERSION};
 
@@ -169,7 +169,11 @@ impl LoadedModel {
             identity,
             protocol_version: PROTOCOL_VERSION,
             split,
-            dtype: config.dtype,
+            dtype: match config.dtype {
+                // Devices have no kernels for it.
+                WeightDtype::Fp8 => WeightDtype::Native,
+                dtype => dtype,
+            },
             codecs: config.codecs.iter().map(ToString::to_string).collect(),
             quantizations: config.head_quantizations.clone(),
             max_positions,

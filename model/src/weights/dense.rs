@@ -2,8 +2,9 @@
 
 use candle_core::quantized::GgmlDType;
 
-use super::{RawTensor, WeightDtype, Weights, dequantize_values, from_floats};
+use super::{Files, RawTensor, WeightDtype, Weights, dequantize_values, from_floats};
 use crate::error::LoadError;
+use crate::quantization::Quantization;
 
 /// Values converted at a time, so that a large matrix never stands in memory as f32.
 const CONVERT_VALUES: usize = 1 << 20;
@@ -22,9 +23,19 @@ impl Weights {
         })
     }
 
+    /// The blocks in which the file has a matrix, or `None` where it has other values. Reads the file's header only.
+    #[must_use]
+    pub fn matrix_quantization(&self, name: &str) -> Option<Quantization> {
+        let Files::Gguf(files) = &self.files else {
+            return None;
+        };
+        let info = files.iter().find_map(|file| file.info(name))?;
+        Quantization::of_blocks(info.ggml_dtype)
+    }
+
     /// Hands the values of a matrix to `take`, in order, some whole rows at a time, as little-endian values of
     /// `dtype`. The file's bytes of the matrix are in memory meanwhile, its dense values never all at once.
-    /// [`WeightDtype::Native`] hands over the bytes as they stand in the file.
+    /// [`WeightDtype::Native`] and [`WeightDtype::Fp8`] hand over the bytes as they stand in the file.
     ///
     /// # Errors
     /// [`LoadError`] where the matrix is missing, misshapen or of a type that cannot be dequantised, and
@@ -38,7 +49,7 @@ impl Weights {
     ) -> Result<(), E> {
         let tensor = self.read(name, &shape)?;
         let dtype = match dtype {
-            WeightDtype::Native => tensor.dtype,
+            WeightDtype::Native | WeightDtype::Fp8 => tensor.dtype,
             WeightDtype::F32 => GgmlDType::F32,
             WeightDtype::F16 => GgmlDType::F16,
             WeightDtype::Bf16 => GgmlDType::BF16,

@@ -38,6 +38,10 @@ struct ChainProduct {
   uint32_t gated;
   uint32_t layer; // counted from the tail's first one
   uint32_t shift; // from a thread block's number to its first item's
+  // Of weights in fewer bits, for the kernels of packed_chain.cuh; there, a chunk is one of the format.
+  uint32_t format;
+  const uint8_t* packed;   // [tile, chunk]
+  const float* row_scales; // [row of all tiles]
 };
 
 struct Chain {

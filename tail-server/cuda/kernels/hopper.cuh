@@ -70,6 +70,21 @@ __device__ __forceinline__ void copy_box_4d(void* to, const TensorMap* from, uin
       : "memory");
 }
 
+// Starts the copy of `bytes` bytes, a multiple of 16.
+__device__ __forceinline__ void copy_bytes(void* to, const void* from, uint64_t* barrier, uint32_t bytes,
+                                           uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          shared_address(to)),
+      "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+      : "memory");
+}
+
+// Brings them to the L2 cache.
+__device__ __forceinline__ void prefetch_bytes(const void* from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 // Describes a matrix in shared memory to the tensor cores: rows of 64 16-bit values, 128 bytes, swizzled by the copy
 // engine in atoms of 8 rows. `at` lies in such an atom's first row, at a multiple of 32 bytes.
 __device__ __forceinline__ uint64_t describe(const void* at) {

@@ -143,6 +143,8 @@ pub(crate) struct BlasProduct {
     pub(crate) weights: u64,
     /// `[rows, outputs]`.
     pub(crate) y: u64,
+    /// From one row of y to the next, in values.
+    pub(crate) y_stride: usize,
     pub(crate) rows: usize,
     pub(crate) outputs: usize,
     pub(crate) columns: usize,
@@ -151,7 +153,8 @@ pub(crate) struct BlasProduct {
 impl BlasProduct {
     /// Starts the product.
     pub(crate) fn start(self, gpu: &Gpu) -> Result<(), CudaError> {
-        let [rows, outputs, columns] = [self.rows, self.outputs, self.columns].map(|size| {
+        let sizes = [self.rows, self.outputs, self.columns, self.y_stride];
+        let [rows, outputs, columns, y_stride] = sizes.map(|size| {
             c_int::try_from(size).expect("sizes are bounded by ModelConfig and the step")
         });
         let (alpha, beta) = (1_f32, 0_f32);
@@ -177,7 +180,7 @@ impl BlasProduct {
                 (&raw const beta).cast(),
                 self.y as *mut _,
                 self.out.of_cublas(),
-                outputs,
+                y_stride,
                 cublasComputeType_t::CUBLAS_COMPUTE_32F,
                 cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )?;

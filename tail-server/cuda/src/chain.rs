@@ -11,8 +11,8 @@ use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::Planes;
 use crate::operand::Rows;
+use crate::packed::kernels::{PACKED_KERNELS, packed_shared_bytes};
 use crate::products::{Matrix, Outputs};
-use crate::weights::LayerWeights;
 
 /// Rows of each kernel, the stages of its rings of weights and of x, as in `kernels/chain.cu`.
 const KERNELS: [[u32; 3]; 4] = [[8, 12, 12], [16, 12, 8], [32, 11, 8], [64, 11, 5]];
@@ -25,7 +25,10 @@ const STAGE_BYTES: u32 = 128 * 128;
 
 /// The kernels, and the counters by which their thread blocks wait for each other.
 pub(crate) struct Chains {
+    /// For weights of two bytes alone, or for those in fewer bits too.
     kernels: Vec<CudaFunction>,
+    /// Dynamic shared memory of each.
+    shared_bytes: Vec<u32>,
     /// Of a step: of each layer, and of the one before the first.
     counters: CudaSlice<u32>,
     /// Copies of weights that a thread block waits for at a time.
@@ -108,30 +111,41 @@ struct ProductArgs {
     gated: u32,
     layer: u32,
     shift: u32,
+    format: u32,
+    packed: u64,
+    row_scales: u64,
 }
 
 impl Chains {
-    /// Where the device and the weights are such that there are kernels.
-    pub(crate) fn new(
+    /// Where the device and the weights, those of all `layers` layers and the lm_head, are such that there are kernels.
+    pub(crate) fn new<'a>(
         gpu: &Gpu,
         dtype: Dtype,
-        layers: &[LayerWeights],
+        layers: usize,
+        matrices: impl Iterator<Item = &'a Matrix> + Clone,
         in_flight: u32,
     ) -> Result<Option<Self>, CudaError> {
-        let matrices = layers
-            .iter()
-            .flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]);
-        if !gpu.is_hopper() || dtype.bytes() != 2 || !matrices.clone().all(Matrix::is_mapped) {
+        if !gpu.is_hopper() || dtype.bytes() != 2 || !matrices.clone().all(Matrix::has_kernels) {
             return Ok(None);
         }
-        let kernels = KERNELS.iter().map(|sizes| {
-            let kernel = gpu.function(&format!("chain_{}_{}", dtype.name(), sizes[0]))?;
-            allow_shared(&kernel, shared_bytes(*sizes))?;
+        let is_packed = matrices
+            .map(Matrix::in_fewer_bits)
+            .any(|packed| packed.is_some());
+        let (name, shared_bytes) = if is_packed {
+            let bytes = PACKED_KERNELS.map(packed_shared_bytes);
+            ("packed_chain".to_owned(), bytes)
+        } else {
+            (format!("chain_{}", dtype.name()), KERNELS.map(shared_bytes))
+        };
+        let kernels = KERNELS.iter().zip(shared_bytes).map(|(sizes, bytes)| {
+            let kernel = gpu.function(&format!("{name}_{}", sizes[0]))?;
+            allow_shared(&kernel, bytes)?;
             Ok(kernel)
         });
         Ok(Some(Self {
             kernels: kernels.collect::<Result<_, CudaError>>()?,
-            counters: gpu.zeros((layers.len() + 1) * COUNTERS)?,
+            shared_bytes: shared_bytes.into(),
+            counters: gpu.zeros((layers + 1) * COUNTERS)?,
             in_flight,
         }))
     }
@@ -163,13 +177,14 @@ impl Chains {
         let kernel = kernel(shared.rows);
         let blocks = gpu.multiprocessors();
         let [first, ..] = links else { return Ok(()) };
-        let map = |link: &Link<'_>| *link.matrix.map().expect("all matrices are mapped");
         let x = |link: &Link<'_>| {
             *link
                 .x
                 .map(kernel)
                 .expect("rows are mapped where matrices are")
         };
+        // Of weights in fewer bits no map is read: any will do.
+        let map = |link: &Link<'_>| link.matrix.map().copied().unwrap_or_else(|| x(link));
         let mut args = ChainArgs {
             weights: [map(first); PRODUCTS],
             x: [x(first); PRODUCTS],
@@ -200,7 +215,7 @@ impl Chains {
         let launched = Launch {
             grid: [blocks, 1],
             threads: THREADS,
-            shared_bytes: shared_bytes(KERNELS[kernel]),
+            shared_bytes: self.shared_bytes[kernel],
         };
         launch(gpu, &self.kernels[kernel], launched, &[Arg::Chain(&args)])
     }
@@ -209,6 +224,7 @@ impl Chains {
 impl Link<'_> {
     fn args(&self, gpu: &Gpu, shift: u32) -> ProductArgs {
         let gated = self.matrix.kind() == Outputs::Gated;
+        let packed = self.matrix.in_fewer_bits();
         ProductArgs {
             norm_weight: self.norm.map_or(0, |norm| gpu.address(norm.weight)),
             norm_rows: self.norm.map_or(0, |norm| norm.rows as u32),
@@ -219,6 +235,9 @@ impl Link<'_> {
             gated: u32::from(gated),
             layer: small(self.layer),
             shift,
+            format: packed.map_or(0, |packed| packed.format.number()),
+            packed: packed.map_or(0, |packed| gpu.address(&packed.chunks)),
+            row_scales: packed.map_or(0, |packed| gpu.address(&packed.row_scales)),
         }
     }
 }

@@ -15,6 +15,7 @@ mod host;
 pub(crate) mod kernels;
 pub mod product_time;
 mod products;
+mod quantised;
 pub mod report;
 mod sampling;
 pub mod sampling_time;
@@ -75,8 +76,21 @@ pub fn all(
     products::all(gpu, report)?;
     sampling::all(gpu, report)?;
     attention::all(gpu, report)?;
+    quantised(gpu, models, report)?;
     whole_tails(gpu, models, report)?;
     stages::all(gpu, models, report)
+}
+
+/// Checks weights in fewer bits alone.
+///
+/// # Errors
+/// [`CudaError`] where the device fails or a model cannot be read.
+pub fn quantised(
+    gpu: &Arc<Gpu>,
+    models: &Path,
+    report: &mut impl FnMut(&Check),
+) -> Result<(), CudaError> {
+    quantised::all(gpu, models, report)
 }
 
 /// Checks attention, and what stands before it, alone.

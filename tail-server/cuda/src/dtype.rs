@@ -47,14 +47,14 @@ impl Dtype {
         }
     }
 
-    /// What weights are held in that were asked for in `dtype`: [`WeightDtype::Native`] stands here for quantised
-    /// ones, for which there are no kernels, and which bf16 holds almost without loss.
+    /// What activations, and weights that are not in fewer bits, are held in where `dtype` was asked for:
+    /// [`WeightDtype::Native`] stands here for quantised ones, which bf16 holds almost without loss.
     #[must_use]
     pub const fn for_weights(dtype: WeightDtype) -> Self {
         match dtype {
             WeightDtype::F32 => Self::F32,
             WeightDtype::F16 => Self::F16,
-            WeightDtype::Bf16 | WeightDtype::Native => Self::Bf16,
+            WeightDtype::Bf16 | WeightDtype::Native | WeightDtype::Fp8 => Self::Bf16,
         }
     }
 

@@ -33,6 +33,7 @@ mod gpu;
 mod graphs;
 mod kernels;
 mod operand;
+mod packed;
 mod products;
 mod sampling;
 mod stages;

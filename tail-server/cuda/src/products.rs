@@ -1,7 +1,5 @@
 //! Products of rows with the model's matrices: our own kernels where they are faster, cuBLAS elsewhere.
 
-use std::sync::Arc;
-
 use cudarc::driver::{CudaFunction, CudaSlice};
 
 use crate::calls::{Arg, BlasProduct, Boxes, Launch, TensorMap, allow_shared, launch};
@@ -10,6 +8,12 @@ use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::Planes;
 use crate::operand::Rows;
+use crate::packed::kernels::{PACKED_ROWS, PackedProducts, Place};
+
+mod matrix;
+
+use self::matrix::Store;
+pub(crate) use self::matrix::{Matrix, Outputs};
 
 /// Rows that our kernels take at a time; the smallest that holds a step's rows is taken.
 pub(crate) const TILE_ROWS: [u32; 6] = [8, 16, 32, 64, 128, 256];
@@ -18,171 +22,20 @@ const STAGES: [u32; 6] = [6, 6, 5, 4, 6, 4];
 /// The most rows of a product by our kernels.
 pub(crate) const OWN_ROWS: usize = 256;
 /// As in `kernels/products.cuh`.
-const TILE: usize = 128;
 pub(crate) const CHUNK: usize = 64;
 const THREADS: u32 = 288;
-
-/// A matrix `[outputs, columns]` on the device.
-pub(crate) struct Matrix {
-    memory: Arc<CudaSlice<u8>>,
-    outputs: usize,
-    columns: usize,
-    kind: Outputs,
-    /// For our kernels, where they take it.
-    map: Option<TensorMap>,
-    /// Planes that our kernels make of a product with it.
-    splits: u32,
-}
-
-/// What a matrix's outputs are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outputs {
-    /// Sums.
-    Plain,
-    /// Gates, and below them as many ups.
-    Gated,
-}
-
-impl Matrix {
-    /// Of `memory`, `[outputs, columns]` in the type of the weights.
-    pub(crate) fn new(
-        gpu: &Gpu,
-        dtype: Dtype,
-        memory: Arc<CudaSlice<u8>>,
-        [outputs, columns]: [usize; 2],
-        kind: Outputs,
-    ) -> Result<Self, CudaError> {
-        assert_eq!(memory.len(), outputs * columns * dtype.bytes());
-        let fits = match kind {
-            Outputs::Plain => true,
-            Outputs::Gated => outputs.is_multiple_of(16),
-        };
-        let map = if takes(gpu, dtype, columns) && fits {
-            let address = gpu.address(&*memory);
-            Some(map_of_weights(dtype, address, [outputs, columns], kind)?)
-        } else {
-            None
-        };
-        let splits = match kind {
-            Outputs::Plain => splits(gpu, outputs, columns),
-            Outputs::Gated => 1,
-        };
-        Ok(Self {
-            memory,
-            outputs,
-            columns,
-            kind,
-            map,
-            splits,
-        })
-    }
-
-    /// Bytes of device memory.
-    pub(crate) fn bytes(&self) -> usize {
-        self.memory.len()
-    }
-
-    /// The memory itself, row-major.
-    pub(crate) const fn memory(&self) -> &Arc<CudaSlice<u8>> {
-        &self.memory
-    }
-
-    /// Its products come in one plane.
-    pub(crate) fn in_one_plane(self) -> Self {
-        Self { splits: 1, ..self }
-    }
-
-    pub(crate) const fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    pub(crate) const fn kind(&self) -> Outputs {
-        self.kind
-    }
-
-    pub(crate) const fn map(&self) -> Option<&TensorMap> {
-        self.map.as_ref()
-    }
-
-    /// Our kernels take it.
-    pub(crate) const fn is_mapped(&self) -> bool {
-        self.map.is_some()
-    }
-
-    pub(crate) const fn splits(&self) -> u32 {
-        self.splits
-    }
-
-    /// Steps in which our kernels go along a row.
-    pub(crate) fn chunks(&self) -> u32 {
-        size(self.columns.div_ceil(CHUNK))
-    }
-
-    /// Parts into which our kernels cut a product of few rows.
-    pub(crate) fn items(&self) -> u32 {
-        size(self.outputs.div_ceil(TILE)) * self.splits
-    }
-
-    /// Planes that a product may come in.
-    pub(crate) fn most_planes(&self) -> usize {
-        self.map.map_or(1, |_| self.splits as usize)
-    }
-}
 
 /// Our kernels multiply 16-bit values, and copy rows of whole 16 bytes.
 pub(crate) fn takes(gpu: &Gpu, dtype: Dtype, columns: usize) -> bool {
     gpu.is_hopper() && dtype.bytes() == 2 && columns.is_multiple_of(8)
 }
 
-fn map_of_weights(
-    dtype: Dtype,
-    address: u64,
-    [outputs, columns]: [usize; 2],
-    kind: Outputs,
-) -> Result<TensorMap, CudaError> {
-    let [outputs, columns] = [outputs, columns].map(|size| size as u64);
-    let row_bytes = columns * 2;
-    let chunk = size(CHUNK);
-    let map = match kind {
-        Outputs::Plain => TensorMap::new(Boxes {
-            dtype,
-            address,
-            sizes: &[columns, outputs],
-            strides_bytes: &[row_bytes],
-            copied: &[chunk, size(TILE)],
-        }),
-        // Eight gates, their eight ups, the next eight gates: a thread has a gate and its up.
-        Outputs::Gated => TensorMap::new(Boxes {
-            dtype,
-            address,
-            sizes: &[columns, 8, 2, outputs / 16],
-            strides_bytes: &[row_bytes, outputs / 2 * row_bytes, 8 * row_bytes],
-            copied: &[chunk, 8, 2, size(TILE / 16)],
-        }),
-    };
-    Ok(map?)
-}
-
-/// As many as keep every multiprocessor busy, with enough columns for each. It depends on the matrix alone, so that
-/// sums are the same whatever the number of rows.
-fn splits(gpu: &Gpu, outputs: usize, columns: usize) -> u32 {
-    const MOST: usize = 8;
-    const FEWEST_CHUNKS: usize = 4;
-    let tiles = outputs.div_ceil(TILE);
-    let mut splits = 1;
-    while 2 * splits <= MOST
-        && tiles * splits * 2 <= gpu.multiprocessors() as usize
-        && columns.div_ceil(CHUNK) >= 2 * splits * FEWEST_CHUNKS
-    {
-        splits *= 2;
-    }
-    size(splits)
-}
-
 /// The kernels for one type.
 pub(crate) struct Products {
     dtype: Dtype,
     own: Option<OwnKernels>,
+    /// For weights in fewer bits.
+    packed: Option<PackedProducts>,
     silu_mul: CudaFunction,
     /// Rows up to which our kernels are taken.
     own_rows: usize,
@@ -207,9 +60,16 @@ impl Products {
         Ok(Self {
             dtype,
             own,
+            packed: None,
             silu_mul: gpu.function(&format!("silu_mul_{name}"))?,
             own_rows: 64,
         })
+    }
+
+    /// Gets ready for weights in fewer bits, of up to `most_columns` columns.
+    pub(crate) fn take_packed(&mut self, gpu: &Gpu, most_columns: usize) -> Result<(), CudaError> {
+        self.packed = Some(PackedProducts::new(gpu, most_columns)?);
+        Ok(())
     }
 
     /// Rows up to which our kernels are taken; 0 for cuBLAS always.
@@ -227,22 +87,46 @@ impl Products {
         out: &CudaSlice<f32>,
     ) -> Result<Planes, CudaError> {
         let address = gpu.address(out);
-        let stride = rows * matrix.outputs;
+        let stride = rows * matrix.outputs();
+        let few = Planes {
+            address,
+            planes: matrix.splits(),
+            stride: stride as u64,
+        };
+        if let Some(weights) = matrix.in_fewer_bits()
+            && rows <= self.own_rows.min(PACKED_ROWS)
+        {
+            assert!(
+                matrix.splits() as usize * stride <= out.len(),
+                "room for all planes"
+            );
+            let place = Place {
+                address,
+                plane_stride: stride as u64,
+                columns: matrix.outputs(),
+            };
+            let packed = self.packed();
+            packed.start(gpu, (matrix, weights), x, rows, place)?;
+            return Ok(few);
+        }
         let x_map = x.map(tile_rows_index(rows));
-        if let (Some(own), Some(map), Some(x_map)) = (&self.own, &matrix.map, x_map)
+        if let (Some(own), Some(map), Some(x_map)) = (&self.own, matrix.map(), x_map)
             && rows <= self.own_rows
         {
             assert!(
-                matrix.splits as usize * stride <= out.len(),
+                matrix.splits() as usize * stride <= out.len(),
                 "room for all planes"
             );
-            let place = (address, stride as u64, matrix.outputs);
-            start(gpu, &own.planes, matrix, [map, x_map], rows, place)?;
-            return Ok(Planes {
-                address,
-                planes: matrix.splits,
-                stride: stride as u64,
-            });
+            let place = (address, stride as u64, matrix.outputs());
+            start(
+                gpu,
+                &own.planes,
+                matrix,
+                [map, x_map],
+                rows,
+                place,
+            )?;
+            return Ok(few);
         }
         assert!(stride <= out.len(), "room for all rows");
         self.blas(gpu, matrix, x, rows, (Dtype::F32, address))?;
@@ -263,15 +147,33 @@ impl Products {
         rows: usize,
         [gate_up, out]: [u64; 2],
     ) -> Result<(), CudaError> {
+        if let Some(weights) = matrix.in_fewer_bits()
+            && rows <= self.own_rows.min(PACKED_ROWS)
+        {
+            let place = Place {
+                address: out,
+                plane_stride: 0,
+                columns: matrix.outputs() / 2,
+            };
+            let packed = self.packed();
+            return packed.start(gpu, (matrix, weights), x, rows, place);
+        }
         let x_map = x.map(tile_rows_index(rows));
-        if let (Some(own), Some(map), Some(x_map)) = (&self.own, &matrix.map, x_map)
+        if let (Some(own), Some(map), Some(x_map)) = (&self.own, matrix.map(), x_map)
             && rows <= self.own_rows
         {
-            let place = (out, 0, matrix.outputs / 2);
-            return start(gpu, &own.gated, matrix, [map, x_map], rows, place);
+            let place = (out, 0, matrix.outputs() / 2);
+            return start(
+                gpu,
+                &own.gated,
+                matrix,
+                [map, x_map],
+                rows,
+                place,
+            );
         }
         self.blas(gpu, matrix, x, rows, (self.dtype, gate_up))?;
-        let width = size(matrix.outputs / 2);
+        let width = size(matrix.outputs() / 2);
         let args = [Arg::Address(gate_up), Arg::Address(out), Arg::U32(width)];
         let blocks = Launch {
             grid: [size(rows), width.div_ceil(256)],
@@ -279,6 +181,11 @@ impl Products {
             shared_bytes: 0,
         };
         launch(gpu, &self.silu_mul, blocks, &args)
+    }
+
+    fn packed(&self) -> &PackedProducts {
+        let packed = self.packed.as_ref();
+        packed.expect("`take_packed` comes before products with weights in fewer bits")
     }
 
     fn blas(
@@ -289,15 +196,23 @@ impl Products {
         rows: usize,
         (out, y): (Dtype, u64),
     ) -> Result<(), CudaError> {
+        let memory = match &matrix.store {
+            Store::Dense { memory, .. } => memory,
+            Store::Packed(weights) => {
+                let packed = self.packed();
+                return packed.start_widened(gpu, (matrix, weights), x, rows, (out, y));
+            }
+        };
         let product = BlasProduct {
             dtype: self.dtype,
             out,
             x: x.address(gpu),
-            weights: gpu.address(&*matrix.memory),
+            weights: gpu.address(&**memory),
             y,
+            y_stride: matrix.outputs(),
             rows,
-            outputs: matrix.outputs,
-            columns: matrix.columns,
+            outputs: matrix.outputs(),
+            columns: matrix.columns(),
         };
         product.start(gpu)
     }
@@ -341,7 +256,7 @@ fn start(
         Arg::U32(size(rows)),
         Arg::U32(size(outputs)),
         Arg::U32(matrix.chunks()),
-        Arg::U32(matrix.splits),
+        Arg::U32(matrix.splits()),
     ];
     let blocks = Launch {
         grid: [items.min(gpu.multiprocessors()), 1],

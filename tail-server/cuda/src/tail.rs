@@ -119,8 +119,14 @@ impl Tail {
         let kernels = Kernels::new(&gpu, weights.dtype, heads)?;
         let cut = kernels.attention.cut(sizes.item_positions);
         let kv = gpu.zeros(sizes.kv_blocks * Self::block_bytes(config, weights.dtype))?;
-        let products = Products::new(&gpu, weights.dtype)?;
-        let chains = Chains::new(&gpu, weights.dtype, &weights.blocks, sizes.in_flight)?;
+        let mut products = Products::new(&gpu, weights.dtype)?;
+        let packed = weights.matrices();
+        let packed = packed.filter(|matrix| matrix.in_fewer_bits().is_some());
+        if let Some(most_columns) = packed.map(Matrix::columns).max() {
+            products.take_packed(&gpu, most_columns)?;
+        }
+        let matrices = weights.matrices();
+        let chains = Chains::new(&gpu, weights.dtype, weights.blocks.len(), matrices, sizes.in_flight)?;
         if sizes.deterministic && chains.is_none() {
             return Err(CudaError::NotDeterministic);
         }

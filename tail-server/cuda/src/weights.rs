@@ -7,15 +7,18 @@ use headway_model::config::RopeLayout;
 use headway_model::rope::Rope;
 use headway_model::weights::names::{self, in_layer};
 use headway_model::weights::{WeightDtype, Weights};
-use headway_model::{LayerRange, LoadError, ModelConfig};
+use headway_model::{LayerRange, LoadError, ModelConfig, Quantization};
 
+use self::sources::{FromFile, Hold, OnTheFly, Random, Source};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::{Heads, Kernels};
+use crate::packed::Format;
 use crate::products::{Matrix, Outputs};
 
 mod end;
+mod sources;
 
 pub(crate) use self::end::EndWeights;
 
@@ -52,10 +55,13 @@ pub(crate) struct LayerWeights {
 }
 
 impl TailWeights {
-    /// Reads `layers`, and what comes before and after them in the model. [`WeightDtype::Native`] takes the type that the file's matrices
-    /// have, and bf16 for quantised ones.
+    /// Reads `layers`, and what comes before and after them in the model. [`WeightDtype::Native`] takes the type that
+    /// the file's matrices have; quantised ones stay quantised where there are kernels for them (on Hopper), and become
+    /// bf16 elsewhere. [`WeightDtype::Fp8`] makes e4m3 of all matrices but lm_head and embedding on Hopper, and is as
+    /// native elsewhere.
     ///
-    /// One matrix at a time is in the host's memory, as it stands in the file.
+    /// An embedding is held in two bytes a value in any case, also where it is the lm_head too: rows of it are read as
+    /// they are. One matrix at a time is in the host's memory.
     ///
     /// # Errors
     /// [`CudaError::Load`] where a tensor cannot be read, [`CudaError::Unsupported`] for sizes without kernels,
@@ -68,11 +74,19 @@ impl TailWeights {
     ) -> Result<Self, CudaError> {
         let config = weights.config().clone();
         check_layers(&config, layers)?;
-        let dtype = dtype_of(weights, layers, dtype)?;
+        let (dtype, hold) = match (dtype, dtype_of(weights, layers, dtype)?) {
+            (WeightDtype::Fp8, _) if gpu.is_hopper() => (Dtype::Bf16, Hold::Float8),
+            // The kernels for blocks have x in bf16.
+            (WeightDtype::Native | WeightDtype::Fp8, Dtype::Bf16) if gpu.is_hopper() => {
+                (Dtype::Bf16, Hold::Blocks)
+            }
+            (_, dtype) => (dtype, Hold::Dense),
+        };
         let mut source = FromFile {
             gpu,
             weights,
             dtype,
+            hold,
         };
         Self::from_source(gpu, config, layers, dtype, &mut source)
     }
@@ -87,15 +101,54 @@ impl TailWeights {
         layers: LayerRange,
         dtype: Dtype,
     ) -> Result<Self, CudaError> {
+        Self::random_in(gpu, config, layers, (dtype, None))
+    }
+
+    /// As [`TailWeights::random`], in bf16 and with matrices in fewer bits, whose values are the same in all chunks.
+    pub(crate) fn random_packed(
+        gpu: &Arc<Gpu>,
+        config: ModelConfig,
+        layers: LayerRange,
+        format: Format,
+    ) -> Result<Self, CudaError> {
+        Self::random_in(gpu, config, layers, (Dtype::Bf16, Some(format)))
+    }
+
+    fn random_in(
+        gpu: &Arc<Gpu>,
+        config: ModelConfig,
+        layers: LayerRange,
+        (dtype, format): (Dtype, Option<Format>),
+    ) -> Result<Self, CudaError> {
         check_layers(&config, layers)?;
         let kernels = Kernels::new(gpu, dtype, heads_of(&config)?)?;
         let mut source = Random {
             gpu,
             dtype,
+            format,
             kernels,
             seed: 1,
         };
         Self::from_source(gpu, config, layers, dtype, &mut source)
+    }
+
+    /// For comparisons: all matrices but the embedding quantised when they are read, or in e4m3 without a
+    /// `quantization`. `is_widened`: to bf16 again, so that other kernels multiply with the same values.
+    pub(crate) fn quantized(
+        gpu: &Arc<Gpu>,
+        weights: &Weights,
+        quantization: Option<Quantization>,
+        is_widened: bool,
+    ) -> Result<Self, CudaError> {
+        let config = weights.config().clone();
+        let layers = LayerRange::new(0, config.num_layers);
+        let mut source = OnTheFly {
+            gpu,
+            weights,
+            quantization,
+            is_widened,
+        };
+        Self::from_source(gpu, config, layers, Dtype::Bf16, &mut source)
     }
 
     fn from_source(
@@ -108,29 +161,27 @@ impl TailWeights {
         heads_of(&config)?;
         let vocabulary = [config.vocab_size, config.hidden_size];
         let embedding = if layers.start == 0 {
-            let matrix = source.matrix(&[(names::EMBEDDING.to_owned(), vocabulary)])?;
+            let matrix = source.dense(&[(names::EMBEDDING.to_owned(), vocabulary)])?;
             Some(Arc::new(matrix))
         } else {
             None
         };
         let end = if layers.end == config.num_layers {
-            let end = EndWeights::new(gpu, dtype, &config, embedding.as_ref(), source)?;
-            Some(end)
+            Some(EndWeights::new(&config, embedding.as_ref(), source)?)
         } else {
             None
         };
         let blocks = layers
             .iter()
-            .map(|layer| LayerWeights::new(gpu, dtype, &config, layer, source))
+            .map(|layer| LayerWeights::new(&config, layer, source))
             .collect::<Result<Vec<_>, _>>()?;
         let rope = Rope::new(&config);
         let inverse_frequencies = gpu.stream().clone_htod(rope.inverse_frequencies())?;
         gpu.stream().synchronize()?;
         let mut bytes = blocks.iter().map(LayerWeights::bytes).sum::<usize>();
         bytes += end.as_ref().map_or(0, EndWeights::bytes);
-        let lm_head = end.as_ref().map(|end| end.lm_head.memory());
         if let Some(embedding) = &embedding
-            && !lm_head.is_some_and(|lm_head| Arc::ptr_eq(embedding, lm_head))
+            && !end.as_ref().is_some_and(|end| end.lm_head.is_in(embedding))
         {
             bytes += embedding.num_bytes();
         }
@@ -170,6 +221,23 @@ impl TailWeights {
     #[must_use]
     pub const fn dtype(&self) -> Dtype {
         self.dtype
+    }
+
+    /// All matrices that rows are multiplied with.
+    pub(crate) fn matrices(&self) -> impl Iterator<Item = &Matrix> + Clone {
+        let layers = self.blocks.iter();
+        let layers =
+            layers.flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down]);
+        layers.chain(self.end.as_ref().map(|end| &end.lm_head))
+    }
+
+    /// Bytes of the matrices of one layer, and of the lm_head.
+    pub(crate) fn matrix_bytes(&self) -> [usize; 2] {
+        let layer = self.blocks.first();
+        [
+            layer.map_or(0, LayerWeights::matrix_bytes),
+            self.end.as_ref().map_or(0, |end| end.lm_head.bytes()),
+        ]
     }
 
     /// Bytes the weights take on the device; a tied matrix counts once.
@@ -229,7 +297,7 @@ pub(crate) fn dtype_of(
     dtype: WeightDtype,
 ) -> Result<Dtype, LoadError> {
     Ok(match dtype {
-        WeightDtype::Native => {
+        WeightDtype::Native | WeightDtype::Fp8 => {
             let config = weights.config();
             let shape = [config.q_size(), config.hidden_size];
             let name = in_layer(layers.start.min(config.num_layers - 1), "attn_q.weight");
@@ -241,8 +309,6 @@ pub(crate) fn dtype_of(
 
 impl LayerWeights {
     fn new<S: Source>(
-        gpu: &Gpu,
-        dtype: Dtype,
         config: &ModelConfig,
         layer: usize,
         source: &mut S,
@@ -250,14 +316,8 @@ impl LayerWeights {
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
         let (q, kv) = (config.q_size(), config.kv_size());
         let part = |name: &str, outputs, columns| (in_layer(layer, name), [outputs, columns]);
-        let matrix = |parts: &[(String, [usize; 2])], kind, source: &mut S| {
-            let outputs = parts.iter().map(|(_, [outputs, _])| outputs).sum();
-            let columns = parts.first().map_or(0, |(_, [_, columns])| *columns);
-            let memory = Arc::new(source.matrix(parts)?);
-            Matrix::new(gpu, dtype, memory, [outputs, columns], kind)
-        };
         let plain =
-            |parts: &[(String, [usize; 2])], source: &mut S| matrix(parts, Outputs::Plain, source);
+            |parts: &[(String, [usize; 2])], source: &mut S| source.matrix(parts, Outputs::Plain);
         let vector = |name: &str, len| (in_layer(layer, name), len);
         let qkv_bias = if config.architecture.has_qkv_bias() {
             let parts = [
@@ -291,102 +351,26 @@ impl LayerWeights {
             qk_norm,
             output: plain(&[part("attn_output.weight", hidden, q)], source)?,
             mlp_norm: source.vector(&[vector("ffn_norm.weight", hidden)])?,
-            gate_up: matrix(
+            gate_up: source.matrix(
                 &[
                     part("ffn_gate.weight", inter, hidden),
                     part("ffn_up.weight", inter, hidden),
                 ],
                 Outputs::Gated,
-                source,
             )?,
             down: plain(&[part("ffn_down.weight", hidden, inter)], source)?,
         })
     }
 
-    fn bytes(&self) -> usize {
+    fn matrix_bytes(&self) -> usize {
         let matrices = [&self.qkv, &self.output, &self.gate_up, &self.down];
+        matrices.into_iter().map(Matrix::bytes).sum()
+    }
+
+    fn bytes(&self) -> usize {
         let qk_norm = self.qk_norm.iter().flatten();
         let vectors = [&self.attention_norm, &self.mlp_norm].into_iter();
         let vectors = vectors.chain(&self.qkv_bias).chain(qk_norm);
-        matrices.into_iter().map(Matrix::bytes).sum::<usize>()
-            + vectors.map(CudaSlice::num_bytes).sum::<usize>()
-    }
-}
-
-/// Where weights come from. Several tensors become one, one below the other.
-trait Source {
-    fn matrix(&mut self, parts: &[(String, [usize; 2])]) -> Result<CudaSlice<u8>, CudaError>;
-    fn vector(&mut self, parts: &[(String, usize)]) -> Result<CudaSlice<f32>, CudaError>;
-}
-
-struct FromFile<'a> {
-    gpu: &'a Gpu,
-    weights: &'a Weights,
-    dtype: Dtype,
-}
-
-impl Source for FromFile<'_> {
-    fn matrix(&mut self, parts: &[(String, [usize; 2])]) -> Result<CudaSlice<u8>, CudaError> {
-        let values: usize = parts
-            .iter()
-            .map(|(_, [outputs, columns])| outputs * columns)
-            .sum();
-        let mut matrix = self.gpu.zeros(values * self.dtype.bytes())?;
-        let mut at = 0;
-        for (name, shape) in parts {
-            self.weights
-                .read_matrix(name, *shape, self.dtype.of_weights(), |piece| {
-                    let mut to = matrix.slice_mut(at..at + piece.len());
-                    at += piece.len();
-                    // The piece is read before this returns: it is not pinned.
-                    self.gpu
-                        .stream()
-                        .memcpy_htod(piece, &mut to)
-                        .map_err(CudaError::from)
-                })?;
-        }
-        Ok(matrix)
-    }
-
-    fn vector(&mut self, parts: &[(String, usize)]) -> Result<CudaSlice<f32>, CudaError> {
-        let mut values = Vec::new();
-        for (name, len) in parts {
-            values.extend(self.weights.read_vector(name, *len)?);
-        }
-        Ok(self.gpu.stream().clone_htod(&values)?)
-    }
-}
-
-struct Random<'a> {
-    gpu: &'a Gpu,
-    dtype: Dtype,
-    kernels: Kernels,
-    seed: u32,
-}
-
-impl Source for Random<'_> {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "a row has far fewer than 2^24 columns"
-    )]
-    fn matrix(&mut self, parts: &[(String, [usize; 2])]) -> Result<CudaSlice<u8>, CudaError> {
-        let values: usize = parts
-            .iter()
-            .map(|(_, [outputs, columns])| outputs * columns)
-            .sum();
-        let columns = parts.first().map_or(1, |(_, [_, columns])| *columns);
-        let matrix = self.gpu.zeros(values * self.dtype.bytes())?;
-        self.seed += 1;
-        let address = self.gpu.address(&matrix);
-        // Keeps the variance of a row.
-        let scale = (3.0 / columns as f32).sqrt();
-        self.kernels
-            .fill_random(self.gpu, address, values, scale, self.seed)?;
-        Ok(matrix)
-    }
-
-    fn vector(&mut self, parts: &[(String, usize)]) -> Result<CudaSlice<f32>, CudaError> {
-        let len = parts.iter().map(|(_, len)| len).sum();
-        Ok(self.gpu.stream().clone_htod(&vec![1_f32; len])?)
+        self.matrix_bytes() + vectors.map(CudaSlice::num_bytes).sum::<usize>()
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use headway_cuda::check::timing::Held;
 use headway_cuda::check::{self, Check, attention_time, product_time, sampling_time, timing};
 use headway_cuda::{CudaError, Gpu, TailSizes};
 
@@ -30,6 +31,9 @@ struct Args {
     /// Measure decode steps as graphs, and kernel by kernel.
     #[arg(long)]
     time_graphs: bool,
+    /// What the matrices are held in of the model whose steps are measured.
+    #[arg(long, default_value = "bf16")]
+    weights: Weights,
     /// Measure products of several shapes too.
     #[arg(long)]
     time_products: bool,
@@ -51,9 +55,30 @@ struct Args {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Part {
     Attention,
+    Quantised,
     Sampling,
     Stages,
     Tails,
+}
+
+/// What matrices are held in.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Weights {
+    Bf16,
+    Fp8,
+    EightBits,
+    FourBits,
+}
+
+impl Weights {
+    const fn held(self) -> Held {
+        match self {
+            Self::Bf16 => Held::Bf16,
+            Self::Fp8 => Held::Fp8,
+            Self::EightBits => Held::EightBits,
+            Self::FourBits => Held::FourBits,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -74,7 +99,9 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<usize, CudaError> {
     let gpu = Gpu::open(args.device)?;
     if args.json {
-        timing::all(&gpu, &mut |line| println!("{}", line.json()))?;
+        timing::all(&gpu, args.weights.held(), &mut |line| {
+            println!("{}", line.json());
+        })?;
         return Ok(0);
     }
     let (free, total) = gpu.memory_bytes()?;
@@ -96,6 +123,7 @@ fn run(args: &Args) -> Result<usize, CudaError> {
         };
         match args.only {
             Some(Part::Attention) => check::attention(&gpu, &mut report)?,
+            Some(Part::Quantised) => check::quantised(&gpu, &args.models, &mut report)?,
             Some(Part::Sampling) => check::sampling(&gpu, &mut report)?,
             Some(Part::Stages) => check::stages(&gpu, &args.models, &mut report)?,
             Some(Part::Tails) => check::whole_tails(&gpu, &args.models, &mut report)?,
@@ -129,7 +157,7 @@ fn run(args: &Args) -> Result<usize, CudaError> {
         sampling_time::all(&gpu, &mut |timing| println!("{timing}"))?;
     }
     if args.time {
-        timing::all(&gpu, &mut |line| println!("{line}"))?;
+        timing::all(&gpu, args.weights.held(), &mut |line| println!("{line}"))?;
     }
     Ok(failed)
 }

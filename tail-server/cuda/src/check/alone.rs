@@ -9,6 +9,7 @@ use super::{Check, Random};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
+use crate::packed::Format;
 use crate::step::{Input, Segment};
 use crate::tail::{DETERMINISTIC_ROWS, Tail, TailSizes};
 use crate::weights::TailWeights;
@@ -29,10 +30,18 @@ const LAYERS: LayerRange = LayerRange::new(0, 3);
 const BLOCKS: usize = 256;
 
 pub(super) fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(), CudaError> {
-    for dtype in [Dtype::Bf16, Dtype::F16] {
+    for held in [
+        Held::Dense(Dtype::Bf16),
+        Held::Dense(Dtype::F16),
+        Held::Packed(Format::Float8),
+        Held::Packed(Format::Four32),
+    ] {
         let company = Company::new();
         let tail = |graphs| -> Result<Tail, CudaError> {
-            let weights = TailWeights::random(gpu, config(), LAYERS, dtype)?;
+            let weights = match held {
+                Held::Dense(dtype) => TailWeights::random(gpu, config(), LAYERS, dtype)?,
+                Held::Packed(format) => TailWeights::random_packed(gpu, config(), LAYERS, format)?,
+            };
             let sizes = TailSizes {
                 deterministic: true,
                 graphs,
@@ -40,15 +49,32 @@ pub(super) fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Check)) -> Result<(),
             };
             Tail::new(weights, sizes)
         };
+        let name = held.name();
         let together = company.together(&mut tail(false)?, 1)?;
         let in_graphs = company.together(&mut tail(true)?, 1)?;
-        report(&check("graphs", dtype, &in_graphs, &together));
+        report(&check("graphs", name, &in_graphs, &together));
         let otherwise = company.together(&mut tail(true)?, 2)?;
-        report(&check("other pieces", dtype, &otherwise, &together));
+        report(&check("other pieces", name, &otherwise, &together));
         let alone = company.alone(&mut tail(true)?)?;
-        report(&check("alone", dtype, &alone, &together));
+        report(&check("alone", name, &alone, &together));
     }
     Ok(())
+}
+
+/// What matrices are held in.
+#[derive(Clone, Copy)]
+enum Held {
+    Dense(Dtype),
+    Packed(Format),
+}
+
+impl Held {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Dense(dtype) => dtype.name(),
+            Self::Packed(format) => format.name(),
+        }
+    }
 }
 
 /// Large enough for products in several planes.
@@ -62,13 +88,13 @@ fn config() -> ModelConfig {
     }
 }
 
-fn check(name: &str, dtype: Dtype, got: &[Vec<f32>], expected: &[Vec<f32>]) -> Check {
+fn check(name: &str, held: &str, got: &[Vec<f32>], expected: &[Vec<f32>]) -> Check {
     let pairs = got.iter().flatten().zip(expected.iter().flatten());
     let differ = pairs.filter(|(a, b)| a.to_bits() != b.to_bits()).count();
     let count: usize = got.iter().map(Vec::len).sum();
     let expected_count: usize = expected.iter().map(Vec::len).sum();
     Check {
-        name: format!("deterministic {name} {}", dtype.name()),
+        name: format!("deterministic {name} {held}"),
         difference: if count == expected_count && count > 0 && differ == 0 {
             0.0
         } else {

@@ -3,13 +3,17 @@
 
 use std::sync::Arc;
 
+use cudarc::driver::CudaSlice;
 use cudarc::driver::sys::CUevent_flags;
 
+use super::timing::float;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::{Heads, Kernels};
 use crate::operand::Rows;
+use crate::packed::kernels::PACKED_ROWS;
+use crate::packed::{Format, PackedValues};
 use crate::products::{Matrix, OWN_ROWS, Outputs, Products};
 
 /// Of a Llama-3.1-8B: q, k and v; attention's output; gate and up; down; lm_head.
@@ -21,6 +25,7 @@ const SHAPES: [(&str, [usize; 2], Outputs); 5] = [
     ("lm_head", [128_256, 4096], Outputs::Plain),
 ];
 const ROWS: [usize; 9] = [1, 8, 16, 32, 64, 128, 256, 512, 2048];
+const FEW_BITS_ROWS: [usize; 6] = [1, 8, 16, 32, 64, 256];
 /// Bytes of matrices that take turns.
 const MATRIX_BYTES: usize = 600 << 20;
 const PRODUCTS: usize = 60;
@@ -46,23 +51,73 @@ pub fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&str)) -> Result<(), CudaErro
                 let mut products = Products::new(gpu, Dtype::Bf16)?;
                 products.set_own_rows(own_rows);
                 times_us.push(time_us(gpu, || {
-                    let mut next = matrices.iter().cycle();
-                    for matrix in next.by_ref().take(PRODUCTS) {
-                        match kind {
-                            Outputs::Plain => {
-                                products.planes(gpu, matrix, &x, rows, &out)?;
-                            }
-                            Outputs::Gated => {
-                                let at = gpu.address(&out);
-                                let behind = at + (rows * shape[0] * 2) as u64;
-                                products.gated(gpu, matrix, &x, rows, [at, behind])?;
-                            }
-                        }
-                    }
-                    Ok(())
+                    run(gpu, (&products, &matrices, &x), rows, &out)
                 })?);
             }
             report(&line(name, rows, shape, &times_us));
+        }
+        if gpu.is_hopper() {
+            for format in Format::ALL {
+                few_bits(gpu, (name, shape, kind), (format, &x), report)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The same with weights in fewer bits, by our kernels and on widened weights.
+fn few_bits(
+    gpu: &Arc<Gpu>,
+    (name, shape, kind): (&str, [usize; 2], Outputs),
+    (format, x): (Format, &Rows),
+    report: &mut impl FnMut(&str),
+) -> Result<(), CudaError> {
+    let values = PackedValues::repeated(format, shape, kind);
+    let one = Matrix::packed(gpu, &values)?;
+    let bytes = one.bytes();
+    let mut matrices = vec![one];
+    for _ in 1..(MATRIX_BYTES / bytes).max(2) {
+        matrices.push(Matrix::packed(gpu, &values)?);
+    }
+    let most_rows = FEW_BITS_ROWS.into_iter().max().unwrap_or(1);
+    let planes = matrices[0].most_planes();
+    let out = gpu.zeros::<f32>(shape[0] * most_rows.max(planes * PACKED_ROWS))?;
+    for rows in FEW_BITS_ROWS {
+        let mut line = format!("{name:<8} {rows:>4} rows {:<8}", format.name());
+        for (by, own_rows) in [("widened", 0), ("own", PACKED_ROWS)] {
+            if rows > PACKED_ROWS && own_rows > 0 {
+                continue;
+            }
+            let mut products = Products::new(gpu, Dtype::Bf16)?;
+            products.take_packed(gpu, shape[1])?;
+            products.set_own_rows(own_rows);
+            let us = time_us(gpu, || run(gpu, (&products, &matrices, x), rows, &out))?;
+            let gb = float(bytes) / us / 1e3;
+            line += &format!("   {by} {us:8.1} us {gb:6.0} GB/s");
+        }
+        report(&line);
+    }
+    Ok(())
+}
+
+/// [`PRODUCTS`] products, each with the next matrix.
+fn run(
+    gpu: &Gpu,
+    (products, matrices, x): (&Products, &[Matrix], &Rows),
+    rows: usize,
+    out: &CudaSlice<f32>,
+) -> Result<(), CudaError> {
+    let mut next = matrices.iter().cycle();
+    for matrix in next.by_ref().take(PRODUCTS) {
+        match matrix.kind() {
+            Outputs::Plain => {
+                products.planes(gpu, matrix, x, rows, out)?;
+            }
+            Outputs::Gated => {
+                let at = gpu.address(out);
+                let behind = at + (rows * matrix.outputs() * 2) as u64;
+                products.gated(gpu, matrix, x, rows, [at, behind])?;
+            }
         }
     }
     Ok(())

@@ -14,6 +14,7 @@ use crate::buffers::LOGITS_ROWS;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
+use crate::packed::Format;
 use crate::sampling::SummaryPlan;
 use crate::step::{Input, Segment};
 use crate::tail::{Tail, TailSizes};
@@ -76,12 +77,36 @@ impl Case {
     }
 }
 
+/// What the matrices of the measured model are held in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Two bytes a value.
+    Bf16,
+    /// e4m3, but for the lm_head.
+    Fp8,
+    /// 8 bits with a scale and a minimum for each 32 columns, as for q8_0.
+    EightBits,
+    /// 4 bits with a scale and a minimum for each 32 columns, as for `q4_K`.
+    FourBits,
+}
+
+impl Held {
+    const fn format(self) -> Option<Format> {
+        match self {
+            Self::Bf16 => None,
+            Self::Fp8 => Some(Format::Float8),
+            Self::EightBits => Some(Format::Eight32),
+            Self::FourBits => Some(Format::Four32),
+        }
+    }
+}
+
 /// Measures every case that fits the device and shows each to `report`: decode steps by batch and context, prompts,
-/// and decode steps by split layer.
+/// and decode steps by split layer. Matrices in fewer bits are there on Hopper only.
 ///
 /// # Errors
 /// [`CudaError`] where the device fails or has too little memory for the weights: about 17 GB.
-pub fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Line)) -> Result<(), CudaError> {
+pub fn all(gpu: &Arc<Gpu>, held: Held, report: &mut impl FnMut(&Line)) -> Result<(), CudaError> {
     let floors = Floors::measure(gpu)?;
     report(&Line::Machine {
         device: gpu.name()?,
@@ -89,7 +114,10 @@ pub fn all(gpu: &Arc<Gpu>, report: &mut impl FnMut(&Line)) -> Result<(), CudaErr
         matrix_operations_per_s: floors.operations_per_ms * 1e3,
     });
     let layers = LayerRange::new(0, NUM_LAYERS);
-    let weights = TailWeights::random(gpu, config(), layers, Dtype::Bf16)?;
+    let weights = match held.format().filter(|_| gpu.is_hopper()) {
+        Some(format) => TailWeights::random_packed(gpu, config(), layers, format)?,
+        None => TailWeights::random(gpu, config(), layers, Dtype::Bf16)?,
+    };
     let block_bytes = Tail::block_bytes(weights.config(), weights.dtype());
     let (free_bytes, _) = gpu.memory_bytes()?;
     let most_blocks = free_bytes.saturating_sub(RESERVE_BYTES) / block_bytes;
@@ -225,7 +253,7 @@ fn measure(
         wall_ms,
         layers_ms,
         logits_ms,
-        floor_ms: floors.of(&config(), &case),
+        floor_ms: floors.of(&config(), &case, tail.weights().matrix_bytes()),
     })
 }
 

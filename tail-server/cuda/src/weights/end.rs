@@ -6,11 +6,9 @@ use cudarc::driver::CudaSlice;
 use headway_model::ModelConfig;
 use headway_model::weights::names;
 
-use super::Source;
-use crate::dtype::Dtype;
+use super::sources::Source;
 use crate::error::CudaError;
-use crate::gpu::Gpu;
-use crate::products::{Matrix, Outputs};
+use crate::products::Matrix;
 
 /// From the residual stream to logits.
 pub(crate) struct EndWeights {
@@ -20,31 +18,22 @@ pub(crate) struct EndWeights {
 }
 
 impl EndWeights {
-    /// `embedding`: where it is here, a tied lm_head shares its memory.
+    /// `embedding`: where it is here, a tied lm_head may share its memory.
     pub(super) fn new<S: Source>(
-        gpu: &Gpu,
-        dtype: Dtype,
         config: &ModelConfig,
         embedding: Option<&Arc<CudaSlice<u8>>>,
         source: &mut S,
     ) -> Result<Self, CudaError> {
         let vocabulary = [config.vocab_size, config.hidden_size];
-        let memory = match embedding {
-            Some(embedding) if config.tied_embeddings => Arc::clone(embedding),
-            _ => {
-                let tied = config.tied_embeddings;
-                let name = if tied {
-                    names::EMBEDDING
-                } else {
-                    names::LM_HEAD
-                };
-                Arc::new(source.matrix(&[(name.to_owned(), vocabulary)])?)
-            }
+        let lm_head = if config.tied_embeddings {
+            let part = (names::EMBEDDING.to_owned(), vocabulary);
+            source.lm_head(part, embedding)?
+        } else {
+            source.lm_head((names::LM_HEAD.to_owned(), vocabulary), None)?
         };
-        let lm_head = Matrix::new(gpu, dtype, memory, vocabulary, Outputs::Plain)?.in_one_plane();
         Ok(Self {
             output_norm: source.vector(&[(names::OUTPUT_NORM.to_owned(), config.hidden_size)])?,
-            lm_head,
+            lm_head: lm_head.in_one_plane(),
         })
     }
 

@@ -36,15 +36,20 @@ impl Floors {
     }
 
     /// The larger one of reading the weights once and the sessions' keys and values once, and of what products and
-    /// attention compute.
-    pub(super) fn of(&self, config: &ModelConfig, case: &Case) -> f64 {
+    /// attention compute. `matrix_bytes`: of one layer's matrices, and of the lm_head.
+    pub(super) fn of(
+        &self,
+        config: &ModelConfig,
+        case: &Case,
+        [layer_bytes, lm_head_bytes]: [usize; 2],
+    ) -> f64 {
         let layers = case.layers().len();
         let (hidden, kv) = (config.hidden_size, config.kv_size());
         let in_layer = hidden * (2 * config.q_size() + 2 * kv + 3 * config.intermediate_size);
         let lm_head = hidden * config.vocab_size;
         let bf16 = Dtype::Bf16.bytes();
         let kv_bytes = case.batch * (case.context + case.rows) * layers * 2 * kv * bf16;
-        let bytes = (layers * in_layer + lm_head) * bf16 + kv_bytes;
+        let bytes = layers * layer_bytes + lm_head_bytes + kv_bytes;
 
         // A row at position p attends to p + 1 positions: products with q, and of the weights with the values.
         let attended = case.rows * case.context + case.rows * (case.rows + 1) / 2;
@@ -81,6 +86,7 @@ fn product_ms(gpu: &Arc<Gpu>) -> Result<f64, CudaError> {
         x,
         weights,
         y,
+        y_stride: SIDE,
         rows: SIDE,
         outputs: SIDE,
         columns: SIDE,
