@@ -245,10 +245,7 @@ async fn serve_until(
 
 /// What a device must know of steps before the first one.
 #[derive(Clone, Copy)]
-#[cfg_attr(
-    not(feature = "cuda"),
-    expect(dead_code, reason = "a GPU's need")
-)]
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "a GPU's need"))]
 struct Steps {
     most_rows: usize,
     are_deterministic: bool,

@@ -2,7 +2,7 @@
 
 use cudarc::driver::{CudaFunction, CudaSlice};
 
-use crate::calls::{Arg, BlasProduct, Boxes, Launch, TensorMap, allow_shared, launch};
+use crate::calls::{Arg, BlasProduct, Launch, TensorMap, allow_shared, launch};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
@@ -118,14 +118,7 @@ impl Products {
                 "room for all planes"
             );
             let place = (address, stride as u64, matrix.outputs());
-            start(
-                gpu,
-                &own.planes,
-                matrix,
-                [map, x_map],
-                rows,
-                place,
-            )?;
+            start(gpu, &own.planes, matrix, [map, x_map], rows, place)?;
             return Ok(few);
         }
         assert!(stride <= out.len(), "room for all rows");
@@ -163,14 +156,7 @@ impl Products {
             && rows <= self.own_rows
         {
             let place = (out, 0, matrix.outputs() / 2);
-            return start(
-                gpu,
-                &own.gated,
-                matrix,
-                [map, x_map],
-                rows,
-                place,
-            );
+            return start(gpu, &own.gated, matrix, [map, x_map], rows, place);
         }
         self.blas(gpu, matrix, x, rows, (self.dtype, gate_up))?;
         let width = size(matrix.outputs() / 2);

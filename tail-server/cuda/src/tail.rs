@@ -126,7 +126,13 @@ impl Tail {
             products.take_packed(&gpu, most_columns)?;
         }
         let matrices = weights.matrices();
-        let chains = Chains::new(&gpu, weights.dtype, weights.blocks.len(), matrices, sizes.in_flight)?;
+        let chains = Chains::new(
+            &gpu,
+            weights.dtype,
+            weights.blocks.len(),
+            matrices,
+            sizes.in_flight,
+        )?;
         if sizes.deterministic && chains.is_none() {
             return Err(CudaError::NotDeterministic);
         }

@@ -8,7 +8,8 @@ use crate::calls::{Arg, BlasProduct, Launch, allow_shared, launch};
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
-use crate::products::{Matrix, Outputs, Rows};
+use crate::operand::Rows;
+use crate::products::{Matrix, Outputs};
 
 /// Rows of each kernel, and the stages of its rings of weights and of x, as in `kernels/packed.cu`.
 pub(crate) const PACKED_KERNELS: [[u32; 3]; 4] =
