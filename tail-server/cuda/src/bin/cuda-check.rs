@@ -131,18 +131,18 @@ fn run(args: &Args) -> Result<usize, CudaError> {
         }
         println!("{passed} checks ok, {failed} failed");
     }
-    let mut sizes: Vec<(String, fn(TailSizes, u32) -> TailSizes, u32)> = Vec::new();
-    for in_flight in &args.time_in_flight {
-        let with = |sizes, in_flight| TailSizes { in_flight, ..sizes };
-        sizes.push((format!("{in_flight} in flight"), with, *in_flight));
+    let usual = TailSizes::new(0, 0);
+    let mut sizes = Vec::new();
+    for &in_flight in &args.time_in_flight {
+        sizes.push((
+            format!("{in_flight} in flight"),
+            TailSizes { in_flight, ..usual },
+        ));
     }
     if args.time_graphs {
-        let with = |sizes, on| TailSizes {
-            graphs: on > 0,
-            ..sizes
-        };
-        sizes.push(("kernel by kernel".to_owned(), with, 0));
-        sizes.push(("as graphs".to_owned(), with, 1));
+        for (name, graphs) in [("kernel by kernel", false), ("as graphs", true)] {
+            sizes.push((name.to_owned(), TailSizes { graphs, ..usual }));
+        }
     }
     if !sizes.is_empty() {
         timing::sizes(&gpu, &sizes, &mut |name, line| println!("{name}: {line}"))?;

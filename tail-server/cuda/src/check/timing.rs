@@ -143,17 +143,18 @@ pub fn all(gpu: &Arc<Gpu>, held: Held, report: &mut impl FnMut(&Line)) -> Result
     Ok(())
 }
 
-/// Measures decode steps of few cases with tails of other sizes, given by a name, and shows each to `report`.
+/// Measures decode steps of few cases with tails of other sizes, each with a name, and shows each to `report`. Rows and
+/// blocks are as many as the cases need.
 ///
 /// # Errors
 /// As [`all`].
 pub fn sizes(
     gpu: &Arc<Gpu>,
-    named: &[(String, fn(TailSizes, u32) -> TailSizes, u32)],
+    named: &[(String, TailSizes)],
     report: &mut impl FnMut(&str, &Line),
 ) -> Result<(), CudaError> {
     let floors = Floors::measure(gpu)?;
-    for (name, with, value) in named {
+    for (name, sizes) in named {
         let layers = LayerRange::new(SPLIT_LAYER, NUM_LAYERS);
         let weights = TailWeights::random(gpu, config(), layers, Dtype::Bf16)?;
         let cases: Vec<Case> = cases()
@@ -161,7 +162,11 @@ pub fn sizes(
             .filter(|case| matches!(case.kind, Kind::Decode) && case.context == CONTEXTS[0])
             .collect();
         let kv_blocks = cases.iter().map(Case::kv_blocks).max().unwrap_or(0);
-        let sizes = with(TailSizes::new(CHUNK_ROWS, kv_blocks), *value);
+        let sizes = TailSizes {
+            max_rows: CHUNK_ROWS,
+            kv_blocks,
+            ..*sizes
+        };
         let mut tail = Tail::new(weights, sizes)?;
         tail.fill_kv(1.0)?;
         for case in cases {

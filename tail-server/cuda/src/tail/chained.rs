@@ -3,6 +3,7 @@
 use cudarc::driver::CudaSlice;
 
 use super::{Tail, small};
+use crate::attention::RopeArgs;
 use crate::chain::{Link, LinkNorm, LinkRows, Shared};
 use crate::error::CudaError;
 use crate::gpu::Gpu;
@@ -27,75 +28,22 @@ impl Tail {
             step: self.step.address(gpu),
             stamps: self.stamps.address(gpu),
         };
-        let start = self.weights.layers.start;
         let blocks = &self.weights.blocks;
-        let link = |layer, matrix, x, out| Link {
-            matrix,
-            x,
-            norm: None,
-            out,
-            layer,
-        };
-        let first = |index: usize| Link {
-            norm: Some(LinkNorm {
-                weight: &blocks[index].attention_norm,
-                rows: LinkRows::BeforeLayer,
-            }),
-            ..link(
-                index,
-                &blocks[index].qkv,
-                &buffers.normed,
-                gpu.address(&buffers.qkv),
-            )
-        };
-        let rope = |index: usize| {
-            let qkv = self.planes(gpu, &buffers.qkv, &blocks[index].qkv, rows);
-            let rope_kv = self.rope_kv(gpu, index, qkv);
-            let layer = small(start + index);
-            let attention = &self.kernels.attention;
-            attention.rope_args(&rope_kv, self.step.address(gpu), layer)
-        };
-        let first_index = key.first_layer - start;
+        let rope = |index: usize| self.rope_of_chain(gpu, index, rows);
+        let first_index = key.first_layer - self.weights.layers.start;
         if first_index < blocks.len() {
-            chains.start(
-                gpu,
-                0,
-                &[first(first_index)],
-                Some(rope(first_index)),
-                &shared,
-            )?;
+            let links = [self.link_to(gpu, first_index)];
+            chains.start(gpu, 0, &links, Some(rope(first_index)), &shared)?;
         }
-        let onto_x = gpu.address(&buffers.product);
-        for (index, weights) in blocks.iter().enumerate().skip(first_index) {
+        for index in first_index..blocks.len() {
             self.attend(gpu, index)?;
-            let gated = buffers.gated.address(gpu);
-            let mut links = vec![
-                link(index, &weights.output, &buffers.context, onto_x),
-                Link {
-                    norm: Some(LinkNorm {
-                        weight: &weights.mlp_norm,
-                        rows: LinkRows::WithinLayer,
-                    }),
-                    ..link(index, &weights.gate_up, &buffers.normed, gated)
-                },
-                link(index, &weights.down, &buffers.gated, onto_x),
-            ];
+            let mut links = self.links_within(gpu, index);
             let mut next_rope = None;
             if index + 1 < blocks.len() {
-                links.push(first(index + 1));
+                links.push(self.link_to(gpu, index + 1));
                 next_rope = Some(rope(index + 1));
-            } else if let Some(end) = &self.weights.end
-                && key.has_wanted
-            {
-                let weight = &end.output_norm;
-                let logits = gpu.address(&buffers.logits);
-                links.push(Link {
-                    norm: Some(LinkNorm {
-                        weight,
-                        rows: LinkRows::Wanted,
-                    }),
-                    ..link(index + 1, &end.lm_head, &buffers.normed, logits)
-                });
+            } else if key.has_wanted {
+                links.extend(self.link_to_logits(gpu));
             }
             chains.start(gpu, index + 1, &links, next_rope, &shared)?;
         }
@@ -106,6 +54,76 @@ impl Tail {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The norm in front of a layer, and its q, k and v.
+    fn link_to(&self, gpu: &Gpu, index: usize) -> Link<'_> {
+        let weights = &self.weights.blocks[index];
+        Link {
+            matrix: &weights.qkv,
+            x: &self.buffers.normed,
+            norm: Some(LinkNorm {
+                weight: &weights.attention_norm,
+                rows: LinkRows::BeforeLayer,
+            }),
+            out: gpu.address(&self.buffers.qkv),
+            layer: index,
+        }
+    }
+
+    /// From attention to the end of a layer.
+    fn links_within(&self, gpu: &Gpu, index: usize) -> Vec<Link<'_>> {
+        let (weights, buffers) = (&self.weights.blocks[index], &self.buffers);
+        let onto_x = gpu.address(&buffers.product);
+        let link = |matrix, x, out| Link {
+            matrix,
+            x,
+            norm: None,
+            out,
+            layer: index,
+        };
+        let norm = LinkNorm {
+            weight: &weights.mlp_norm,
+            rows: LinkRows::WithinLayer,
+        };
+        let gated = buffers.gated.address(gpu);
+        vec![
+            link(&weights.output, &buffers.context, onto_x),
+            Link {
+                norm: Some(norm),
+                ..link(&weights.gate_up, &buffers.normed, gated)
+            },
+            link(&weights.down, &buffers.gated, onto_x),
+        ]
+    }
+
+    /// The final norm and the lm_head, where they are here.
+    fn link_to_logits(&self, gpu: &Gpu) -> Option<Link<'_>> {
+        let end = self.weights.end.as_ref()?;
+        Some(Link {
+            matrix: &end.lm_head,
+            x: &self.buffers.normed,
+            norm: Some(LinkNorm {
+                weight: &end.output_norm,
+                rows: LinkRows::Wanted,
+            }),
+            out: gpu.address(&self.buffers.logits),
+            layer: self.weights.blocks.len(),
+        })
+    }
+
+    /// What a chain of `rows` rows does to the q, k and v of a layer.
+    fn rope_of_chain(&self, gpu: &Gpu, index: usize, rows: usize) -> RopeArgs {
+        let qkv = self.planes(
+            gpu,
+            &self.buffers.qkv,
+            &self.weights.blocks[index].qkv,
+            rows,
+        );
+        let rope_kv = self.rope_kv(gpu, index, qkv);
+        let layer = small(self.weights.layers.start + index);
+        let attention = &self.kernels.attention;
+        attention.rope_args(&rope_kv, self.step.address(gpu), layer)
     }
 
     /// A product's planes in `memory`, as a chain of `rows` rows leaves them.
