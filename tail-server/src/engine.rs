@@ -128,6 +128,8 @@ enum Command {
     },
     Step {
         session: SessionId,
+        /// Where its rows enter.
+        entry_layer: usize,
         request: Box<StepRequest>,
         reply: oneshot::Sender<StepReply>,
         /// When the session handed it in.
@@ -178,6 +180,7 @@ impl EngineHandle {
             .await
             .map_err(stopped)?;
         let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
+        let entry_layer = open.entry_layer;
         let command = Command::Open {
             session,
             open: Box::new(open),
@@ -188,6 +191,7 @@ impl EngineHandle {
             .map_err(|_| EngineError::Stopped)?;
         Ok(EngineSession {
             session,
+            entry_layer,
             commands: self.commands.clone(),
             close_slot: Some(close_slot),
         })
@@ -197,8 +201,19 @@ impl EngineHandle {
 /// An open session; dropping it frees its KV cache.
 pub(crate) struct EngineSession {
     session: SessionId,
+    entry_layer: usize,
     commands: mpsc::Sender<Command>,
     close_slot: Option<mpsc::OwnedPermit<Command>>,
+}
+
+impl StepRequest {
+    /// Its hidden states, where it has some.
+    fn hidden_states(&self) -> Option<&[f32]> {
+        match &self.input {
+            StepInput::HiddenStates(values) => Some(values),
+            StepInput::TokenIds(_) => None,
+        }
+    }
 }
 
 impl EngineSession {
@@ -214,6 +229,7 @@ impl EngineSession {
         let (reply, receiver) = oneshot::channel();
         let command = Command::Step {
             session: self.session,
+            entry_layer: self.entry_layer,
             request: Box::new(request),
             reply,
             sent: Instant::now(),

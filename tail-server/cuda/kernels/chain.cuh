@@ -18,10 +18,6 @@ constexpr int MULTIPLYING_THREADS = 32 * MULTIPLYING_WARPS;
 // And a warp that brings weights, and one that brings x.
 constexpr int CHAIN_THREADS = MULTIPLYING_THREADS + 64;
 
-// Chunks that are brought to the L2 cache while the first x of the chain is not there, beyond those of the ring:
-// attention leaves memory little to do.
-constexpr uint32_t CHUNKS_AHEAD = 12;
-
 // What stands before a product: the residual stream's rows with the last product added, and their norm.
 struct ChainNorm {
   const float* weight; // null where the product reads something else
@@ -141,7 +137,8 @@ __device__ __forceinline__ void load_fours(float4 (&fours)[NORM_FOURS], const fl
 // once, and those that depend on nothing are before the wait.
 template <typename T>
 __device__ __forceinline__ void chain_norm(const Chain& chain, uint32_t index) {
-  __shared__ float sums[MULTIPLYING_WARPS];
+  // Of every other four values, then of the others: the order of `add_norm`, which has twice as many threads.
+  __shared__ float sums[2 * MULTIPLYING_WARPS];
   const ChainProduct& product = chain.products[index];
   bool is_wanted = product.norm.rows == WANTED_ROWS;
   LayerWork work = work_of(chain.step, product.layer);
@@ -170,20 +167,23 @@ __device__ __forceinline__ void chain_norm(const Chain& chain, uint32_t index) {
   for (uint32_t index_of_row = blockIdx.x; index_of_row < rows; index_of_row += gridDim.x) {
     uint32_t row = row_of(index_of_row);
     float* x = chain.residual + (size_t)row * size;
-    float sum = 0;
+    float even = 0, odd = 0;
     for (uint32_t first = 0; first < size; first += NORM_PASS) {
       if (is_wanted || first > 0 || index_of_row > blockIdx.x) load_fours(values, x + first, size - first);
       if (row < with_product) {
         const float* from = planes + (size_t)row * size + first;
         float4 added[NORM_FOURS];
         load_fours(added, from, plane_count ? size - first : 0);
-        // Two planes are in flight at a time.
-        for (uint32_t plane = 1; plane < plane_count; plane += 2) {
-          float4 more[2][NORM_FOURS];
-          load_fours(more[0], from + plane * stride, size - first);
-          load_fours(more[1], from + (plane + 1) * stride, plane + 1 < plane_count ? size - first : 0);
+        // Four planes are in flight at a time.
+        for (uint32_t plane = 1; plane < plane_count; plane += 3) {
+          float4 more[3][NORM_FOURS];
 #pragma unroll
-          for (int k = 0; k < NORM_FOURS; k++) added[k] = add(add(added[k], more[0][k]), more[1][k]);
+          for (uint32_t i = 0; i < 3; i++)
+            load_fours(more[i], from + (plane + i) * stride, plane + i < plane_count ? size - first : 0);
+#pragma unroll
+          for (int i = 0; i < 3; i++)
+#pragma unroll
+            for (int k = 0; k < NORM_FOURS; k++) added[k] = add(added[k], more[i][k]);
         }
 #pragma unroll
         for (int k = 0; k < NORM_FOURS; k++) {
@@ -193,16 +193,20 @@ __device__ __forceinline__ void chain_norm(const Chain& chain, uint32_t index) {
         }
       }
 #pragma unroll
-      for (int k = 0; k < NORM_FOURS; k++)
-        sum += values[k].x * values[k].x + values[k].y * values[k].y + values[k].z * values[k].z +
-               values[k].w * values[k].w;
+      for (int k = 0; k < NORM_FOURS; k += 2) {
+        even = add_squares(even, values[k]);
+        odd = add_squares(odd, values[k + 1]);
+      }
     }
-    sum = warp_sum(sum);
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+    even = warp_sum(even), odd = warp_sum(odd);
+    if (threadIdx.x % 32 == 0) {
+      sums[threadIdx.x / 32] = even;
+      sums[MULTIPLYING_WARPS + threadIdx.x / 32] = odd;
+    }
     asm volatile("bar.sync 1, %0;" ::"n"(MULTIPLYING_THREADS) : "memory");
-    sum = 0;
+    float sum = 0;
 #pragma unroll
-    for (int i = 0; i < MULTIPLYING_WARPS; i++) sum += sums[i];
+    for (int i = 0; i < 2 * MULTIPLYING_WARPS; i++) sum += sums[i];
     float scale = 1.f / sqrtf(sum / (float)size + chain.eps);
     T* out = static_cast<T*>(chain.normed) + (size_t)index_of_row * size;
     for (uint32_t first = 0; first < size; first += NORM_PASS) {
@@ -228,19 +232,6 @@ __device__ __forceinline__ void chain_norm(const Chain& chain, uint32_t index) {
       }
     }
     raise_counter(&chain.counters[2 * index]);
-  }
-}
-
-// Brings the next chunks of weights to the L2 cache, from `walk` of product `p` on.
-__device__ __forceinline__ void bring_ahead(const Chain& chain, uint32_t p, ChainWalk walk) {
-  for (uint32_t chunk = 0; chunk < CHUNKS_AHEAD; chunk++, walk.next_chunk()) {
-    while (!walk.has_item()) {
-      if (++p >= chain.count) return;
-      walk = ChainWalk(chain.products[p]);
-    }
-    const ChainProduct& product = chain.products[p];
-    if (product.gated) prefetch_box_4d(&chain.weights[p], walk.chunk * CHUNK, walk.tile * (TILE / 16));
-    else prefetch_box(&chain.weights[p], walk.chunk * CHUNK, walk.tile * TILE);
   }
 }
 
@@ -290,7 +281,6 @@ __device__ __forceinline__ void run_chain(const Chain& chain) {
         const ChainProduct& product = chain.products[p];
         for (ChainWalk walk(product); walk.has_item(); index++, walk.next_chunk()) {
           uint32_t stage = index % WEIGHT_STAGES;
-          if (index == WEIGHT_STAGES) bring_ahead(chain, p, walk);
           if (index >= WEIGHT_STAGES) wait_barrier(&empty_weights[stage], (index / WEIGHT_STAGES - 1) % 2);
           if (index >= chain.in_flight) {
             uint32_t landed = index - chain.in_flight;

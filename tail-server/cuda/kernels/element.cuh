@@ -59,6 +59,11 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
+// The values' squares onto `sum`, in one order everywhere.
+__device__ __forceinline__ float add_squares(float sum, float4 values) {
+  return fmaf(values.w, values.w, fmaf(values.z, values.z, fmaf(values.y, values.y, fmaf(values.x, values.x, sum))));
+}
+
 __device__ __forceinline__ float4 add(float4 a, float4 b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
 }

@@ -49,17 +49,6 @@ __device__ __forceinline__ void copy_box(void* to, const TensorMap* from, uint64
       : "memory");
 }
 
-// Brings a box to the L2 cache.
-__device__ __forceinline__ void prefetch_box(const TensorMap* from, int column, int row) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(from), "r"(column), "r"(row)
-               : "memory");
-}
-__device__ __forceinline__ void prefetch_box_4d(const TensorMap* from, int column, int group) {
-  asm volatile("cp.async.bulk.prefetch.tensor.4d.L2.global [%0, {%1, %3, %3, %2}];" ::"l"(from), "r"(column), "r"(group),
-               "r"(0)
-               : "memory");
-}
-
 // As `copy_box`, of four dimensions, at 0 in the second and the third.
 __device__ __forceinline__ void copy_box_4d(void* to, const TensorMap* from, uint64_t* barrier, int column, int group,
                                             uint64_t policy) {
@@ -78,11 +67,6 @@ __device__ __forceinline__ void copy_bytes(void* to, const void* from, uint64_t*
           shared_address(to)),
       "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
       : "memory");
-}
-
-// Brings them to the L2 cache.
-__device__ __forceinline__ void prefetch_bytes(const void* from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
 }
 
 // Describes a matrix in shared memory to the tensor cores: rows of 64 16-bit values, 128 bytes, swizzled by the copy

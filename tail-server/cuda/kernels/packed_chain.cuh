@@ -17,24 +17,6 @@ __device__ __forceinline__ void copy_chunk(const Chain& chain, uint32_t p, const
     copy_box(to, &chain.weights[p], full, walk.chunk * CHUNK, walk.tile * TILE, READ_ONCE);
 }
 
-// As `bring_ahead`.
-__device__ __forceinline__ void bring_chunks_ahead(const Chain& chain, uint32_t p, ChainWalk walk) {
-  for (uint32_t chunk = 0; chunk < CHUNKS_AHEAD; chunk++, walk.next_chunk()) {
-    while (!walk.has_item()) {
-      if (++p >= chain.count) return;
-      walk = ChainWalk(chain.products[p]);
-    }
-    const ChainProduct& product = chain.products[p];
-    uint32_t bytes = bytes_of(product.format);
-    if (product.format != DENSE)
-      prefetch_bytes(product.packed + ((size_t)walk.tile * walk.chunks + walk.chunk) * bytes, bytes);
-    else if (product.gated)
-      prefetch_box_4d(&chain.weights[p], walk.chunk * CHUNK, walk.tile * (TILE / 16));
-    else
-      prefetch_box(&chain.weights[p], walk.chunk * CHUNK, walk.tile * TILE);
-  }
-}
-
 // Grid: one thread block for each multiprocessor.
 template <int ROWS, int WEIGHT_STAGES, int X_STAGES>
 __device__ __forceinline__ void run_packed_chain(const Chain& chain) {
@@ -47,7 +29,6 @@ __device__ __forceinline__ void run_packed_chain(const Chain& chain) {
     if (lane == 0) {
       for (uint32_t p = 0; p < chain.count; p++) {
         for (ChainWalk walk(chain.products[p]); walk.has_item(); walk.next_chunk()) {
-          if (rings.weights_index == WEIGHT_STAGES) bring_chunks_ahead(chain, p, walk);
           if (rings.weights_index >= chain.in_flight) {
             uint32_t landed = rings.weights_index - chain.in_flight;
             wait_barrier(rings.full_weights(landed % WEIGHT_STAGES), landed / WEIGHT_STAGES % 2);

@@ -4,9 +4,10 @@
 #include "overlap.cuh"
 #include "step.cuh"
 
-// x[row] = the row's hidden states, or its token's embedding; as it is where it is in place. Grid: rows.
+// x[row] = the row's hidden states, which lie in a row of `incoming`, or its token's embedding; as it is where it is in
+// place. Grid: rows.
 template <typename T>
-__device__ __forceinline__ void assemble(float* x, const T* embedding, const uint32_t* step,
+__device__ __forceinline__ void assemble(float* x, const T* embedding, const float* incoming, const uint32_t* step,
                                          uint32_t hidden_size) {
   let_next_start();
   wait_for_previous();
@@ -19,7 +20,7 @@ __device__ __forceinline__ void assemble(float* x, const T* embedding, const uin
     const T* from = embedding + (size_t)(source & ~TOKEN_ID) * hidden_size;
     for (uint32_t i = threadIdx.x; i < hidden_size; i += blockDim.x) to[i] = to_float(from[i]);
   } else {
-    const float* from = part_of<float>(step, HIDDEN_STATES) + (size_t)source * hidden_size;
+    const float* from = incoming + (size_t)source * hidden_size;
     for (uint32_t i = threadIdx.x; i < hidden_size; i += blockDim.x) to[i] = from[i];
   }
 }
@@ -79,7 +80,7 @@ __device__ __forceinline__ void add_norm(float* x, const float* planes, uint32_t
       value = add_planes(value, planes + i, plane_count, plane_stride);
       if (rows != WANTED_ROWS) *reinterpret_cast<float4*>(x + i) = value;
     }
-    sum += value.x * value.x + value.y * value.y + value.z * value.z + value.w * value.w;
+    sum = add_squares(sum, value);
     values[turn] = value;
   }
   sum = warp_sum(sum);
@@ -126,9 +127,9 @@ extern "C" __global__ void stamp(uint64_t* to) {
 }
 
 #define DEFINE(T, NAME)                                                                                       \
-  extern "C" __global__ void assemble_##NAME(float* x, const T* embedding, const uint32_t* step,              \
-                                             uint32_t hidden_size) {                                          \
-    assemble<T>(x, embedding, step, hidden_size);                                                             \
+  extern "C" __global__ void assemble_##NAME(float* x, const T* embedding, const float* incoming,             \
+                                             const uint32_t* step, uint32_t hidden_size) {                    \
+    assemble<T>(x, embedding, incoming, step, hidden_size);                                                   \
   }                                                                                                           \
   extern "C" __global__ void __launch_bounds__(NORM_THREADS)                                                  \
       add_norm_##NAME(float* x, const float* planes, uint32_t plane_count, uint64_t plane_stride,             \

@@ -8,9 +8,9 @@
 constexpr uint32_t BLOCK_POSITIONS = 32;
 
 // Words of the header: where each part begins.
-enum StepPart { ROWS, TABLES, ITEMS, PROMPTS, MERGES, HIDDEN_STATES, WANTED, LAYERS };
+enum StepPart { ROWS, TABLES, ITEMS, PROMPTS, MERGES, WANTED, LAYERS };
 // Behind the parts' words: the number of rows, and of wanted ones.
-constexpr int ALL_ROWS = 8, ALL_WANTED = 9;
+constexpr int ALL_ROWS = 7, ALL_WANTED = 8;
 
 // One row of the batch.
 struct Row {
@@ -18,7 +18,7 @@ struct Row {
   uint32_t table;        // where the row's table begins in TABLES: [column, layer]
   uint32_t table_layers; // layers of that table
   uint32_t first_layer;  // the table's first layer
-  uint32_t source;       // a token id with the top bit set, a row of HIDDEN_STATES, or IN_PLACE
+  uint32_t source;       // a token id with the top bit set, a row of what comes in, or IN_PLACE
   uint32_t unused[3];
 };
 constexpr uint32_t TOKEN_ID = 0x80000000u;

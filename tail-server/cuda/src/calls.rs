@@ -43,7 +43,8 @@ pub(crate) fn has_cublas() -> bool {
 
 /// Turns off cudarc's events for each memory range, which order several streams.
 pub(crate) fn use_one_stream(context: &CudaContext) {
-    // SAFETY: `Gpu` makes one stream and hands out no other, so that all work is in order by itself.
+    // SAFETY: all work of a `Gpu` is on one stream, in order by itself, but for the copies of `incoming.rs`, which that
+    // stream waits for.
     unsafe { context.disable_event_tracking() };
 }
 
@@ -72,6 +73,31 @@ pub(crate) fn copy_up(
     let (address, _no_event) = to.slice_mut(..len).view_ptr_mut(stream);
     // SAFETY: both have `len` values; the caller keeps the host's unchanged until the copy is done.
     unsafe { driver_result::memcpy_htod_async(address, from, stream.cu_stream()) }
+}
+
+/// Starts the copy of the values in `range` to the same range on the device. They stay as they are until the stream has
+/// passed it, and nothing else reads or writes the device's meanwhile.
+pub(crate) fn copy_range_up(
+    stream: &CudaStream,
+    from: &PinnedHostSlice<f32>,
+    to: &mut CudaSlice<f32>,
+    range: Range<usize>,
+) -> Result<(), DriverError> {
+    stream.context().bind_to_thread()?;
+    let from = &from.as_slice()?[range.clone()];
+    let (address, _no_event) = to.slice_mut(range).view_ptr_mut(stream);
+    // SAFETY: both have these values; the caller keeps them to itself until the copy is done.
+    unsafe { driver_result::memcpy_htod_async(address, from, stream.cu_stream()) }
+}
+
+/// Whether all that was started is done, or has failed.
+pub(crate) fn is_idle(stream: &CudaStream) -> bool {
+    if stream.context().bind_to_thread().is_err() {
+        return true;
+    }
+    // SAFETY: the stream is open.
+    let state = unsafe { driver::cuStreamQuery(stream.cu_stream()) };
+    state != driver::CUresult::CUDA_ERROR_NOT_READY
 }
 
 /// Copies `range` from the device to the start of `to`, and waits for all that was started before.

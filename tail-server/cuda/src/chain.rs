@@ -29,6 +29,8 @@ pub(crate) struct Chains {
     kernels: Vec<CudaFunction>,
     /// Dynamic shared memory of each.
     shared_bytes: Vec<u32>,
+    /// Chunks of weights for which each has room.
+    stages: Vec<u32>,
     /// Of a step: of each layer, and of the one before the first.
     counters: CudaSlice<u32>,
     /// Copies of weights that a thread block waits for at a time.
@@ -131,12 +133,14 @@ impl Chains {
         let is_packed = matrices
             .map(Matrix::in_fewer_bits)
             .any(|packed| packed.is_some());
-        let (name, shared_bytes) = if is_packed {
+        let (name, sizes, shared_bytes) = if is_packed {
             let bytes = PACKED_KERNELS.map(packed_shared_bytes);
-            ("packed_chain".to_owned(), bytes)
+            ("packed_chain".to_owned(), PACKED_KERNELS, bytes)
         } else {
-            (format!("chain_{}", dtype.name()), KERNELS.map(shared_bytes))
+            let bytes = KERNELS.map(shared_bytes);
+            (format!("chain_{}", dtype.name()), KERNELS, bytes)
         };
+        let stages = sizes.map(|[_, weight_stages, _]| weight_stages);
         let kernels = KERNELS.iter().zip(shared_bytes).map(|(sizes, bytes)| {
             let kernel = gpu.function(&format!("{name}_{}", sizes[0]))?;
             allow_shared(&kernel, bytes)?;
@@ -146,6 +150,7 @@ impl Chains {
             kernels: kernels.collect::<Result<_, CudaError>>()?,
             shared_bytes: shared_bytes.into(),
             counters: gpu.zeros((layers + 1) * COUNTERS)?,
+            stages: stages.into(),
             in_flight,
         }))
     }
@@ -196,7 +201,8 @@ impl Chains {
             residual: gpu.address(&shared.buffers.x),
             planes: shared.before.address,
             plane_count: shared.before.planes,
-            in_flight: self.in_flight,
+            // A copy that is older than the ring cannot be waited for any more.
+            in_flight: self.in_flight.min(self.stages[kernel]),
             normed: shared.buffers.normed.address(gpu),
             step: shared.step,
             stamps: shared.stamps,

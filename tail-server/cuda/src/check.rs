@@ -157,7 +157,7 @@ fn difference(got: &[f32], expected: &[f32]) -> f64 {
 }
 
 /// Pseudo-random numbers (SplitMix64), the same in every run.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -173,12 +173,12 @@ impl Random {
         clippy::cast_possible_truncation,
         reason = "the remainder is below a usize"
     )]
-    fn below(&mut self, end: usize) -> usize {
+    pub(crate) fn below(&mut self, end: usize) -> usize {
         (self.next() % end as u64) as usize
     }
 
     /// From `start` to `end`, both among them.
-    fn between(&mut self, start: usize, end: usize) -> usize {
+    pub(crate) fn between(&mut self, start: usize, end: usize) -> usize {
         start + self.below(end - start + 1)
     }
 

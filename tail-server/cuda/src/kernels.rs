@@ -82,17 +82,18 @@ impl Kernels {
         })
     }
 
-    /// `x`: `[rows, hidden_size]`, f32. `embedding` may be 0 where no row is a token.
+    /// `x`: `[rows, hidden_size]`, f32. `embedding` may be 0 where no row is a token; `incoming`: hidden states.
     pub(crate) fn assemble(
         &self,
         gpu: &Gpu,
-        [x, embedding, step]: [u64; 3],
+        [x, embedding, incoming, step]: [u64; 4],
         rows: u32,
         hidden_size: u32,
     ) -> Result<(), CudaError> {
         let args = [
             Arg::Address(x),
             Arg::Address(embedding),
+            Arg::Address(incoming),
             Arg::Address(step),
             Arg::U32(hidden_size),
         ];

@@ -9,9 +9,9 @@
 //! f32; weights, activations and the KV memory are of the weights' type; every sum is f32.
 //!
 //! Invariants:
-//! - One stream for each GPU runs everything there, in the order of the calls; where there are several, a stage's stream
-//!   waits for the one before. Nothing is allocated in a step, unless a step is larger
-//!   than any before it in what the host has to say about it.
+//! - One stream for each GPU runs everything there, in the order of the calls, but for hidden states that come in; where
+//!   there are several GPUs, a stage's stream waits for the one before. Nothing is allocated in a step, unless a step is
+//!   larger than any before it in what the host has to say about it.
 //! - Kernels find positions, tables and items in device memory: between steps of the same size only that memory
 //!   changes.
 //! - After a fault of the device nothing is started any more: every later call returns [`CudaError::Broken`].
@@ -31,6 +31,7 @@ mod dtype;
 mod error;
 mod gpu;
 mod graphs;
+mod incoming;
 mod kernels;
 mod operand;
 mod packed;
@@ -46,6 +47,7 @@ pub use self::buffers::LOGITS_ROWS;
 pub use self::dtype::Dtype;
 pub use self::error::CudaError;
 pub use self::gpu::{Gpu, is_present};
+pub use self::incoming::TakenIn;
 pub use self::sampling::{ADJUSTMENTS, RowPlan, Summaries, SummaryPlan};
 pub use self::stages::{StageBytes, Stages, load_stages, share_layers};
 pub use self::step::{Input, Segment};

@@ -13,6 +13,7 @@ use headway_model::LayerRange;
 
 use crate::calls_peer::{allow_access, copy_across};
 use crate::error::CudaError;
+use crate::incoming::TakenIn;
 use crate::sampling::{Summaries, SummaryPlan};
 use crate::step::{Batch, Segment};
 use crate::tail::{Tail, TailSizes, Times};
@@ -90,6 +91,20 @@ impl Stages {
         &self.stages
     }
 
+    /// As [`Tail::take_in`], for rows that enter at `entry_layer`.
+    pub fn take_in(&mut self, entry_layer: usize, hidden_states: &[f32]) -> Option<TakenIn> {
+        let last = self.stages.len() - 1;
+        let mut stages = self.stages.iter();
+        let entered = stages.position(|stage| entry_layer < stage.weights().layers().end);
+        self.stages[entered.unwrap_or(last)].take_in(hidden_states)
+    }
+
+    /// Whether the GPUs have done all that was started.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.stages.last().is_none_or(Tail::is_idle)
+    }
+
     /// As [`Tail::start`]; every stage is started, and each waits for the one before on its own.
     ///
     /// # Errors
@@ -101,18 +116,26 @@ impl Stages {
         self.guarded(|all| all.start_stages(segments, wanted))
     }
 
+    /// As [`Tail::start_summaries`].
+    ///
+    /// # Errors
+    /// As [`Tail::start_summaries`].
+    pub fn start_summaries(
+        &mut self,
+        range: Range<usize>,
+        plan: &SummaryPlan,
+    ) -> Result<(), CudaError> {
+        self.guarded(|all| last_of(&mut all.stages).start_summaries(range, plan))
+    }
+
     /// As [`Tail::summaries`].
     ///
     /// # Errors
     /// As [`Tail::summaries`].
-    pub fn summaries(
-        &mut self,
-        range: Range<usize>,
-        plan: &SummaryPlan,
-    ) -> Result<Summaries<'_>, CudaError> {
+    pub fn summaries(&mut self) -> Result<Summaries<'_>, CudaError> {
         self.refuse_after_fault()?;
         let Self { stages, fault, .. } = self;
-        let summaries = last_of(stages).summaries(range, plan);
+        let summaries = last_of(stages).summaries();
         summaries.inspect_err(|error| note_fault(fault, error))
     }
 

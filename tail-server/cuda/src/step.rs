@@ -1,18 +1,18 @@
-//! What the host says about a step: positions, tables, how attention is cut into items, and what comes in.
+//! What the host says about a step: positions, tables, how attention is cut into items, and where what comes in lies.
 //!
-//! All of it is one array of 32-bit words in pinned memory, which one copy brings to the device.
+//! All of it but the hidden states, which have a way of their own, is one array of 32-bit words in pinned memory, which one
+//! copy brings to the device.
 //! `kernels/step.cuh` is the reader. The first words say where the parts begin; each part begins at a multiple of
 //! four words.
 
-use std::sync::Arc;
-
 use cudarc::driver::{CudaSlice, PinnedHostSlice};
-use headway_model::{BLOCK_POSITIONS, LayerRange, ModelConfig};
+use headway_model::{BLOCK_POSITIONS, LayerRange};
 
 use crate::attention::Cut;
 use crate::calls::{copy_up, pinned};
 use crate::error::CudaError;
 use crate::gpu::Gpu;
+use crate::incoming::{Incoming, Place, TakenIn};
 
 mod batch;
 mod check;
@@ -32,6 +32,7 @@ const _: () = assert!(
 
 /// Words of the header, and of a row.
 const HEADER_WORDS: usize = 12;
+const PARTS: usize = 7;
 const ROW_WORDS: usize = 8;
 /// Words of what there is for a layer to do.
 const LAYER_WORDS: usize = 8;
@@ -60,16 +61,19 @@ pub(crate) struct Bounds {
 pub(crate) struct Step {
     host: PinnedHostSlice<u32>,
     device: CudaSlice<u32>,
+    incoming: Incoming,
     items: Items,
     rows: usize,
 }
 
 impl Step {
-    /// With room for `words`; it grows where a step needs more.
-    pub(crate) fn new(gpu: &Arc<Gpu>, words: usize) -> Result<Self, CudaError> {
+    /// For steps of at most `max_rows` rows; what the host says about a step may grow beyond the first room for it.
+    pub(crate) fn new(gpu: &Gpu, max_rows: usize, hidden_size: usize) -> Result<Self, CudaError> {
+        let words = (1 << 16) + max_rows * 64;
         Ok(Self {
             host: pinned(gpu.context(), words)?,
             device: gpu.zeros(words)?,
+            incoming: Incoming::new(gpu, max_rows, hidden_size)?,
             items: Items::default(),
             rows: 0,
         })
@@ -78,6 +82,16 @@ impl Step {
     /// Where the kernels find it.
     pub(crate) fn address(&self, gpu: &Gpu) -> u64 {
         gpu.address(&self.device)
+    }
+
+    /// Where the kernels find hidden states.
+    pub(crate) fn incoming(&self, gpu: &Gpu) -> u64 {
+        self.incoming.address(gpu)
+    }
+
+    /// See [`Tail::take_in`](crate::Tail::take_in).
+    pub(crate) fn take_in(&mut self, hidden_states: &[f32]) -> Option<TakenIn> {
+        self.incoming.take_in(hidden_states)
     }
 
     /// All rows of the step.
@@ -108,37 +122,28 @@ impl Step {
     /// Writes the step, which [`check`] has let through, and starts its copy. The last step's work must be done.
     pub(crate) fn upload(
         &mut self,
-        gpu: &Arc<Gpu>,
-        config: &ModelConfig,
+        gpu: &Gpu,
         bounds: &Bounds,
         batch: &Batch<'_>,
     ) -> Result<(), CudaError> {
         let Batch {
             segments, wanted, ..
         } = *batch;
+        self.incoming.begin_step();
         self.items.cut(bounds, segments);
         self.rows = batch.rows();
-        let parts = Parts::new(config, bounds, self, batch);
+        let parts = Parts::new(bounds, self, batch);
         if parts.words > self.host.len() {
             let words = parts.words.next_power_of_two();
             self.host = pinned(gpu.context(), words)?;
             self.device = gpu.zeros(words)?;
         }
         let words = &mut self.host.as_mut_slice()?[..parts.words];
-        words[..8].copy_from_slice(&parts.starts.map(word));
-        words[8] = word(self.rows);
-        words[9] = word(wanted.len());
-        write_rows(words, &parts, bounds, batch, config.hidden_size);
-        let [
-            _,
-            _,
-            items_at,
-            prompts_at,
-            merges_at,
-            _,
-            wanted_at,
-            layers_at,
-        ] = parts.starts;
+        words[..PARTS].copy_from_slice(&parts.starts.map(word));
+        words[PARTS] = word(self.rows);
+        words[PARTS + 1] = word(wanted.len());
+        write_rows(words, &parts, bounds, batch, &mut self.incoming)?;
+        let [_, _, items_at, prompts_at, merges_at, wanted_at, layers_at] = parts.starts;
         write_layers(&mut words[layers_at..], bounds, &self.items.joined);
         for (at, items) in [
             (items_at, &self.items.rows),
@@ -150,28 +155,21 @@ impl Step {
         }
         words[wanted_at..][..wanted.len()].copy_from_slice(wanted);
         copy_up(gpu.stream(), &self.host, &mut self.device, parts.words)?;
-        Ok(())
+        self.incoming.arrive(gpu)
     }
 }
 
-/// Where the parts begin: rows, tables, items, prompts, merges, hidden states, wanted rows, layers.
+/// Where the parts begin: rows, tables, items, prompts, merges, wanted rows, layers.
 struct Parts {
-    starts: [usize; 8],
+    starts: [usize; PARTS],
     words: usize,
 }
 
 impl Parts {
-    fn new(config: &ModelConfig, bounds: &Bounds, step: &Step, batch: &Batch<'_>) -> Self {
+    fn new(bounds: &Bounds, step: &Step, batch: &Batch<'_>) -> Self {
         let segments = batch.segments.iter();
         let tables: usize = segments
             .map(|segment| segment.table_words(bounds.layers))
-            .sum();
-        let hidden_rows: usize = batch
-            .handed()
-            .filter(|(segment, is_handed)| {
-                !is_handed && matches!(segment.input, Input::HiddenStates(_))
-            })
-            .map(|(segment, _)| segment.rows)
             .sum();
         let lens = [
             step.rows * ROW_WORDS,
@@ -179,7 +177,6 @@ impl Parts {
             step.items.rows.len() * ITEM_WORDS,
             step.items.prompts.len() * ITEM_WORDS,
             step.items.merges.len() * ITEM_WORDS,
-            hidden_rows * config.hidden_size,
             batch.wanted.len(),
             (bounds.layers.len() + 1) * LAYER_WORDS,
         ];
@@ -198,18 +195,23 @@ fn write_rows(
     parts: &Parts,
     bounds: &Bounds,
     batch: &Batch<'_>,
-    hidden_size: usize,
-) {
-    let [rows_at, tables_at, _, _, _, hidden_at, _, _] = parts.starts;
-    let (mut row, mut table, mut hidden_row) = (0, 0, 0);
+    incoming: &mut Incoming,
+) -> Result<(), CudaError> {
+    let [rows_at, tables_at, ..] = parts.starts;
+    let (mut row, mut table) = (0, 0);
     for (segment, is_handed) in batch.handed() {
+        let place = match segment.input {
+            Input::HiddenStates(values) if !is_handed => incoming.place(values, None)?,
+            Input::TakenIn(values, first) if !is_handed => incoming.place(values, Some(first))?,
+            _ => Place::Behind(0),
+        };
         let held = segment.layers_in(bounds.layers);
         write_table(&mut words[tables_at + table..], bounds, segment);
         for index in 0..segment.rows {
             let source = match segment.input {
                 _ if is_handed => IN_PLACE,
                 Input::TokenIds(token_ids) => token_ids[index] | TOKEN_ID,
-                Input::HiddenStates(_) => word(hidden_row + index),
+                Input::HiddenStates(_) | Input::TakenIn(..) => word(incoming.slot(place, index)),
             };
             words[rows_at + (row + index) * ROW_WORDS..][..ROW_WORDS].copy_from_slice(&[
                 word(segment.table.len() + index),
@@ -222,16 +224,10 @@ fn write_rows(
                 0,
             ]);
         }
-        if let Input::HiddenStates(values) = segment.input
-            && !is_handed
-        {
-            let to = words[hidden_at + hidden_row * hidden_size..].iter_mut();
-            to.zip(values).for_each(|(to, value)| *to = value.to_bits());
-            hidden_row += segment.rows;
-        }
         row += segment.rows;
         table += segment.table_words(bounds.layers);
     }
+    Ok(())
 }
 
 /// The segment's blocks in the stage's layers, `[column, layer]`, counted from the first one of its KV memory.

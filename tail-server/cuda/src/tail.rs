@@ -7,11 +7,13 @@ use headway_model::{BLOCK_POSITIONS, ModelConfig};
 
 use crate::attention::partial_values;
 use crate::buffers::Buffers;
+use crate::calls::is_idle;
 use crate::chain::Chains;
 use crate::dtype::Dtype;
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::graphs::{GraphKey, Graphs, Next, Recording};
+use crate::incoming::TakenIn;
 use crate::kernels::{Kernels, Planes};
 use crate::products::{Matrix, Products};
 use crate::sampling::Sampling;
@@ -41,8 +43,8 @@ pub struct TailSizes {
     pub deterministic: bool,
     /// Steps of few rows are replayed as graphs.
     pub graphs: bool,
-    /// Copies of weights of 16 KiB that a thread block waits for at a time. Many keep memory busy, and make
-    /// everything else wait behind them.
+    /// Copies of weights, of 64 columns of 128 rows, that a thread block waits for at a time in steps of few rows. Many
+    /// keep memory busy, and make everything else wait behind them.
     pub in_flight: u32,
 }
 
@@ -59,8 +61,8 @@ impl TailSizes {
             first_block: 0,
             item_positions: 512,
             deterministic: false,
-            graphs: false,
-            in_flight: 12,
+            graphs: true,
+            in_flight: 4,
         }
     }
 }
@@ -152,7 +154,7 @@ impl Tail {
         };
         let stamps = Stamps::new(&gpu, weights.layers.len())?;
         let sampling = Sampling::new(&gpu, config.vocab_size)?;
-        let step = Step::new(&gpu, (1 << 16) + sizes.max_rows * (config.hidden_size + 64))?;
+        let step = Step::new(&gpu, sizes.max_rows, config.hidden_size)?;
         gpu.stream().synchronize()?;
         Ok(Self {
             kernels,
@@ -196,6 +198,18 @@ impl Tail {
     #[must_use]
     pub const fn weights(&self) -> &TailWeights {
         &self.weights
+    }
+
+    /// Takes in hidden states ahead of their step, `[rows, hidden_size]`, also while a step runs: they are copied
+    /// meanwhile. They go into their step as [`Input::TakenIn`](crate::Input::TakenIn). `None` where there is no room.
+    pub fn take_in(&mut self, hidden_states: &[f32]) -> Option<TakenIn> {
+        self.step.take_in(hidden_states)
+    }
+
+    /// Whether the device has done all that was started. After a fault it has.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        is_idle(self.weights.gpu.stream())
     }
 
     /// Starts a step: the rows of `segments`, which are ordered by entry layer, through their layers. Keys and
@@ -266,8 +280,7 @@ impl Tail {
 
     /// Brings a step to the device that [`Tail::check`] has let through.
     pub(crate) fn upload(&mut self, batch: &Batch<'_>) -> Result<(), CudaError> {
-        let TailWeights { gpu, config, .. } = &self.weights;
-        self.step.upload(gpu, config, &self.bounds, batch)?;
+        self.step.upload(&self.weights.gpu, &self.bounds, batch)?;
         let layers = self.weights.layers;
         let first = batch.segments.first();
         self.first_layer = first.map_or(layers.end, |segment| segment.entry_layer);

@@ -6,7 +6,7 @@ use headway_model::decoder::Segment;
 use headway_model::sampler::Sampled;
 use headway_model::{Decoder, ForwardError, KvStore};
 
-use super::device::{Device, DeviceError, Member, MemberRows, StepRun};
+use super::device::{Device, DeviceError, Meanwhile, Member, MemberRows, StepRun};
 use super::sampling::{advance, verify, wanted_rows};
 use crate::accounting::StepTimes;
 
@@ -41,6 +41,7 @@ impl Device for CpuDevice {
         &mut self,
         members: &mut [Member<'_>],
         started: Instant,
+        _meanwhile: &mut Meanwhile<'_>,
     ) -> Result<StepRun, DeviceError> {
         let mut laps = Laps { last: started };
         self.assemble(members)?;
@@ -67,7 +68,7 @@ impl CpuDevice {
                     self.hidden_states
                         .extend_from_slice(&self.decoder.embed(token_ids)?);
                 }
-                MemberRows::HiddenStates(values) => self.hidden_states.extend_from_slice(values),
+                MemberRows::HiddenStates(values, _) => self.hidden_states.extend_from_slice(values),
             }
         }
         Ok(())

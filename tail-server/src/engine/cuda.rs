@@ -8,7 +8,7 @@ use headway_cuda::{
 };
 use headway_model::sampler::Sampled;
 
-use super::device::{Device, DeviceError, Member, MemberRows, StepRun};
+use super::device::{Device, DeviceError, Meanwhile, Member, MemberRows, StepRun, TakenIn};
 use super::sampling::{WantedRow, advance, verify, wanted_rows};
 use crate::accounting::StepTimes;
 
@@ -38,6 +38,15 @@ impl CudaDevice {
         Ok(Self { tail })
     }
 
+    /// Until the GPUs have done what was started; hidden states that come meanwhile are on their way then.
+    fn wait(&mut self, meanwhile: &mut Meanwhile<'_>) {
+        while !self.tail.is_idle() {
+            if !meanwhile(&mut |entry_layer, values| self.take_in(entry_layer, values)) {
+                std::thread::yield_now();
+            }
+        }
+    }
+
     /// Samples after the wanted rows `wanted`, the first of which is the step's wanted row `first`; at most
     /// [`LOGITS_ROWS`].
     ///
@@ -46,11 +55,14 @@ impl CudaDevice {
         &mut self,
         members: &mut [Member<'_>],
         samples: &mut [Vec<Sampled>],
-        first: usize,
-        wanted: &[WantedRow],
+        (first, wanted): (usize, &[WantedRow]),
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<(), CudaError> {
         let (plan, are_adjusted) = plan(members, wanted);
-        let summaries = self.tail.summaries(first..first + wanted.len(), &plan)?;
+        let range = first..first + wanted.len();
+        self.tail.start_summaries(range, &plan)?;
+        self.wait(meanwhile);
+        let summaries = self.tail.summaries()?;
         let sample = |(index, wanted): (usize, &WantedRow)| {
             let (sampler, position, _) = wanted.sampled_by(members)?;
             let summary = are_adjusted[index].then(|| summaries.row(index))?;
@@ -81,6 +93,7 @@ impl Device for CudaDevice {
         &mut self,
         members: &mut [Member<'_>],
         started: Instant,
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<StepRun, DeviceError> {
         let wanted = wanted_rows(members);
         // Bounded by the rows of a step.
@@ -94,14 +107,25 @@ impl Device for CudaDevice {
 
         let mut samples: Vec<Vec<Sampled>> = members.iter().map(|_| Vec::new()).collect();
         for (chunk, wanted) in wanted.chunks(LOGITS_ROWS).enumerate() {
-            self.sample(members, &mut samples, chunk * LOGITS_ROWS, wanted)?;
+            self.sample(
+                members,
+                &mut samples,
+                (chunk * LOGITS_ROWS, wanted),
+                meanwhile,
+            )?;
         }
+        self.wait(meanwhile);
         let times = self.tail.finish()?;
         advance(members, &samples);
         Ok(StepRun {
             times: step_times(times, begun_ns, nanoseconds(started)),
             samples,
         })
+    }
+
+    fn take_in(&mut self, entry_layer: usize, hidden_states: &[f32]) -> Option<TakenIn> {
+        let first = self.tail.take_in(entry_layer, hidden_states)?;
+        Some(TakenIn { first })
     }
 }
 
@@ -111,7 +135,10 @@ fn segment<'a>(member: &'a Member<'_>) -> Segment<'a> {
         rows: member.rows,
         input: match member.input {
             MemberRows::TokenIds(token_ids) => Input::TokenIds(token_ids),
-            MemberRows::HiddenStates(values) => Input::HiddenStates(values),
+            MemberRows::HiddenStates(values, None) => Input::HiddenStates(values),
+            MemberRows::HiddenStates(values, Some((rows, before))) => {
+                Input::TakenIn(values, rows.first.after(before))
+            }
         },
         table: &*member.table,
     }

@@ -16,12 +16,37 @@ pub(crate) trait Device: Send + 'static {
     ///
     /// `members` are ordered by entry layer. Their tables name blocks of the device's own KV memory.
     ///
-    /// `started`: when the engine began to put the step together; the first lap begins there.
+    /// `started`: when the engine began to put the step together; the first lap begins there. `meanwhile`: called while
+    /// there is nothing for the host to do but to wait.
     ///
     /// # Errors
     /// [`DeviceError`] where the rows do not fit the model, or the device fails.
-    fn run(&mut self, members: &mut [Member<'_>], started: Instant)
-    -> Result<StepRun, DeviceError>;
+    fn run(
+        &mut self,
+        members: &mut [Member<'_>],
+        started: Instant,
+        meanwhile: &mut Meanwhile<'_>,
+    ) -> Result<StepRun, DeviceError>;
+
+    /// Takes in hidden states of rows that will enter at `entry_layer`, ahead of their step, where that saves time
+    /// then. They may get lost again: the step is given the rows all the same.
+    fn take_in(&mut self, _entry_layer: usize, _hidden_states: &[f32]) -> Option<TakenIn> {
+        None
+    }
+}
+
+/// What the engine does while the device computes: it takes in rows that have come, by the function it is given. False
+/// where there were none.
+pub(crate) type Meanwhile<'a> = dyn FnMut(&mut TakeIn<'_>) -> bool + 'a;
+
+/// [`Device::take_in`].
+pub(crate) type TakeIn<'a> = dyn FnMut(usize, &[f32]) -> Option<TakenIn> + 'a;
+
+/// Rows that the device has taken in ahead of their step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TakenIn {
+    #[cfg(feature = "cuda")]
+    pub(crate) first: headway_cuda::TakenIn,
 }
 
 impl Device for Box<dyn Device> {
@@ -29,8 +54,13 @@ impl Device for Box<dyn Device> {
         &mut self,
         members: &mut [Member<'_>],
         started: Instant,
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<StepRun, DeviceError> {
-        (**self).run(members, started)
+        (**self).run(members, started, meanwhile)
+    }
+
+    fn take_in(&mut self, entry_layer: usize, hidden_states: &[f32]) -> Option<TakenIn> {
+        (**self).take_in(entry_layer, hidden_states)
     }
 }
 
@@ -69,8 +99,8 @@ pub(crate) struct Sampling<'a> {
 /// What the rows are made of.
 pub(crate) enum MemberRows<'a> {
     TokenIds(&'a [u32]),
-    /// `[rows, hidden_size]`.
-    HiddenStates(&'a [f32]),
+    /// `[rows, hidden_size]`. Where the device has taken them in: those and `usize` rows before them.
+    HiddenStates(&'a [f32], Option<(TakenIn, usize)>),
 }
 
 /// What came out of a step.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use headway_model::ForwardError;
 
 use super::cpu::CpuDevice;
-use super::device::{Device, DeviceError, Member, StepRun};
+use super::device::{Device, DeviceError, Meanwhile, Member, StepRun};
 
 /// More than any test chooses ahead.
 const MAX_CHOSEN: usize = 8;
@@ -39,8 +39,11 @@ impl Device for FaultyDevice {
         &mut self,
         members: &mut [Member<'_>],
         started: Instant,
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<StepRun, DeviceError> {
-        let mut run = self.device.run(members, started)?;
+        // As a device does that computes by itself.
+        while meanwhile(&mut |_, _| None) {}
+        let mut run = self.device.run(members, started, meanwhile)?;
         match self.faults.try_recv() {
             Err(_) => {}
             Ok(Fault::Error) => {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use headway_model::sampler::{Sampled, Sampler};
 use tokio::sync::oneshot;
 
-use super::device::{Member, MemberRows, Sampling};
+use super::device::{Member, MemberRows, Sampling, TakenIn};
 use super::{
     EngineError, MAX_PIPELINED_STEPS, OpenSession, SessionId, StepInput, StepOutput, StepReply,
     StepRequest,
@@ -45,6 +45,8 @@ struct Waiting {
     request: StepRequest,
     reply: oneshot::Sender<StepReply>,
     rows_done: usize,
+    /// The device has its hidden states.
+    taken_in: Option<TakenIn>,
     queued: Option<Duration>,
     used: Used,
 }
@@ -81,11 +83,17 @@ impl Session {
         self.room.reused_positions()
     }
 
-    pub(super) fn enqueue(&mut self, request: StepRequest, reply: oneshot::Sender<StepReply>) {
+    pub(super) fn enqueue(
+        &mut self,
+        request: StepRequest,
+        taken_in: Option<TakenIn>,
+        reply: oneshot::Sender<StepReply>,
+    ) {
         self.waiting.push_back(Waiting {
             request,
             reply,
             rows_done: 0,
+            taken_in,
             queued: None,
             used: Used::default(),
         });
@@ -152,7 +160,8 @@ impl Session {
             StepInput::TokenIds(token_ids) => MemberRows::TokenIds(token_ids.get(start..end)?),
             StepInput::HiddenStates(values) => {
                 let hidden_size = values.len() / first.request.rows;
-                MemberRows::HiddenStates(values.get(start * hidden_size..end * hidden_size)?)
+                let values = values.get(start * hidden_size..end * hidden_size)?;
+                MemberRows::HiddenStates(values, first.taken_in.map(|rows| (rows, start)))
             }
         };
         let sampling = first.samples_after(rows).then_some(Sampling {

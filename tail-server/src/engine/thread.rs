@@ -10,7 +10,7 @@ use headway_model::sampler::Sampled;
 use tokio::sync::mpsc;
 
 use super::arrivals::{Arrival, Arrivals};
-use super::device::{Device, DeviceError, StepRun};
+use super::device::{Device, DeviceError, StepRun, TakeIn, TakenIn};
 use super::gather::Gather;
 use super::session::{Session, Used};
 use super::{Command, EngineError, SessionId};
@@ -37,6 +37,40 @@ struct Running {
     id: SessionId,
     session: Session,
     rows: usize,
+}
+
+/// Commands that come while a step runs, in their order, and what the device has taken in of them.
+struct Came<'a> {
+    channel: &'a mut mpsc::Receiver<Command>,
+    commands: Vec<(Command, Option<TakenIn>)>,
+}
+
+impl<'a> Came<'a> {
+    const fn new(channel: &'a mut mpsc::Receiver<Command>) -> Self {
+        Self {
+            channel,
+            commands: Vec::new(),
+        }
+    }
+
+    /// Shows the next command's hidden states to the device. False where none came.
+    fn take_next(&mut self, take_in: &mut TakeIn<'_>) -> bool {
+        let Ok(command) = self.channel.try_recv() else {
+            return false;
+        };
+        let taken_in = match &command {
+            Command::Step {
+                entry_layer,
+                request,
+                ..
+            } => request
+                .hidden_states()
+                .and_then(|values| take_in(*entry_layer, values)),
+            Command::Open { .. } | Command::Close { .. } => None,
+        };
+        self.commands.push((command, taken_in));
+        true
+    }
 }
 
 /// What a batch came to.
@@ -95,21 +129,25 @@ impl<D: Device> Engine<D> {
                     return;
                 };
                 self.note_work();
-                self.apply(command);
+                self.apply(command, None);
             } else if let Some(until) = self.wait_until(&ready) {
                 match arrivals.next(&mut commands, until) {
-                    Arrival::Came(command) => self.apply(command),
+                    Arrival::Came(command) => self.apply(command, None),
                     Arrival::Late => {}
                     Arrival::Closed => self.gather.all_left(),
                 }
             } else {
                 let chunks = self.batcher.plan(&ready);
-                self.step(&chunks);
+                let mut came = Came::new(&mut commands);
+                self.step(&chunks, &mut came);
+                for (command, taken_in) in came.commands {
+                    self.apply(command, taken_in);
+                }
                 self.note_work();
             }
             // Ends: a session with `MAX_PIPELINED_STEPS` in here sends nothing before it has an answer.
             while let Ok(command) = commands.try_recv() {
-                self.apply(command);
+                self.apply(command, None);
             }
         }
     }
@@ -128,7 +166,8 @@ impl<D: Device> Engine<D> {
         self.watchdog.note(Pulse::Working { since });
     }
 
-    fn apply(&mut self, command: Command) {
+    /// `taken_in`: the command's hidden states are on the device already.
+    fn apply(&mut self, command: Command, taken_in: Option<TakenIn>) {
         match command {
             Command::Open { session, open } => {
                 let open = Session::new(*open);
@@ -138,14 +177,19 @@ impl<D: Device> Engine<D> {
             }
             Command::Step {
                 session,
+                entry_layer,
                 request,
                 reply,
                 sent,
             } => {
+                let taken_in = taken_in.or_else(|| {
+                    let values = request.hidden_states()?;
+                    self.device.take_in(entry_layer, values)
+                });
                 let is_pause = request.phase == Phase::Prefill;
                 self.gather.came(session, sent, is_pause);
                 match self.sessions.get_mut(&session) {
-                    Some(open) => open.enqueue(*request, reply),
+                    Some(open) => open.enqueue(*request, taken_in, reply),
                     // Its session failed in a batch; the receiver may be gone.
                     None => drop(reply.send(Err(EngineError::Failed))),
                 }
@@ -158,7 +202,7 @@ impl<D: Device> Engine<D> {
     }
 
     /// Runs one engine step.
-    fn step(&mut self, chunks: &[Chunk]) {
+    fn step(&mut self, chunks: &[Chunk], came: &mut Came<'_>) {
         let started = Instant::now();
         if let Some(waited) = self.gather.began(started) {
             let metrics = self.savings.metrics();
@@ -176,7 +220,7 @@ impl<D: Device> Engine<D> {
             .collect();
         // What a panic leaves half done is the batch, which is thrown away, and the device's buffers, which
         // every batch fills anew.
-        let computed = catch_unwind(AssertUnwindSafe(|| self.compute(&mut batch, started)));
+        let computed = catch_unwind(AssertUnwindSafe(|| self.compute(&mut batch, started, came)));
         match computed {
             Ok(Ok(computed)) => self.finish(batch, computed, started),
             Ok(Err(fault)) => self.fail(batch, started, &fault),
@@ -187,7 +231,12 @@ impl<D: Device> Engine<D> {
         }
     }
 
-    fn compute(&mut self, batch: &mut [Running], started: Instant) -> Result<Computed, Fault> {
+    fn compute(
+        &mut self,
+        batch: &mut [Running],
+        started: Instant,
+        came: &mut Came<'_>,
+    ) -> Result<Computed, Fault> {
         for Running { session, rows, .. } in &mut *batch {
             let Some(begun) = session.begin(*rows, started)? else {
                 continue;
@@ -211,7 +260,8 @@ impl<D: Device> Engine<D> {
                     .expect("the plan was made from this session's waiting rows")
             })
             .collect();
-        let StepRun { times, samples } = self.device.run(&mut members, started)?;
+        let mut meanwhile = |take_in: &mut TakeIn<'_>| came.take_next(take_in);
+        let StepRun { times, samples } = self.device.run(&mut members, started, &mut meanwhile)?;
         let (expected, got) = (rows.len(), samples.len());
         if got != expected {
             return Err(Fault::Samples { expected, got });

@@ -26,7 +26,7 @@ struct Args {
     #[arg(long, requires = "time")]
     json: bool,
     /// Measure decode steps with so many copies of weights in flight.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     time_in_flight: Vec<u32>,
     /// Measure decode steps as graphs, and kernel by kernel.
     #[arg(long)]
@@ -134,10 +134,8 @@ fn run(args: &Args) -> Result<usize, CudaError> {
     let usual = TailSizes::new(0, 0);
     let mut sizes = Vec::new();
     for &in_flight in &args.time_in_flight {
-        sizes.push((
-            format!("{in_flight} in flight"),
-            TailSizes { in_flight, ..usual },
-        ));
+        let name = format!("{in_flight} in flight");
+        sizes.push((name, TailSizes { in_flight, ..usual }));
     }
     if args.time_graphs {
         for (name, graphs) in [("kernel by kernel", false), ("as graphs", true)] {

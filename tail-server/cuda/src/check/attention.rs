@@ -161,9 +161,9 @@ impl<'a> Bench<'a> {
         one_order: bool,
     ) -> Result<Vec<f32>, CudaError> {
         let gpu = self.gpu;
-        let mut step = Step::new(gpu, 16)?;
+        let mut step = Step::new(gpu, 1 << 14, self.config.hidden_size)?;
         let batch = Batch::new(segments, &[]);
-        step.upload(gpu, self.config, &self.bounds(one_order), &batch)?;
+        step.upload(gpu, &self.bounds(one_order), &batch)?;
         let device_q = up(gpu, q, self.dtype)?;
         let out = up(gpu, &vec![9.0; q.len()], self.dtype)?;
         let what = Attend {

@@ -134,8 +134,8 @@ impl<'a> Bench<'a> {
             })
             .collect();
         let bounds = bounds(&self.config, self.blocks, self.cut);
-        let mut step = Step::new(self.gpu, 1 << 16)?;
-        step.upload(self.gpu, &self.config, &bounds, &Batch::new(&segments, &[]))?;
+        let mut step = Step::new(self.gpu, segments.len() * rows, self.config.hidden_size)?;
+        step.upload(self.gpu, &bounds, &Batch::new(&segments, &[]))?;
         self.gpu.stream().synchronize()?;
         Ok(step)
     }

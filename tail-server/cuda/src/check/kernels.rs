@@ -151,10 +151,9 @@ fn of_both_inputs(
         },
     ];
     let wanted = [1, 3, 6];
-    let mut step = Step::new(gpu, 16)?;
+    let mut step = Step::new(gpu, 16, config.hidden_size)?;
     step.upload(
         gpu,
-        config,
         &bounds(config, 64, kernels.attention.cut(64)),
         &Batch::new(&segments, &wanted),
     )?;
@@ -178,8 +177,9 @@ fn rows(gpu: &Arc<Gpu>, dtype: Dtype, hidden: usize) -> Result<Check, CudaError>
     let device_embedding = up(gpu, &embedding, dtype)?;
     let width = u32::try_from(hidden).expect("sizes of the checks are small");
     let address = |memory| gpu.address(memory);
+    let incoming = step.incoming(gpu);
     let step = step.address(gpu);
-    let assemble = [address(&x), address(&device_embedding), step];
+    let assemble = [address(&x), address(&device_embedding), incoming, step];
     kernels.assemble(gpu, assemble, 7, width)?;
     let mut expected: Vec<f32> = Vec::new();
     for token_id in token_ids {
@@ -310,9 +310,9 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
         input: Input::HiddenStates(&states),
         table: &table,
     };
-    let mut step = Step::new(gpu, 16)?;
+    let mut step = Step::new(gpu, 16, config.hidden_size)?;
     let bounds = bounds(config, BLOCKS, kernels.attention.cut(64));
-    step.upload(gpu, config, &bounds, &Batch::new(&[segment], &[]))?;
+    step.upload(gpu, &bounds, &Batch::new(&[segment], &[]))?;
 
     let rope = Rope::new(config);
     let frequencies = up(gpu, rope.inverse_frequencies(), Dtype::F32)?;

@@ -39,15 +39,19 @@ pub(super) fn all(
             decoder,
         };
         for dtype in Dtype::ALL {
-            let uncut = model.run(&[Arc::clone(gpu)], dtype, false)?.0;
+            let uncut = model.run(&[Arc::clone(gpu)], dtype, false)?.logits;
             let fitting = places.iter().enumerate();
             let fitting = fitting.filter(|(_, (_, gpus))| gpus.len() <= layers.len());
             for (index, (place, gpus)) in fitting {
                 for graphs in [false, true].into_iter().take(1 + index % 2) {
-                    let (got, has_times) = model.run(gpus, dtype, graphs)?;
+                    let run = model.run(gpus, dtype, graphs)?;
                     let with = if graphs { ", graphs" } else { "" };
                     let name = format!("{} stages {place}{with}", gpus.len());
-                    report(&model.check(&name, dtype, [&got, &uncut], has_times));
+                    let mut check = model.check(&name, dtype, [&run.logits, &uncut], run.has_times);
+                    if !check.passed() {
+                        check.note += &model.where_they_differ(&run, &uncut);
+                    }
+                    report(&check);
                 }
             }
             model.head(&places[1].1, dtype, report)?;
@@ -80,6 +84,15 @@ fn places(gpu: &Arc<Gpu>) -> Result<Vec<Place>, CudaError> {
     Ok(places)
 }
 
+/// What the script gave.
+struct Run {
+    logits: Vec<f32>,
+    /// Of each step: its rows, and those whose logits were wanted.
+    steps: Vec<[usize; 2]>,
+    /// There were all times.
+    has_times: bool,
+}
+
 struct Model {
     name: String,
     weights: Weights,
@@ -109,13 +122,8 @@ impl Model {
         TailWeights::load(gpu, &self.weights, layers, dtype.of_weights())
     }
 
-    /// All logits of the script with a stage on each of `gpus`, and whether there were all times.
-    fn run(
-        &self,
-        gpus: &[Arc<Gpu>],
-        dtype: Dtype,
-        graphs: bool,
-    ) -> Result<(Vec<f32>, bool), CudaError> {
+    /// The script with a stage on each of `gpus`.
+    fn run(&self, gpus: &[Arc<Gpu>], dtype: Dtype, graphs: bool) -> Result<Run, CudaError> {
         let cut = self.cut(gpus.len());
         let weights = gpus.iter().zip(&cut);
         let weights = weights.map(|(gpu, layers)| self.load(gpu, *layers, dtype));
@@ -129,7 +137,26 @@ impl Model {
         let stages = Stages::new(weights.collect::<Result<_, _>>()?, sizes, &kv_blocks)?;
         let mut pair = Pair::new(&self.decoder, stages);
         pair.run(SEED)?;
-        Ok((pair.got, pair.has_times))
+        Ok(Run {
+            logits: pair.got,
+            steps: pair.steps,
+            has_times: pair.has_times,
+        })
+    }
+
+    /// The steps in which some logits differ.
+    fn where_they_differ(&self, run: &Run, uncut: &[f32]) -> String {
+        let vocab_size = self.weights.config().vocab_size;
+        let mut rows = run.logits.chunks(vocab_size).zip(uncut.chunks(vocab_size));
+        let mut told = String::new();
+        for (index, [all, wanted]) in run.steps.iter().enumerate() {
+            let pairs = rows.by_ref().take(*wanted);
+            let differing = pairs.filter(|(a, b)| difference(a, b) > 0.0).count();
+            if differing > 0 {
+                told += &format!("; step {index} of {all} rows: {differing} of {wanted}");
+            }
+        }
+        told
     }
 
     fn check(&self, name: &str, dtype: Dtype, [got, uncut]: [&[f32]; 2], has_times: bool) -> Check {

@@ -129,6 +129,8 @@ pub(super) struct Pair<'a> {
     /// `[row, vocab_size]` of both, all steps.
     expected: Vec<f32>,
     pub(super) got: Vec<f32>,
+    /// Of each step: its rows, and those whose logits were wanted.
+    pub(super) steps: Vec<[usize; 2]>,
     /// Each step has told a time for each of its layers.
     pub(super) has_times: bool,
 }
@@ -143,6 +145,7 @@ impl<'a> Pair<'a> {
             free: Vec::new(),
             expected: Vec::new(),
             got: Vec::new(),
+            steps: Vec::new(),
             has_times: true,
         }
     }
@@ -296,6 +299,7 @@ impl<'a> Pair<'a> {
                 }
             })
             .collect();
+        self.steps.push([row, wanted.len()]);
         self.tail.start(&segments, &wanted)?;
         for start in (0..wanted.len()).step_by(LOGITS_ROWS) {
             let logits = self

@@ -339,7 +339,8 @@ fn step(
     for first in (0..wanted).step_by(LOGITS_ROWS) {
         let range = first..wanted.min(first + LOGITS_ROWS);
         let plan = SummaryPlan::greedy(range.len());
-        tail.summaries(range, &plan)?;
+        tail.start_summaries(range, &plan)?;
+        tail.summaries()?;
     }
     tail.finish()
 }

@@ -2,6 +2,8 @@
 
 use headway_model::{BlockId, KvTable, LayerRange};
 
+use crate::incoming::TakenIn;
+
 /// Rows of one session in a step; the first stands at position `table.len()`.
 #[derive(Clone, Copy)]
 pub struct Segment<'a> {
@@ -81,6 +83,8 @@ pub enum Input<'a> {
     TokenIds(&'a [u32]),
     /// `[rows, hidden_size]`.
     HiddenStates(&'a [f32]),
+    /// The same, where [`Tail::take_in`](crate::Tail::take_in) has taken them in. They may not be there any more.
+    TakenIn(&'a [f32], TakenIn),
 }
 
 /// The segment's blocks in `layers`, column by column up to the last row's.

@@ -42,10 +42,12 @@ fn check_input(
         columns,
     };
     match segment.input {
-        Input::HiddenStates(values) if values.len() != segment.rows * config.hidden_size => {
+        Input::HiddenStates(values) | Input::TakenIn(values, _)
+            if values.len() != segment.rows * config.hidden_size =>
+        {
             Err(shape(values.len(), config.hidden_size))
         }
-        Input::HiddenStates(_) => Ok(()),
+        Input::HiddenStates(_) | Input::TakenIn(..) => Ok(()),
         Input::TokenIds(_) if bounds.layers.start > 0 => Err(ForwardError::Layer {
             layer: 0,
             loaded: bounds.layers,

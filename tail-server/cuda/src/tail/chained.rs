@@ -74,12 +74,11 @@ impl Tail {
     /// From attention to the end of a layer.
     fn links_within(&self, gpu: &Gpu, index: usize) -> Vec<Link<'_>> {
         let (weights, buffers) = (&self.weights.blocks[index], &self.buffers);
-        let onto_x = gpu.address(&buffers.product);
-        let link = |matrix, x, out| Link {
-            matrix,
-            x,
+        let output = Link {
+            matrix: &weights.output,
+            x: &buffers.context,
             norm: None,
-            out,
+            out: gpu.address(&buffers.product),
             layer: index,
         };
         let norm = LinkNorm {
@@ -88,12 +87,19 @@ impl Tail {
         };
         let gated = buffers.gated.address(gpu);
         vec![
-            link(&weights.output, &buffers.context, onto_x),
+            output,
             Link {
+                matrix: &weights.gate_up,
+                x: &buffers.normed,
                 norm: Some(norm),
-                ..link(&weights.gate_up, &buffers.normed, gated)
+                out: gated,
+                layer: index,
             },
-            link(&weights.down, &buffers.gated, onto_x),
+            Link {
+                matrix: &weights.down,
+                x: &buffers.gated,
+                ..output
+            },
         ]
     }
 

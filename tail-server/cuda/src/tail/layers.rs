@@ -35,6 +35,7 @@ impl Tail {
     pub(super) fn assemble(&self, gpu: &Gpu, rows: usize) -> Result<(), CudaError> {
         let TailWeights { config, .. } = &self.weights;
         let step = self.step.address(gpu);
+        let incoming = self.step.incoming(gpu);
         let x = gpu.address(&self.buffers.x);
         let rows = small(rows);
         let embedding = self
@@ -42,8 +43,12 @@ impl Tail {
             .embedding
             .as_ref()
             .map_or(0, |matrix| gpu.address(&**matrix));
-        self.kernels
-            .assemble(gpu, [x, embedding, step], rows, small(config.hidden_size))?;
+        self.kernels.assemble(
+            gpu,
+            [x, embedding, incoming, step],
+            rows,
+            small(config.hidden_size),
+        )?;
         let angles = gpu.address(&self.buffers.angles);
         let frequencies = gpu.address(&self.weights.inverse_frequencies);
         let factor = self.weights.attention_factor;

@@ -10,16 +10,16 @@ use crate::kernels::NormRows;
 use crate::sampling::{Summaries, SummaryPlan};
 
 impl Tail {
-    /// Finds out what decides about the tokens after the wanted rows `range`; at most [`LOGITS_ROWS`] of them. `plan`
-    /// has a row for each. Waits for the device.
+    /// Starts to find out what decides about the tokens after the wanted rows `range`; at most [`LOGITS_ROWS`] of them.
+    /// `plan` has a row for each. [`Tail::summaries`] gives what was found out.
     ///
     /// # Errors
     /// The device's fault.
-    pub fn summaries(
+    pub fn start_summaries(
         &mut self,
         range: Range<usize>,
         plan: &SummaryPlan,
-    ) -> Result<Summaries<'_>, CudaError> {
+    ) -> Result<(), CudaError> {
         assert_eq!(range.len(), plan.rows.len(), "a plan for each row");
         self.guarded(|tail| {
             let rows = small(range.len());
@@ -29,14 +29,20 @@ impl Tail {
             let skipped = tail.first_logits_row * tail.weights.config.vocab_size * 4;
             let logits = gpu.address(&tail.buffers.logits) + skipped as u64;
             tail.sampling.start(&gpu, logits, rows)?;
-            tail.stamps.note_logits(&gpu, &tail.kernels)?;
-            tail.sampling.download(&gpu)?;
-            Ok(())
-        })?;
+            tail.stamps.note_logits(&gpu, &tail.kernels)
+        })
+    }
+
+    /// What was found out since [`Tail::start_summaries`]. Waits for the device.
+    ///
+    /// # Errors
+    /// The device's fault.
+    pub fn summaries(&mut self) -> Result<Summaries<'_>, CudaError> {
+        self.guarded(|tail| tail.sampling.download(&tail.weights.gpu))?;
         Ok(self.sampling.summaries()?)
     }
 
-    /// All logits of one row of the last call of [`Tail::summaries`], `[vocab_size]`, adjusted as its plan says.
+    /// All logits of one row of the last call of [`Tail::start_summaries`], `[vocab_size]`, adjusted as its plan says.
     /// `index` is counted from the first row of that call. Waits for the device.
     ///
     /// # Errors
