@@ -107,6 +107,8 @@ pub(crate) struct StepTimes {
     pub(crate) layers_ns: Vec<u64>,
     /// Final norm, lm_head and sampler.
     pub(crate) finish_ns: u64,
+    /// Of `finish_ns`, what the device computed: all of it on a CPU; on a GPU the rest is the host's.
+    pub(crate) logits_ns: u64,
 }
 
 impl StepTimes {

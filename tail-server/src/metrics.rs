@@ -55,6 +55,7 @@ pub struct Metrics {
     pub(crate) sent_bytes: IntCounter,
     busy_seconds: Counter,
     layers_seconds: Counter,
+    logits_seconds: Counter,
     compute_seconds: Counter,
     saved_seconds: CounterVec,
     pub(crate) queue_delay_seconds: Histogram,
@@ -164,9 +165,10 @@ impl Metrics {
         self.record_saved(Term::HeadLayers, saved_ns);
     }
 
-    /// Of a step's busy time, what its layers took.
-    pub(crate) fn record_layers(&self, ns: u64) {
-        self.layers_seconds.inc_by(seconds(ns));
+    /// Of a step's busy time, what its layers took, and the logits behind them.
+    pub(crate) fn record_parts(&self, layers_ns: u64, logits_ns: u64) {
+        self.layers_seconds.inc_by(seconds(layers_ns));
+        self.logits_seconds.inc_by(seconds(logits_ns));
     }
 
     pub(crate) fn record_saved(&self, term: Term, saved_ns: u64) {

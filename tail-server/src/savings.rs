@@ -41,7 +41,8 @@ impl Savings {
             }
         }
         self.metrics.record_step(times.busy_ns(), &shares);
-        self.metrics.record_layers(times.layers_ns.iter().sum());
+        let layers_ns = times.layers_ns.iter().sum();
+        self.metrics.record_parts(layers_ns, times.logits_ns);
         let mut ledger = self.lock();
         ledger.record(times, batch);
         let due = ledger.due();

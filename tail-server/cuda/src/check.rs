@@ -11,6 +11,7 @@ use crate::gpu::Gpu;
 mod alone;
 mod attention;
 pub mod attention_time;
+mod golden;
 mod host;
 pub(crate) mod kernels;
 pub mod product_time;
@@ -115,6 +116,19 @@ pub fn whole_tails(
         alone::all(gpu, report)?;
     }
     tails::all(gpu, models, report)
+}
+
+/// Compares SmolLM2-135M-Instruct, `model`, with the data in the folder `golden`: logits, tokens and perplexity.
+///
+/// # Errors
+/// [`CudaError`] where the device fails or a file cannot be read.
+pub fn golden(
+    gpu: &Arc<Gpu>,
+    model: &Path,
+    golden: &Path,
+    report: &mut impl FnMut(&Check),
+) -> Result<(), CudaError> {
+    golden::all(gpu, [model, golden], report)
 }
 
 /// Checks models in stages alone; on two GPUs too, where there is one behind `gpu`'s number.

@@ -14,13 +14,18 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, PinnedHostSlice};
+use rayon::prelude::*;
 
 use crate::calls::{copy_range_up, pinned};
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 
-/// Rows that are copied at a time while there is no hurry.
-const BUNCH_ROWS: u64 = 16;
+/// Rows whose copy to the device is started once there are so many.
+const BUNCH_ROWS: usize = 16;
+/// Values of a piece of what several threads write to pinned memory, and rows that are written so before their copy is
+/// started.
+const PIECE_VALUES: usize = 1 << 16;
+const WRITTEN_ROWS: usize = 256;
 
 /// The number of the first of some rows that were taken in. Others follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +56,9 @@ pub(crate) struct Incoming {
     copied: CudaEvent,
     row_len: usize,
     numbers: Numbers,
-    /// Rows of the step that is put together which were not taken in.
+    /// Rows of the step that is put together which were not taken in, and how many of them are on their way.
     behind: usize,
+    behind_sent: usize,
 }
 
 impl Incoming {
@@ -68,6 +74,7 @@ impl Incoming {
             row_len,
             numbers,
             behind: 0,
+            behind_sent: 0,
         })
     }
 
@@ -85,7 +92,7 @@ impl Incoming {
         }
         let first = self.write(values).ok()?;
         if self.numbers.waiting() >= BUNCH_ROWS {
-            self.start_copies().ok()?;
+            self.send_ring().ok()?;
         }
         Some(first)
     }
@@ -93,7 +100,7 @@ impl Incoming {
     /// A step begins: the last one is done.
     pub(crate) const fn begin_step(&mut self) {
         self.numbers.begin_step();
-        self.behind = 0;
+        (self.behind, self.behind_sent) = (0, 0);
     }
 
     /// Where a step's rows lie: where they have been taken in to, if they are still there; otherwise they are written
@@ -107,9 +114,15 @@ impl Incoming {
             return Ok(Place::InRing(first));
         }
         let first = self.numbers.slots() + self.behind;
-        let to = &mut self.host.as_mut_slice()?[first * self.row_len..][..values.len()];
-        to.copy_from_slice(values);
-        self.behind += values.len() / self.row_len;
+        for piece in values.chunks(WRITTEN_ROWS * self.row_len) {
+            let slot = self.numbers.slots() + self.behind;
+            let to = &mut self.host.as_mut_slice()?[slot * self.row_len..][..piece.len()];
+            write_values(to, piece);
+            self.behind += piece.len() / self.row_len;
+            if self.behind - self.behind_sent >= BUNCH_ROWS {
+                self.send_behind()?;
+            }
+        }
         Ok(Place::Behind(first))
     }
 
@@ -123,13 +136,10 @@ impl Incoming {
 
     /// Makes what is started on the GPU's stream from here on wait for all rows.
     pub(crate) fn arrive(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
-        self.start_copies()?;
+        self.send_ring()?;
+        self.send_behind()?;
+        self.copied.record(&self.copies)?;
         gpu.stream().wait(&self.copied)?;
-        if self.behind > 0 {
-            let first = self.numbers.slots();
-            let range = first * self.row_len..(first + self.behind) * self.row_len;
-            copy_range_up(gpu.stream(), &self.host, &mut self.device, range)?;
-        }
         Ok(())
     }
 
@@ -140,26 +150,48 @@ impl Incoming {
         for [slot, rows] in self.numbers.pieces(first.0, rows) {
             let (piece, rest) = values.split_at(rows * self.row_len);
             let to = &mut self.host.as_mut_slice()?[slot * self.row_len..][..piece.len()];
-            to.copy_from_slice(piece);
+            write_values(to, piece);
             values = rest;
         }
         self.numbers.written += rows as u64;
         Ok(first)
     }
 
-    /// Of what was written and is not on its way.
-    fn start_copies(&mut self) -> Result<(), CudaError> {
+    /// Starts the copies of what was written to the ring and is not on its way.
+    fn send_ring(&mut self) -> Result<(), CudaError> {
         let (first, rows) = (self.numbers.sent, self.numbers.waiting());
-        if rows == 0 {
-            return Ok(());
+        for [slot, rows] in self.numbers.pieces(first, rows) {
+            self.send(slot, rows)?;
         }
-        for [slot, rows] in self.numbers.pieces(first, rows as usize) {
+        self.numbers.sent = self.numbers.written;
+        Ok(())
+    }
+
+    /// The same of what lies behind it.
+    fn send_behind(&mut self) -> Result<(), CudaError> {
+        let first = self.numbers.slots() + self.behind_sent;
+        self.send(first, self.behind - self.behind_sent)?;
+        self.behind_sent = self.behind;
+        Ok(())
+    }
+
+    fn send(&mut self, slot: usize, rows: usize) -> Result<(), CudaError> {
+        if rows > 0 {
             let range = slot * self.row_len..(slot + rows) * self.row_len;
             copy_range_up(&self.copies, &self.host, &mut self.device, range)?;
         }
-        self.numbers.sent = self.numbers.written;
-        Ok(self.copied.record(&self.copies)?)
+        Ok(())
     }
+}
+
+/// By several threads where there are many: one alone is slower than the copies to the device.
+fn write_values(to: &mut [f32], from: &[f32]) {
+    if from.len() < 2 * PIECE_VALUES {
+        return to.copy_from_slice(from);
+    }
+    to.par_chunks_mut(PIECE_VALUES)
+        .zip(from.par_chunks(PIECE_VALUES))
+        .for_each(|(to, from)| to.copy_from_slice(from));
 }
 
 /// What is where in the ring, without the ring.
@@ -202,8 +234,8 @@ impl Numbers {
         2 * self.half
     }
 
-    const fn waiting(&self) -> u64 {
-        self.written - self.sent
+    const fn waiting(&self) -> usize {
+        (self.written - self.sent) as usize
     }
 
     const fn slot(&self, row: u64) -> usize {

@@ -194,6 +194,12 @@ impl Tail {
         2 * config.kv_size() * BLOCK_POSITIONS * dtype.bytes()
     }
 
+    /// The most rows of a step.
+    #[must_use]
+    pub const fn max_rows(&self) -> usize {
+        self.bounds.max_rows
+    }
+
     /// The weights it runs.
     #[must_use]
     pub const fn weights(&self) -> &TailWeights {

@@ -143,6 +143,7 @@ mod tests {
             first_layer: 0,
             layers_ns: layers_ns.to_vec(),
             finish_ns,
+            logits_ns: 0,
         }
     }
 

@@ -31,6 +31,7 @@ fn a_session_alone_is_charged_the_whole_step() {
         first_layer: 2,
         layers_ns: vec![100, 110],
         finish_ns: 50,
+        logits_ns: 0,
     };
     let shares = attribute(&times, &[rows(2, 3, 1)]);
     assert_eq!(shares[0].compute_ns, times.busy_ns());
@@ -43,6 +44,7 @@ fn layers_that_nobody_ran_are_valued_at_the_mean_of_those_that_ran_all() {
         first_layer: 10,
         layers_ns: vec![100, 300],
         finish_ns: 5,
+        logits_ns: 0,
     };
     let shares = attribute(&times, &[rows(10, 1, 1)]);
     assert_eq!(shares[0].saved_ns, 10 * 200);
@@ -55,6 +57,7 @@ fn a_session_that_enters_at_layer_0_saves_nothing() {
         first_layer: 0,
         layers_ns: vec![60, 60, 100, 100],
         finish_ns: 0,
+        logits_ns: 0,
     };
     let shares = attribute(&times, &[rows(0, 1, 0), rows(2, 1, 0)]);
     assert_eq!(
@@ -80,6 +83,7 @@ fn a_layer_slower_with_part_of_the_batch_saves_nothing_instead_of_less() {
         first_layer: 0,
         layers_ns: vec![150, 100],
         finish_ns: 0,
+        logits_ns: 0,
     };
     let shares = attribute(&times, &[rows(0, 1, 0), rows(1, 1, 0)]);
     assert_eq!(shares[1].saved_ns, 0);
@@ -92,6 +96,7 @@ fn the_lm_head_is_paid_by_those_who_sampled() {
         first_layer: 0,
         layers_ns: vec![0],
         finish_ns: 90,
+        logits_ns: 0,
     };
     let shares = attribute(&times, &[rows(0, 64, 0), rows(0, 1, 1), rows(0, 1, 1)]);
     assert_eq!(
@@ -110,6 +115,7 @@ fn a_draft_pays_for_all_its_rows_also_at_the_end() {
         first_layer: 2,
         layers_ns: vec![100],
         finish_ns: 200,
+        logits_ns: 0,
     };
     let shares = attribute(&times, &[rows(2, 1, 1), draft(2, 3), rows(2, 1, 0)]);
     assert_eq!(
@@ -170,6 +176,7 @@ fn any_step() -> impl Strategy<Value = (StepTimes, Vec<Rows>)> {
                         first_layer,
                         layers_ns: layers_ns.clone(),
                         finish_ns,
+                        logits_ns: 0,
                     },
                     batch,
                 )

@@ -54,6 +54,7 @@ impl Device for CpuDevice {
         let samples = self.sample(members)?;
         advance(members, &samples);
         times.finish_ns = laps.lap();
+        times.logits_ns = times.finish_ns;
         Ok(StepRun { times, samples })
     }
 }

@@ -178,6 +178,7 @@ fn step_times(times: Times, begun_ns: u64, ended_ns: u64) -> StepTimes {
         first_layer: times.first_layer,
         layers_ns: times.layers_ns,
         finish_ns: left_ns - assemble_ns,
+        logits_ns: times.logits_ns.min(left_ns - assemble_ns),
     }
 }
 

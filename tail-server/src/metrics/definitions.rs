@@ -94,6 +94,10 @@ impl Metrics {
                 "headway_tail_layers_seconds_total",
                 "Of the busy time, what the layers took.",
             )?,
+            logits_seconds: Counter::new(
+                "headway_tail_logits_seconds_total",
+                "Of the busy time, what final norm, lm_head and sampling took on the device.",
+            )?,
             compute_seconds: Counter::new(
                 "headway_tail_compute_seconds_total",
                 "Device time attributed to sessions; equals the busy time.",
@@ -179,6 +183,7 @@ impl Metrics {
             sent_bytes,
             busy_seconds,
             layers_seconds,
+            logits_seconds,
             compute_seconds,
             saved_seconds,
             queue_delay_seconds,
@@ -212,6 +217,7 @@ impl Metrics {
             Box::new(sent_bytes.clone()),
             Box::new(busy_seconds.clone()),
             Box::new(layers_seconds.clone()),
+            Box::new(logits_seconds.clone()),
             Box::new(compute_seconds.clone()),
             Box::new(saved_seconds.clone()),
             Box::new(queue_delay_seconds.clone()),

@@ -22,12 +22,33 @@ const ACCEPTED: &str = "headway_tail_draft_tokens_total{verdict=\"accepted\"}";
 const REJECTED: &str = "headway_tail_draft_tokens_total{verdict=\"rejected\"}";
 const VERIFIED: &str = "headway_tail_tokens_total{phase=\"verify\"}";
 
+/// By how much logprobs may differ where rows go together: on a GPU, f32 sums of one row and of several have another
+/// order.
+const TOLERANCE: f32 = if cfg!(feature = "cuda") { 1e-4 } else { 0.0 };
+
 /// What is reported of one token.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 struct Reported {
     id: u32,
     logprob: Option<f32>,
     top_logprobs: Vec<TokenLogprob>,
+}
+
+impl PartialEq for Reported {
+    fn eq(&self, other: &Self) -> bool {
+        let is_near = |a: f32, b: f32| (a - b).abs() <= TOLERANCE;
+        let logprobs = match (self.logprob, other.logprob) {
+            (Some(a), Some(b)) => is_near(a, b),
+            (a, b) => a == b,
+        };
+        let tops = self.top_logprobs.iter().zip(&other.top_logprobs);
+        self.id == other.id
+            && logprobs
+            && self.top_logprobs.len() == other.top_logprobs.len()
+            && tops
+                .into_iter()
+                .all(|(a, b)| a.token_id == b.token_id && is_near(a.logprob, b.logprob))
+    }
 }
 
 #[derive(Debug)]

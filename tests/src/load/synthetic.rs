@@ -92,7 +92,7 @@ pub async fn run(
 }
 
 const HEADER: &str = "| sessions | output tok/s | first token: p50, ms | p99 | a token: p50, ms | p99 | steps/s | rows a step \
-     | busy | in layers | of a step outside its layers | waited for sessions, ms a step | generator, cores |\n\
+     | steps run | the device computes | host's share of a step | waited for sessions, ms a step | generator, cores |\n\
      |---|---|---|---|---|---|---|---|---|---|---|---|---|";
 
 /// What all sessions share.
@@ -321,7 +321,8 @@ impl Measured {
             .scrape
             .sum_since(&self.from.scrape, "headway_tail_tokens_total");
         let busy_s = grown("headway_tail_busy_seconds_total");
-        let layers_s = grown("headway_tail_layers_seconds_total");
+        let computed_s =
+            grown("headway_tail_layers_seconds_total") + grown("headway_tail_logits_seconds_total");
         let waited_s = grown("headway_tail_gather_wait_seconds_sum");
         let cpu = self
             .to
@@ -329,7 +330,7 @@ impl Measured {
             .cpu
             .saturating_sub(self.from.generator.cpu);
         format!(
-            "| {sessions} | {:.0} | {:.1} | {:.1} | {:.2} | {:.2} | {:.1} | {:.1} | {:.0} % | {:.0} % | {:.0} % | {:.3} | {:.2} |",
+            "| {sessions} | {:.0} | {:.1} | {:.1} | {:.2} | {:.2} | {:.1} | {:.1} | {:.0} % | {:.0} % | {:.1} % | {:.3} | {:.2} |",
             as_f64(self.tokens) / seconds,
             self.first_token.p50,
             self.first_token.p99,
@@ -338,8 +339,8 @@ impl Measured {
             steps / seconds,
             rows / steps,
             busy_s / seconds * 100.0,
-            layers_s / seconds * 100.0,
-            (busy_s - layers_s) / busy_s.max(f64::MIN_POSITIVE) * 100.0,
+            computed_s / seconds * 100.0,
+            (busy_s - computed_s) / busy_s.max(f64::MIN_POSITIVE) * 100.0,
             waited_s / steps * 1e3,
             cpu.as_secs_f64() / seconds,
         )

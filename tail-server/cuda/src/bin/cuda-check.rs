@@ -16,6 +16,9 @@ struct Args {
     /// A model, or a folder of models: .gguf files, and folders with config.json and *.safetensors.
     #[arg(long, default_value = "tests/golden/tiny")]
     models: PathBuf,
+    /// Compare the model, SmolLM2-135M-Instruct, with the data in this folder, and nothing else.
+    #[arg(long, value_name = "FOLDER")]
+    golden: Option<PathBuf>,
     /// The device's number.
     #[arg(long, default_value_t = 0)]
     device: usize,
@@ -31,6 +34,9 @@ struct Args {
     /// Measure decode steps as graphs, and kernel by kernel.
     #[arg(long)]
     time_graphs: bool,
+    /// Measure steps of a deterministic tail, and of another one.
+    #[arg(long)]
+    time_deterministic: bool,
     /// What the matrices are held in of the model whose steps are measured.
     #[arg(long, default_value = "bf16")]
     weights: Weights,
@@ -121,13 +127,14 @@ fn run(args: &Args) -> Result<usize, CudaError> {
                 failed += 1;
             }
         };
-        match args.only {
-            Some(Part::Attention) => check::attention(&gpu, &mut report)?,
-            Some(Part::Quantised) => check::quantised(&gpu, &args.models, &mut report)?,
-            Some(Part::Sampling) => check::sampling(&gpu, &mut report)?,
-            Some(Part::Stages) => check::stages(&gpu, &args.models, &mut report)?,
-            Some(Part::Tails) => check::whole_tails(&gpu, &args.models, &mut report)?,
-            None => check::all(&gpu, &args.models, &mut report)?,
+        match (&args.golden, args.only) {
+            (Some(golden), _) => check::golden(&gpu, &args.models, golden, &mut report)?,
+            (None, Some(Part::Attention)) => check::attention(&gpu, &mut report)?,
+            (None, Some(Part::Quantised)) => check::quantised(&gpu, &args.models, &mut report)?,
+            (None, Some(Part::Sampling)) => check::sampling(&gpu, &mut report)?,
+            (None, Some(Part::Stages)) => check::stages(&gpu, &args.models, &mut report)?,
+            (None, Some(Part::Tails)) => check::whole_tails(&gpu, &args.models, &mut report)?,
+            (None, None) => check::all(&gpu, &args.models, &mut report)?,
         }
         println!("{passed} checks ok, {failed} failed");
     }
@@ -140,6 +147,15 @@ fn run(args: &Args) -> Result<usize, CudaError> {
     if args.time_graphs {
         for (name, graphs) in [("kernel by kernel", false), ("as graphs", true)] {
             sizes.push((name.to_owned(), TailSizes { graphs, ..usual }));
+        }
+    }
+    if args.time_deterministic {
+        for (name, deterministic) in [("usual", false), ("deterministic", true)] {
+            let sizes_of = TailSizes {
+                deterministic,
+                ..usual
+            };
+            sizes.push((name.to_owned(), sizes_of));
         }
     }
     if !sizes.is_empty() {

@@ -151,7 +151,7 @@ fn of_both_inputs(
         },
     ];
     let wanted = [1, 3, 6];
-    let mut step = Step::new(gpu, 16, config.hidden_size)?;
+    let mut step = Step::new(gpu, 64, config.hidden_size)?;
     step.upload(
         gpu,
         &bounds(config, 64, kernels.attention.cut(64)),
@@ -310,7 +310,7 @@ fn rope_kv(gpu: &Arc<Gpu>, dtype: Dtype, config: &ModelConfig) -> Result<Check, 
         input: Input::HiddenStates(&states),
         table: &table,
     };
-    let mut step = Step::new(gpu, 16, config.hidden_size)?;
+    let mut step = Step::new(gpu, 64, config.hidden_size)?;
     let bounds = bounds(config, BLOCKS, kernels.attention.cut(64));
     step.upload(gpu, &bounds, &Batch::new(&[segment], &[]))?;
 

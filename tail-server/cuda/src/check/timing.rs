@@ -17,7 +17,7 @@ use crate::gpu::Gpu;
 use crate::packed::Format;
 use crate::sampling::SummaryPlan;
 use crate::step::{Input, Segment};
-use crate::tail::{Tail, TailSizes};
+use crate::tail::{DETERMINISTIC_ROWS, Tail, TailSizes};
 use crate::weights::TailWeights;
 
 mod floors;
@@ -143,7 +143,7 @@ pub fn all(gpu: &Arc<Gpu>, held: Held, report: &mut impl FnMut(&Line)) -> Result
     Ok(())
 }
 
-/// Measures decode steps of few cases with tails of other sizes, each with a name, and shows each to `report`. Rows and
+/// Measures steps of few cases with tails of other sizes, each with a name, and shows each to `report`. Rows and
 /// blocks are as many as the cases need.
 ///
 /// # Errors
@@ -157,10 +157,17 @@ pub fn sizes(
     for (name, sizes) in named {
         let layers = LayerRange::new(SPLIT_LAYER, NUM_LAYERS);
         let weights = TailWeights::random(gpu, config(), layers, Dtype::Bf16)?;
-        let cases: Vec<Case> = cases()
-            .into_iter()
-            .filter(|case| matches!(case.kind, Kind::Decode) && case.context == CONTEXTS[0])
-            .collect();
+        let most = if sizes.deterministic {
+            DETERMINISTIC_ROWS
+        } else {
+            CHUNK_ROWS
+        };
+        let wanted = |case: &Case| match case.kind {
+            Kind::Decode => case.context == CONTEXTS[0] && case.batch <= most,
+            Kind::Prefill => case.rows == PROMPTS[0],
+            Kind::Split => false,
+        };
+        let cases: Vec<Case> = cases().into_iter().filter(wanted).collect();
         let kv_blocks = cases.iter().map(Case::kv_blocks).max().unwrap_or(0);
         let sizes = TailSizes {
             max_rows: CHUNK_ROWS,
@@ -295,7 +302,7 @@ fn run_case(
     let [mut layers_ms, mut logits_ms] = [0.0; 2];
     let mut done = 0;
     while done < case.rows {
-        let rows = (case.rows - done).min(CHUNK_ROWS);
+        let rows = (case.rows - done).min(CHUNK_ROWS).min(tail.max_rows());
         let is_last = done + rows == case.rows;
         let wanted = if is_last { case.batch } else { 0 };
         let times = step(tail, case, sources, &tables, [rows, wanted])?;

@@ -20,6 +20,7 @@ fn record(ledger: &mut Ledger, phase: Phase, layer_ns: u64, finish_ns: u64, samp
         first_layer: 0,
         layers_ns: vec![layer_ns],
         finish_ns,
+        logits_ns: 0,
     };
     ledger.record(&times, &[rows(phase, 0, 1, sampled)]);
 }
@@ -171,6 +172,7 @@ fn drafts_that_cost_as_much_as_the_rows_they_replace_save_nothing() {
         first_layer: 0,
         layers_ns: vec![100],
         finish_ns: 20,
+        logits_ns: 0,
     };
     ledger.record(&decode, &[rows(Phase::Decode, 0, 1, 1)]);
     // Three rows that cost thrice as much as one, all accepted.
@@ -179,6 +181,7 @@ fn drafts_that_cost_as_much_as_the_rows_they_replace_save_nothing() {
         first_layer: 0,
         layers_ns: vec![300],
         finish_ns: 60,
+        logits_ns: 0,
     };
     let batch = [rows(Phase::Verify, 0, 3, 3)];
     let compute_ns = attribute(&verify, &batch)[0].compute_ns;
