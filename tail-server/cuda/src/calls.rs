@@ -107,12 +107,23 @@ pub(crate) fn copy_down<V: DeviceRepr + ValidAsZeroBits>(
     range: Range<usize>,
     to: &mut PinnedHostSlice<V>,
 ) -> Result<(), DriverError> {
+    start_copy_down(stream, from, range, to)?;
+    stream.synchronize()
+}
+
+/// Starts the copy of `range` from the device to the start of `to`, which nobody looks at before the stream is
+/// synchronized.
+pub(crate) fn start_copy_down<V: DeviceRepr + ValidAsZeroBits>(
+    stream: &CudaStream,
+    from: &CudaSlice<V>,
+    range: Range<usize>,
+    to: &mut PinnedHostSlice<V>,
+) -> Result<(), DriverError> {
     stream.context().bind_to_thread()?;
     let to = &mut to.as_mut_slice()?[..range.len()];
     let (address, _no_event) = from.slice(range).view_ptr(stream);
-    // SAFETY: both have as many values, and `to` is borrowed until the copy is done.
-    unsafe { driver_result::memcpy_dtoh_async(to, address, stream.cu_stream())? };
-    stream.synchronize()
+    // SAFETY: both have as many values; `to` is pinned memory of the caller's, who leaves it alone meanwhile.
+    unsafe { driver_result::memcpy_dtoh_async(to, address, stream.cu_stream()) }
 }
 
 /// Launches that were recorded, to be started together.

@@ -8,7 +8,7 @@ use cudarc::driver::{CudaFunction, CudaSlice, DriverError, PinnedHostSlice};
 use headway_model::sampler::{Adjustment, LogitsSummary, SummaryNeeds};
 
 use crate::buffers::LOGITS_ROWS;
-use crate::calls::{Arg, Launch, copy_down, copy_up, launch, pinned};
+use crate::calls::{Arg, Launch, copy_up, launch, pinned, start_copy_down};
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 
@@ -242,10 +242,10 @@ impl Sampling {
         launch(gpu, &self.sum_logits, grid, &args)
     }
 
-    /// Copies what the plan asked for to the host. Waits for the device.
-    pub(crate) fn download(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
+    /// Starts the copy of what the plan asked for to the host.
+    pub(crate) fn start_download(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
         let range = 0..self.wanted_words;
-        copy_down(gpu.stream(), &self.results, range, &mut self.host_results)?;
+        start_copy_down(gpu.stream(), &self.results, range, &mut self.host_results)?;
         Ok(())
     }
 
@@ -257,7 +257,7 @@ impl Sampling {
         Ok(())
     }
 
-    /// What was copied last.
+    /// What was copied last. The stream has been synchronized.
     pub(crate) fn summaries(&self) -> Result<Summaries<'_>, DriverError> {
         Ok(Summaries {
             words: self.host_results.as_slice()?,

@@ -5,7 +5,7 @@
 
 use cudarc::driver::{CudaSlice, PinnedHostSlice};
 
-use crate::calls::{copy_down, pinned};
+use crate::calls::{pinned, start_copy_down};
 use crate::error::CudaError;
 use crate::gpu::Gpu;
 use crate::kernels::Kernels;
@@ -17,6 +17,8 @@ pub(crate) struct Stamps {
     /// It is written down, or will be, when the layers of the step had ended.
     has_end: bool,
     has_logits: bool,
+    /// The copy to the host has been started, behind everything that was to be noted.
+    is_coming: bool,
 }
 
 impl Stamps {
@@ -27,6 +29,7 @@ impl Stamps {
             host: pinned(gpu.context(), layers + 2)?,
             has_end: false,
             has_logits: false,
+            is_coming: false,
         })
     }
 
@@ -37,14 +40,22 @@ impl Stamps {
 
     /// What was started last are logits.
     pub(crate) fn note_logits(&mut self, gpu: &Gpu, kernels: &Kernels) -> Result<(), CudaError> {
-        (self.has_end, self.has_logits) = (true, true);
+        (self.has_end, self.has_logits, self.is_coming) = (true, true, false);
         self.note(gpu, kernels, self.device.len() - 1)
     }
 
     /// What was started last ends the layers, for a stage whose rows go on.
     pub(crate) fn note_end(&mut self, gpu: &Gpu, kernels: &Kernels) -> Result<(), CudaError> {
-        self.has_end = true;
+        (self.has_end, self.is_coming) = (true, false);
         self.note(gpu, kernels, self.device.len() - 2)
+    }
+
+    /// Starts the copy to the host of what was noted so far.
+    pub(crate) fn start_download(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
+        let all = self.device.len();
+        start_copy_down(gpu.stream(), &self.device, 0..all, &mut self.host)?;
+        self.is_coming = true;
+        Ok(())
     }
 
     /// Waits for all that was started. How long the layers from `first` on took, counted from the tail's first one,
@@ -58,9 +69,14 @@ impl Stamps {
         let all = self.device.len();
         if !std::mem::take(&mut self.has_end) {
             // The norm that would have said so was not wanted.
+            self.is_coming = false;
             self.note(gpu, kernels, all - 2)?;
         }
-        copy_down(gpu.stream(), &self.device, 0..all, &mut self.host)?;
+        if !std::mem::take(&mut self.is_coming) {
+            self.start_download(gpu)?;
+        }
+        gpu.stream().synchronize()?;
+        self.is_coming = false;
         let stamps = self.host.as_slice()?;
         let between = |pair: &[u64]| pair[1].saturating_sub(pair[0]);
         let layers_ns = stamps[first..all - 1].windows(2).map(between).collect();

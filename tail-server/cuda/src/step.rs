@@ -234,6 +234,10 @@ fn write_rows(
 fn write_table(words: &mut [u32], bounds: &Bounds, segment: &Segment<'_>) {
     let first_block = word(bounds.first_block);
     let held = segment.layers_in(bounds.layers);
+    if let Some(blocks) = segment.all_blocks(bounds.layers) {
+        let to = words.iter_mut().zip(blocks);
+        return to.for_each(|(to, block)| *to = block.0 - first_block);
+    }
     for (to, column) in words
         .chunks_exact_mut(held.len().max(1))
         .zip(blocks_in(bounds.layers, segment))

@@ -163,7 +163,8 @@ fn compare(
     sampling.upload(gpu, &plan)?;
     let all_rows = u32::try_from(rows + 1).expect("few rows");
     sampling.start(gpu, gpu.address(&memory), all_rows)?;
-    sampling.download(gpu)?;
+    sampling.start_download(gpu)?;
+    gpu.stream().synchronize()?;
     let adjusted = gpu.stream().clone_dtoh(&memory)?;
     gpu.stream().synchronize()?;
 

@@ -124,7 +124,8 @@ fn measure(
         start.record(gpu.stream())?;
         sampling.start(gpu, logits, rows)?;
         end.record(gpu.stream())?;
-        sampling.download(gpu)?;
+        sampling.start_download(gpu)?;
+        gpu.stream().synchronize()?;
         if turn >= WARM_UPS {
             let [device, wall] = &mut measured;
             wall.push(started.elapsed().as_secs_f64() * 1e6);

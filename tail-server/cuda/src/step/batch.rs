@@ -30,6 +30,12 @@ impl Segment<'_> {
         LayerRange::new(held.start.max(layers.start), held.end.min(layers.end))
     }
 
+    /// The blocks up to the last row's, where the table has no other layers than these.
+    pub(super) fn all_blocks(&self, layers: LayerRange) -> Option<&[BlockId]> {
+        let all = self.table.layers();
+        (self.layers_in(layers) == all).then(|| &self.table.blocks()[..self.columns() * all.len()])
+    }
+
     /// Words of the table's part that has these layers, `[column, layer]`.
     pub(super) fn table_words(&self, layers: LayerRange) -> usize {
         self.columns() * self.layers_in(layers).len()

@@ -97,6 +97,16 @@ fn check_table(
         }
     }
     let (first, num_blocks) = (bounds.first_block, bounds.kv_blocks);
+    // The usual case, which is faster.
+    if let Some(blocks) = segment.all_blocks(bounds.layers) {
+        let numbers = || blocks.iter().map(|block| block.0 as usize);
+        let [least, most] = [numbers().min(), numbers().max()];
+        if least.is_none_or(|least| least >= first)
+            && most.is_none_or(|most| most < first + num_blocks)
+        {
+            return Ok(());
+        }
+    }
     let is_outside = |block: &&BlockId| !(first..first + num_blocks).contains(&(block.0 as usize));
     match blocks_in(bounds.layers, segment).flatten().find(is_outside) {
         Some(&block) => Err(ForwardError::Block { block, num_blocks }),

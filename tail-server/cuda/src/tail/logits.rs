@@ -29,7 +29,9 @@ impl Tail {
             let skipped = tail.first_logits_row * tail.weights.config.vocab_size * 4;
             let logits = gpu.address(&tail.buffers.logits) + skipped as u64;
             tail.sampling.start(&gpu, logits, rows)?;
-            tail.stamps.note_logits(&gpu, &tail.kernels)
+            tail.stamps.note_logits(&gpu, &tail.kernels)?;
+            tail.sampling.start_download(&gpu)?;
+            tail.stamps.start_download(&gpu)
         })
     }
 
@@ -38,7 +40,7 @@ impl Tail {
     /// # Errors
     /// The device's fault.
     pub fn summaries(&mut self) -> Result<Summaries<'_>, CudaError> {
-        self.guarded(|tail| tail.sampling.download(&tail.weights.gpu))?;
+        self.guarded(|tail| Ok(tail.weights.gpu.stream().synchronize()?))?;
         Ok(self.sampling.summaries()?)
     }
 
