@@ -42,7 +42,7 @@ impl CudaDevice {
     fn wait(&mut self, meanwhile: &mut Meanwhile<'_>) {
         while !self.tail.is_idle() {
             if !meanwhile(&mut |entry_layer, values| self.take_in(entry_layer, values)) {
-                std::thread::yield_now();
+                std::hint::spin_loop();
             }
         }
     }
