@@ -29,13 +29,13 @@ const WRITTEN_ROWS: usize = 256;
 
 /// The number of the first of some rows that were taken in. Others follow it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TakenIn(u64);
+pub struct TakenIn(usize);
 
 impl TakenIn {
     /// The number of the row that is `rows` further on.
     #[must_use]
     pub const fn after(self, rows: usize) -> Self {
-        Self(self.0 + rows as u64)
+        Self(self.0 + rows)
     }
 }
 
@@ -129,7 +129,7 @@ impl Incoming {
     /// The slot of the row that is `offset` behind the first one.
     pub(crate) const fn slot(&self, place: Place, offset: usize) -> usize {
         match place {
-            Place::InRing(first) => self.numbers.slot(first.0 + offset as u64),
+            Place::InRing(first) => self.numbers.slot(first.0 + offset),
             Place::Behind(first) => first + offset,
         }
     }
@@ -153,7 +153,7 @@ impl Incoming {
             write_values(to, piece);
             values = rest;
         }
-        self.numbers.written += rows as u64;
+        self.numbers.written += rows;
         Ok(first)
     }
 
@@ -200,11 +200,11 @@ struct Numbers {
     /// `h`: half of the slots.
     half: usize,
     /// Rows that came.
-    written: u64,
+    written: usize,
     /// Rows whose copies were started.
-    sent: u64,
+    sent: usize,
     /// `written` when the last step began.
-    begun: u64,
+    begun: usize,
 }
 
 impl Numbers {
@@ -222,12 +222,12 @@ impl Numbers {
     }
 
     const fn has_room(&self, rows: usize) -> bool {
-        self.written + rows as u64 <= self.begun + self.half as u64
+        self.written + rows <= self.begun + self.half
     }
 
     /// The step that begins may read from there on.
     const fn holds(&self, first: TakenIn) -> bool {
-        first.0 + self.half as u64 >= self.begun
+        first.0 + self.half >= self.begun
     }
 
     const fn slots(&self) -> usize {
@@ -235,15 +235,15 @@ impl Numbers {
     }
 
     const fn waiting(&self) -> usize {
-        (self.written - self.sent) as usize
+        self.written - self.sent
     }
 
-    const fn slot(&self, row: u64) -> usize {
-        (row % self.slots() as u64) as usize
+    const fn slot(&self, row: usize) -> usize {
+        row % self.slots()
     }
 
     /// First slots and numbers of rows of pieces that lie side by side.
-    fn pieces(&self, first: u64, rows: usize) -> impl Iterator<Item = [usize; 2]> + use<> {
+    fn pieces(&self, first: usize, rows: usize) -> impl Iterator<Item = [usize; 2]> + use<> {
         let slot = self.slot(first);
         let before_end = rows.min(self.slots() - slot);
         let pieces = [[slot, before_end], [0, rows - before_end]];
@@ -275,7 +275,7 @@ mod tests {
         // Of each slot: its row. Rows that steps up to the last but one have waited for. What the running step reads.
         let mut slots = vec![None; 2 * half];
         let (mut settled, mut waited) = (0, 0);
-        let mut in_use: Vec<u64> = Vec::new();
+        let mut in_use: Vec<usize> = Vec::new();
         let mut taken: Vec<TakenIn> = Vec::new();
         let mut lost = 0;
         for _ in 0..20_000 {

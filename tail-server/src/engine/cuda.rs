@@ -167,18 +167,19 @@ fn plan(members: &[Member<'_>], wanted: &[WantedRow]) -> (SummaryPlan, Vec<bool>
 }
 
 /// The layers' times are the device's own. What is left of the step's time is the host's, before the layers and
-/// behind them; the host goes on while the device computes, so what it took to start the step is counted only as
-/// far as there is time left.
+/// behind them, but for what the device computes there. The host goes on while the device computes, so what it took to
+/// start the step is counted only as far as there is time left.
 fn step_times(times: Times, begun_ns: u64, ended_ns: u64) -> StepTimes {
     let in_layers_ns: u64 = times.layers_ns.iter().sum();
     let left_ns = ended_ns.saturating_sub(in_layers_ns);
-    let assemble_ns = begun_ns.min(left_ns);
+    let logits_ns = times.logits_ns.min(left_ns);
+    let assemble_ns = begun_ns.min(left_ns - logits_ns);
     StepTimes {
         assemble_ns,
         first_layer: times.first_layer,
         layers_ns: times.layers_ns,
         finish_ns: left_ns - assemble_ns,
-        logits_ns: times.logits_ns.min(left_ns - assemble_ns),
+        logits_ns,
     }
 }
 
@@ -200,7 +201,8 @@ mod tests {
         assert_eq!(step_times(times(&[20, 30]), 10, 100).busy_ns(), 100);
         // The host was still starting while the device computed.
         let overlapped = step_times(times(&[20, 30]), 90, 100);
-        assert_eq!((overlapped.assemble_ns, overlapped.finish_ns), (50, 0));
+        assert_eq!((overlapped.assemble_ns, overlapped.finish_ns), (43, 7));
+        assert_eq!(overlapped.logits_ns, 7);
         assert_eq!(overlapped.busy_ns(), 100);
     }
 }

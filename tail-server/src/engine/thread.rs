@@ -237,15 +237,19 @@ impl<D: Device> Engine<D> {
         started: Instant,
         came: &mut Came<'_>,
     ) -> Result<Computed, Fault> {
+        let metrics = self.savings.metrics();
+        let mut tokens: BTreeMap<Phase, usize> = BTreeMap::new();
         for Running { session, rows, .. } in &mut *batch {
             let Some(begun) = session.begin(*rows, started)? else {
                 continue;
             };
-            let metrics = self.savings.metrics();
-            metrics.record_tokens(begun.phase, *rows);
+            *tokens.entry(begun.phase).or_default() += *rows;
             if let Some(queued) = begun.queued {
                 metrics.queue_delay_seconds.observe(queued.as_secs_f64());
             }
+        }
+        for (phase, rows) in tokens {
+            metrics.record_tokens(phase, rows);
         }
         let rows: Vec<Rows> = batch
             .iter()
