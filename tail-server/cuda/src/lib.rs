@@ -5,8 +5,8 @@
 //! rows as token ids or hidden states, with the tables that say where the sessions' keys and values lie, and gives
 //! what decides about the next tokens. Draws and sessions are the engine's.
 //!
-//! Our own kernels (`kernels/`) do what lies between matrix products, cuBLAS does those. The residual stream is
-//! f32; weights, activations and the KV memory are of the weights' type; every sum is f32.
+//! Our own kernels (`kernels/`) do everything but the matrix products of large steps, of f32 and of devices before
+//! Hopper, which are cuBLAS's. The residual stream is f32; weights, activations and the KV memory are of the weights' type; every sum is f32.
 //!
 //! Invariants:
 //! - One stream for each GPU runs everything there, in the order of the calls, but for hidden states that come in; where
