@@ -100,7 +100,14 @@ pub(crate) struct Sampling<'a> {
 pub(crate) enum MemberRows<'a> {
     TokenIds(&'a [u32]),
     /// `[rows, hidden_size]`. Where the device has taken them in: those and `usize` rows before them.
-    HiddenStates(&'a [f32], Option<(TakenIn, usize)>),
+    HiddenStates(
+        &'a [f32],
+        #[cfg_attr(
+            not(feature = "cuda"),
+            expect(dead_code, reason = "only a GPU takes rows in ahead of their step")
+        )]
+        Option<(TakenIn, usize)>,
+    ),
 }
 
 /// What came out of a step.
