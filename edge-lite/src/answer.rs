@@ -112,6 +112,11 @@ impl<'v> Answer<'v> {
         self.max_tokens = self.max_tokens.min(max_tokens);
     }
 
+    /// Tokens that the answer may still take.
+    pub(crate) fn tokens_left(&self) -> usize {
+        self.max_tokens.saturating_sub(self.token_ids.len())
+    }
+
     pub(crate) fn take(&mut self, sampled: Sampled) -> Result<Taken, DeviceError> {
         let Sampled {
             token_id,
@@ -190,6 +195,10 @@ impl<'v> Answer<'v> {
             reconnects: totals.reconnects,
             replayed_positions: totals.replayed_positions,
             reused_positions: totals.reused_positions,
+            token_steps: totals.token_steps,
+            draft_tokens: totals.draft_tokens,
+            accepted_draft_tokens: totals.accepted_draft_tokens,
+            tail_draft_saved_us: totals.tail_draft_saved_us,
             tail_compute_us: totals.tail_compute_us,
             tail_saved_us: totals.tail_saved_us,
             tail_queue_us: totals.tail_queue_us,

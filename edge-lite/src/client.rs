@@ -263,6 +263,7 @@ impl Client {
             prompt_chunk_positions: config.prompt_chunk_positions.max(1),
             max_replay_bytes: config.max_replay_bytes,
             reuse_prefix: config.reuse_prefix,
+            drafting: config.drafting,
             reconnect: config.reconnect,
         });
         Ok(Self {

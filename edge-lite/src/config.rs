@@ -8,6 +8,7 @@ use headway_model::weights::WeightDtype;
 use headway_wire::{Codec, Limits};
 
 use crate::credentials::Credentials;
+use crate::drafting::Drafting;
 use crate::place::Place;
 
 pub use crate::artifact_cache::{Progress, ProgressCallback};
@@ -74,6 +75,9 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// For the answer to a step. Beyond it the tail counts as lost.
     pub result_timeout: Duration,
+    /// Where guesses of the next tokens come from, which the tail verifies several at a time. No token changes. Needs a
+    /// tail that takes token ids.
+    pub drafting: Drafting,
     /// What to do about a lost session.
     pub reconnect: ReconnectPolicy,
     /// Tell the tail of answers that were given here with all layers: how many tokens each had, and nothing of
@@ -102,6 +106,7 @@ impl Default for ClientConfig {
             reuse_prefix: false,
             connect_timeout: Duration::from_secs(10),
             result_timeout: Duration::from_secs(60),
+            drafting: Drafting::default(),
             reconnect: ReconnectPolicy::default(),
             report_on_device_answers: true,
             credentials: Credentials::default(),

@@ -52,6 +52,8 @@ pub(crate) struct Traffic {
 struct Unanswered {
     end: usize,
     sample: bool,
+    /// Of the rows, the last ones that are guesses.
+    guesses: usize,
 }
 
 /// An open session.
@@ -150,11 +152,13 @@ impl Connection {
         self.unanswered.len()
     }
 
-    /// Sends a step whose last position is `end - 1`.
+    /// Sends a step whose last position is `end - 1`, guesses included.
     pub(crate) async fn send_step(&mut self, step: Step, end: usize) -> Result<(), TailError> {
+        let guesses = step.draft.as_ref().map_or(0, |draft| draft.ids.len());
         self.unanswered.push_back(Unanswered {
             end,
             sample: step.sample,
+            guesses,
         });
         self.sent = end;
         let after = self.dialer.result_timeout;
@@ -215,9 +219,24 @@ impl Connection {
     }
 
     fn answered(&mut self, result: StepResult) -> Result<Answered, TailError> {
-        let Some(Unanswered { end, sample }) = self.unanswered.pop_front() else {
+        let Some(Unanswered {
+            end,
+            sample,
+            guesses,
+        }) = self.unanswered.pop_front()
+        else {
             return Err(protocol("a result came without a step"));
         };
+        let right = result.draft_accepted as usize;
+        if right > guesses {
+            let reason = format!("{right} guesses are right of a step with {guesses}");
+            return Err(TailError::Protocol { reason });
+        }
+        let end = end - (guesses - right);
+        if guesses > 0 {
+            // No other step was sent behind the guesses.
+            self.sent = end;
+        }
         if result.positions != wire_u32(end) {
             let reason = format!(
                 "a result is for {} positions; expected {end}",

@@ -72,7 +72,8 @@ pub(crate) struct HeadRows {
 }
 
 impl HeadPass {
-    /// Runs the layers on `token_ids`, which stand at `position` and after it. Blocks.
+    /// Runs the layers on `token_ids`, which stand at `position` and after it; the first `known` of them are the
+    /// sequence's, the others guesses. Blocks.
     ///
     /// `position` may lie before the sequence's end: those rows are computed again, on the CPU to the same bits,
     /// because the keys and values before `position` are still what they were. On a GPU their last bits may differ
@@ -81,6 +82,7 @@ impl HeadPass {
         &mut self,
         position: usize,
         token_ids: &[u32],
+        known: usize,
     ) -> Result<HeadRows, DeviceError> {
         assert!(
             position <= self.sequence.len(),
@@ -92,7 +94,8 @@ impl HeadPass {
         let compute = started.elapsed();
         let activations = codec::encode(self.codec, &hidden_states, self.hidden_size)?;
         if let Some(digests) = &mut self.digests {
-            digests.extend(position, codec::encoded_rows(&activations, self.codec));
+            let rows = codec::encoded_rows(&activations, self.codec).take(known);
+            digests.extend(position, rows);
         }
         Ok(HeadRows {
             activations,
@@ -100,7 +103,14 @@ impl HeadPass {
         })
     }
 
-    /// Digests of all rows made so far, where they are taken.
+    /// Digests the rows at `position` and after it, as far as they were not yet.
+    pub(crate) fn digest(&mut self, position: usize, activations: &Activations) {
+        if let Some(digests) = &mut self.digests {
+            digests.extend(position, codec::encoded_rows(activations, self.codec));
+        }
+    }
+
+    /// Digests of the sequence's rows made so far, where they are taken.
     pub(crate) fn digests(&self) -> Option<&PrefixDigests> {
         self.digests.as_ref()
     }

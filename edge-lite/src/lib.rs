@@ -2,7 +2,8 @@
 //!
 //! On the inference path this crate is everything before the wire and the text after it:
 //! prompt → token ids ([`vocabulary`]) → head layers ([`head_layers`]) → codec and replay buffer (`rows`)
-//! → WebSocket (`connection`) → … → token id → text and stop strings (`answer`) → [`Event`].
+//! → WebSocket (`connection`) → … → token id → text and stop strings (`answer`) → [`Event`]. Guesses of the next
+//! tokens ([`drafting`]) go along, several for one round trip.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), edge_lite::Error> {
@@ -31,6 +32,7 @@ pub mod config;
 mod connection;
 pub mod credentials;
 mod device_layers;
+pub mod drafting;
 pub mod error;
 pub mod eval;
 pub mod event;
@@ -57,6 +59,7 @@ pub mod vocabulary;
 pub use client::Client;
 pub use config::{ClientConfig, ReconnectPolicy};
 pub use credentials::{ClientCertificate, Credentials, Secret, Token};
+pub use drafting::Drafting;
 pub use error::{DeviceError, Error, Refused, RequestError, TailError};
 pub use event::{Event, TokenEvent};
 pub use generation::Generation;

@@ -89,6 +89,14 @@ pub struct Report {
     /// Positions that were not sent because the tail held them from earlier sessions, summed over the sessions of
     /// this generation; 0 without `reuse_prefix`.
     pub reused_positions: u64,
+    /// Steps that were sent for tokens; with guesses that were right, fewer than tokens.
+    pub token_steps: u64,
+    /// Guessed tokens that were sent.
+    pub draft_tokens: u64,
+    /// Of those, the right ones.
+    pub accepted_draft_tokens: u64,
+    /// Device time that right guesses saved the tail, by the tail's account, in microseconds.
+    pub tail_draft_saved_us: u64,
     /// Device time that the tail attributed to this generation, in microseconds.
     pub tail_compute_us: u64,
     /// Device time that the head layers here saved the tail, by the tail's account, in microseconds.
@@ -106,6 +114,10 @@ pub(crate) struct Totals {
     pub(crate) reconnects: u32,
     pub(crate) replayed_positions: u64,
     pub(crate) reused_positions: u64,
+    pub(crate) token_steps: u64,
+    pub(crate) draft_tokens: u64,
+    pub(crate) accepted_draft_tokens: u64,
+    pub(crate) tail_draft_saved_us: u64,
     pub(crate) tail_compute_us: u64,
     pub(crate) tail_saved_us: u64,
     pub(crate) tail_queue_us: u64,

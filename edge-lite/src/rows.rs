@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use headway_wire::Codec;
-use headway_wire::message::{Step, TokenIds, step};
+use headway_wire::message::{Activations, Step, TokenIds, step};
+use headway_wire::{Codec, codec};
 use tokio::task::JoinHandle;
 
 use crate::error::DeviceError;
@@ -21,6 +21,8 @@ pub(crate) struct Rows {
     hidden_size: usize,
     sends_history: bool,
     ready: Option<Made>,
+    /// Rows that were made for a step with guesses whose result is not there yet; the first one's position.
+    unverified: Option<(usize, Activations)>,
     compute: Duration,
 }
 
@@ -43,6 +45,8 @@ enum Pass {
 pub(crate) struct Span {
     position: usize,
     token_ids: Vec<u32>,
+    /// Of the tokens, the last ones that are guesses.
+    guesses: usize,
 }
 
 /// A step that only lacks whether it samples.
@@ -94,6 +98,7 @@ impl Rows {
             codec: config.codec,
             hidden_size: config.hidden_size,
             ready: None,
+            unverified: None,
             compute: Duration::ZERO,
         }
     }
@@ -122,6 +127,7 @@ impl Rows {
         let span = |end: usize| Span {
             position,
             token_ids: sequence[position..end].to_vec(),
+            guesses: 0,
         };
         let Some(head) = &mut self.head else {
             let span = span(end);
@@ -138,15 +144,38 @@ impl Rows {
             });
             return;
         }
-        let span = span(end);
-        match std::mem::replace(&mut head.pass, Pass::Lost) {
-            Pass::Idle(mut pass) => {
-                head.pass = Pass::Busy(tokio::task::spawn_blocking(move || {
-                    let rows = pass.run(span.position, &span.token_ids);
-                    (pass, span, rows)
-                }));
+        head.start(span(end));
+    }
+
+    /// Starts to make the step of the last token of `sequence` and of guesses of the next ones. To be called when
+    /// nothing is started; [`Rows::verified`] follows the step's result.
+    pub(crate) fn start_draft(&mut self, sequence: &[u32], guesses: &[u32]) {
+        let position = sequence.len() - 1;
+        let span = Span {
+            position,
+            token_ids: [&sequence[position..], guesses].concat(),
+            guesses: guesses.len(),
+        };
+        match &mut self.head {
+            Some(head) => head.start(span),
+            None => {
+                let ids = span.token_ids.clone();
+                let input = step::Input::TokenIds(TokenIds { ids });
+                self.ready = Some(Made { span, input });
             }
-            other => head.pass = other,
+        }
+    }
+
+    /// The first `right` guesses of the last step stand: their rows are the sequence's now.
+    pub(crate) fn verified(&mut self, right: usize) {
+        let Some(((position, activations), head)) = self.unverified.take().zip(self.head.as_mut())
+        else {
+            return;
+        };
+        let kept = first_rows(&activations, 1 + right, self.codec);
+        head.replay.record(position, &kept);
+        if let Pass::Idle(pass) = &mut head.pass {
+            pass.digest(position, &kept);
         }
     }
 
@@ -175,7 +204,10 @@ impl Rows {
             compute,
         } = rows?;
         self.compute += compute;
-        replay.record(span.position, &activations);
+        self.unverified = (span.guesses > 0).then(|| (span.position, activations.clone()));
+        if self.unverified.is_none() {
+            replay.record(span.position, &activations);
+        }
         Ok(Made {
             span,
             input: step::Input::Activations(activations),
@@ -238,6 +270,10 @@ impl Rows {
     /// The message for `made`.
     pub(crate) fn step(&self, made: Made, sample: bool) -> Step {
         let Made { span, input } = made;
+        let known = span.token_ids.len() - span.guesses;
+        let draft = (span.guesses > 0).then(|| TokenIds {
+            ids: span.token_ids[known..].to_vec(),
+        });
         let history = self.sends_history.then_some(TokenIds {
             ids: span.token_ids,
         });
@@ -246,8 +282,34 @@ impl Rows {
             input: Some(input),
             sample,
             history,
-            draft: None,
+            draft,
         }
+    }
+}
+
+impl Head {
+    fn start(&mut self, span: Span) {
+        match std::mem::replace(&mut self.pass, Pass::Lost) {
+            Pass::Idle(mut pass) => {
+                self.pass = Pass::Busy(tokio::task::spawn_blocking(move || {
+                    let known = span.token_ids.len() - span.guesses;
+                    let rows = pass.run(span.position, &span.token_ids, known);
+                    (pass, span, rows)
+                }));
+            }
+            other => self.pass = other,
+        }
+    }
+}
+
+/// The first `count` rows.
+fn first_rows(activations: &Activations, count: usize, codec: Codec) -> Activations {
+    let rows = codec::encoded_rows(activations, codec).take(count);
+    let bytes: usize = rows.map(<[u8]>::len).sum();
+    Activations {
+        rows: wire_u32(count),
+        data: activations.data.slice(..bytes),
+        ..activations.clone()
     }
 }
 

@@ -4,6 +4,7 @@
 //! prompt, a decode step and a rebuilt session are then the same thing: send what the tail lacks, and ask
 //! for a token after the last row.
 
+mod messages;
 #[cfg(test)]
 mod tests;
 
@@ -12,13 +13,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use headway_model::sampler::{Sampled, SamplingParams};
-use headway_wire::message::{LogitBias, Open, Sampling, StepResult};
+use headway_model::sampler::Sampled;
+use headway_wire::message::{Open, StepResult};
 use headway_wire::{Codec, PROTOCOL_VERSION};
 
+use self::messages::{sampled, sampling};
 use crate::answer::{Account, Answer, Plan};
 use crate::config::ReconnectPolicy;
 use crate::connection::{Connection, Dialer};
+use crate::drafting::{Draft, Drafter, Drafting};
 use crate::error::{DeviceError, Error, TailError};
 use crate::event::Event;
 use crate::generation::{Events, Progress};
@@ -47,6 +50,7 @@ pub(crate) struct SessionConfig {
     pub(crate) prompt_chunk_positions: usize,
     pub(crate) max_replay_bytes: usize,
     pub(crate) reuse_prefix: bool,
+    pub(crate) drafting: Drafting,
     pub(crate) reconnect: ReconnectPolicy,
 }
 
@@ -100,6 +104,7 @@ struct Session<'a> {
     /// Prompt and answer.
     sequence: Vec<u32>,
     rows: Rows,
+    drafter: Option<Drafter>,
     connection: Option<Connection>,
     recovery: Recovery,
     /// Positions that some tail was sent; what is sent again below is a replay.
@@ -125,6 +130,7 @@ impl<'a> Session<'a> {
             plan,
             sequence: plan.prompt.clone(),
             rows: Rows::new(config.head_layers.as_ref(), &rows),
+            drafter: Drafter::new(config.drafting),
             connection: None,
             recovery: Recovery::new(config.reconnect),
             sent_before: 0,
@@ -140,29 +146,29 @@ impl<'a> Session<'a> {
         events: &Events,
     ) -> Result<FinishReason, Error> {
         loop {
-            let result = self.next_token(answer).await?;
-            let sampled = sampled(&result)?;
-            let token_id = sampled.token_id;
-            let taken = answer.take(sampled)?;
-            if let Some(event) = taken.event
-                && events.send(Ok(Event::Token(event))).await.is_err()
-            {
-                return Ok(FinishReason::Cancelled);
+            for sampled in self.next_tokens(answer).await? {
+                let token_id = sampled.token_id;
+                let taken = answer.take(sampled)?;
+                if let Some(event) = taken.event
+                    && events.send(Ok(Event::Token(event))).await.is_err()
+                {
+                    return Ok(FinishReason::Cancelled);
+                }
+                if let Some(finish) = taken.finish {
+                    return Ok(finish);
+                }
+                self.sequence.push(token_id);
             }
-            if let Some(finish) = taken.finish {
-                return Ok(finish);
-            }
-            self.sequence.push(token_id);
         }
     }
 
-    /// The token after the sequence, from whichever tail gives it.
-    async fn next_token(&mut self, answer: &mut Answer<'_>) -> Result<StepResult, Error> {
+    /// The token after the sequence, from whichever tail gives it, and those behind it that were guessed.
+    async fn next_tokens(&mut self, answer: &mut Answer<'_>) -> Result<Vec<Sampled>, Error> {
         loop {
-            let error = match self.try_next_token(answer).await {
-                Ok(result) => {
+            let error = match self.try_next_tokens(answer).await {
+                Ok(tokens) => {
                     self.recovery.alive();
-                    return Ok(result);
+                    return Ok(tokens);
                 }
                 Err(Error::Tail(error)) => error,
                 Err(error) => return Err(error),
@@ -174,7 +180,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    async fn try_next_token(&mut self, answer: &mut Answer<'_>) -> Result<StepResult, Error> {
+    async fn try_next_tokens(&mut self, answer: &mut Answer<'_>) -> Result<Vec<Sampled>, Error> {
         if self.connection.is_none() {
             let prefix_digests = self.prefix_digests().await?;
             let began = Instant::now();
@@ -196,7 +202,24 @@ impl<'a> Session<'a> {
         }
         // The last token of an answer needs no position of its own.
         answer.limit_tokens(granted + 1 - self.plan.prompt.len());
-        self.step_to_token().await
+        let draft = self.guess(answer.tokens_left(), granted);
+        self.step_to_tokens(draft).await
+    }
+
+    /// What to guess of the next tokens, where only the row of the last token is to be sent.
+    fn guess(&mut self, tokens_left: usize, granted: usize) -> Option<Draft> {
+        let (drafter, connection) = self.drafter.as_mut().zip(self.connection.as_ref())?;
+        let end = self.sequence.len();
+        if connection.sent() + 1 != end || connection.unanswered() > 0 {
+            return None;
+        }
+        // The token behind the guesses is one of those that are left.
+        let most = tokens_left
+            .saturating_sub(1)
+            .min(granted - end)
+            .min(connection.opened.max_draft_tokens as usize)
+            .min(max_step_rows(self.config, connection) - 1);
+        drafter.guess(&self.sequence, most)
     }
 
     /// What to offer of the sequence: prompt and answer so far.
@@ -269,15 +292,18 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Sends what the tail lacks of the sequence, and waits for the token after it. Rows are made while
-    /// earlier ones are on their way.
-    async fn step_to_token(&mut self) -> Result<StepResult, Error> {
+    /// Sends what the tail lacks of the sequence, with guesses behind it, and waits for the tokens after it. Rows are
+    /// made while earlier ones are on their way.
+    async fn step_to_tokens(&mut self, draft: Option<Draft>) -> Result<Vec<Sampled>, Error> {
         let Some(connection) = &mut self.connection else {
             return Err(TailError::Closed.into());
         };
-        let end = self.sequence.len();
+        let (began, end) = (Instant::now(), self.sequence.len());
+        let lacking = end - connection.sent();
         let max_rows = max_step_rows(self.config, connection);
-        if connection.sent() < end {
+        if let Some(draft) = &draft {
+            self.rows.start_draft(&self.sequence, &draft.token_ids);
+        } else if lacking > 0 {
             self.rows.start(&self.sequence, connection.sent(), max_rows);
         }
         loop {
@@ -290,20 +316,48 @@ impl<'a> Session<'a> {
                     }
                     let replayed = self.sent_before.min(step_end).saturating_sub(start);
                     self.totals.replayed_positions += replayed as u64;
-                    let step = self.rows.step(made, step_end == end);
+                    let step = self.rows.step(made, step_end >= end);
+                    self.totals.token_steps += u64::from(step.sample);
                     connection.send_step(step, step_end).await?;
-                    self.sent_before = self.sent_before.max(step_end);
+                    // Guesses are nothing that another tail would have to be sent again.
+                    self.sent_before = self.sent_before.max(step_end.min(end));
                 }
                 answered = connection.next_result() => {
                     let answered = answered?;
                     self.totals.tail_compute_us += answered.result.compute_us;
                     self.totals.tail_saved_us += answered.result.saved_us;
                     self.totals.tail_queue_us += answered.result.queue_us;
+                    self.totals.tail_draft_saved_us += answered.result.draft_saved_us;
                     if answered.sample {
-                        return Ok(answered.result);
+                        if lacking == 1 {
+                            self.learn(draft.as_ref(), &answered.result, began.elapsed());
+                        }
+                        return Ok(sampled(answered.result, draft)?);
                     }
                 }
             }
+        }
+    }
+
+    /// What became of the guesses, and how long it took.
+    fn learn(&mut self, draft: Option<&Draft>, result: &StepResult, took: Duration) {
+        let right = result.draft_accepted as usize;
+        let guesses = draft.map_or(0, |draft| draft.token_ids.len());
+        self.totals.draft_tokens += guesses as u64;
+        self.totals.accepted_draft_tokens += right as u64;
+        if draft.is_some() {
+            self.rows.verified(right);
+            let sent = self.connection.as_ref().map_or(0, Connection::sent);
+            self.sent_before = self.sent_before.max(sent);
+        }
+        let Some(drafter) = &mut self.drafter else {
+            return;
+        };
+        drafter.took(1 + guesses, took);
+        match (draft, result.token_id) {
+            (Some(draft), _) => drafter.verified(draft, right),
+            (None, Some(token_id)) => drafter.sampled(token_id),
+            (None, None) => {}
         }
     }
 
@@ -349,40 +403,6 @@ fn max_chunk_rows(config: &SessionConfig) -> usize {
 fn max_step_rows(config: &SessionConfig, connection: &Connection) -> usize {
     let granted = connection.opened.max_step_positions as usize;
     max_chunk_rows(config).min(granted).max(1)
-}
-
-fn sampled(result: &StepResult) -> Result<Sampled, TailError> {
-    let token_id = result.token_id.ok_or(TailError::Closed)?;
-    let top_logprobs = result
-        .top_logprobs
-        .iter()
-        .map(|entry| (entry.token_id, entry.logprob))
-        .collect();
-    Ok(Sampled {
-        token_id,
-        logprob: result.logprob,
-        top_logprobs,
-    })
-}
-
-fn sampling(params: &SamplingParams) -> Sampling {
-    let logit_bias = params
-        .logit_bias
-        .iter()
-        .map(|&(token_id, bias)| LogitBias { token_id, bias });
-    Sampling {
-        temperature: params.temperature,
-        top_k: wire_u32(params.top_k),
-        top_p: params.top_p,
-        min_p: params.min_p,
-        repetition_penalty: params.repetition_penalty,
-        presence_penalty: params.presence_penalty,
-        frequency_penalty: params.frequency_penalty,
-        seed: params.seed,
-        logit_bias: logit_bias.collect(),
-        logprobs: params.logprobs,
-        top_logprobs: wire_u32(params.top_logprobs),
-    }
 }
 
 /// In `[0, 1)`. The standard library's hash keys are the only randomness that this crate needs.

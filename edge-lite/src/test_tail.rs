@@ -56,10 +56,14 @@ pub(crate) struct TestTail {
     pub(crate) opens: Arc<Mutex<Vec<Open>>>,
     pub(crate) requests: Arc<Mutex<Vec<FileRequest>>>,
     pub(crate) max_step_positions: u32,
+    /// Guesses of a step that it verifies.
+    pub(crate) max_draft_tokens: u32,
+    /// Every token is the one so many before it, where this is set.
+    pub(crate) period: Option<usize>,
     /// Positions that steps have carried, over all sessions.
     pub(crate) received: Arc<Mutex<usize>>,
     /// What sessions have sent that may be kept.
-    kept: Arc<Mutex<HashMap<PrefixDigest, Vec<u32>>>>,
+    pub(crate) kept: Arc<Mutex<HashMap<PrefixDigest, Vec<u32>>>>,
 }
 
 impl TestTail {
@@ -112,6 +116,8 @@ impl TestTail {
             opens: Arc::default(),
             requests: Arc::default(),
             max_step_positions: 4,
+            max_draft_tokens: 0,
+            period: None,
             received: Arc::default(),
             kept: Arc::default(),
         }
@@ -155,6 +161,27 @@ impl TestTail {
                 kept.insert(digest, sequence[..=index].to_vec());
             }
         }
+    }
+
+    fn next_token(&self, sequence: &[u32]) -> u32 {
+        match self.period {
+            Some(period) => sequence[sequence.len() - period],
+            None => next_token(sequence),
+        }
+    }
+
+    /// Appends the guesses that are right, and counts them.
+    fn verify(&self, sequence: &mut Vec<u32>, guesses: &[u32]) -> u32 {
+        assert!(guesses.len() <= self.max_draft_tokens as usize);
+        let mut right = 0;
+        for &guess in guesses {
+            if guess != self.next_token(sequence) {
+                break;
+            }
+            sequence.push(guess);
+            right += 1;
+        }
+        right
     }
 
     /// The answer to `prompt` if nothing goes wrong.
@@ -289,7 +316,7 @@ async fn serve_session(tail: TestTail, mut socket: WebSocket) -> Option<()> {
         max_positions: open.max_positions,
         max_step_positions: tail.max_step_positions,
         reused_positions,
-        max_draft_tokens: 0,
+        max_draft_tokens: tail.max_draft_tokens,
     };
     send(&mut socket, opened).await?;
     while let Some(client_frame::Message::Step(step)) = receive(&mut socket).await {
@@ -297,6 +324,7 @@ async fn serve_session(tail: TestTail, mut socket: WebSocket) -> Option<()> {
             position,
             input: Some(step::Input::TokenIds(TokenIds { ids })),
             sample,
+            draft,
             ..
         } = step
         else {
@@ -309,13 +337,17 @@ async fn serve_session(tail: TestTail, mut socket: WebSocket) -> Option<()> {
         );
         assert!(ids.len() <= tail.max_step_positions as usize);
         *tail.received.lock().unwrap() += ids.len();
-        sequence.extend(ids);
+        let guesses = draft.map_or_else(Vec::new, |draft| draft.ids);
+        assert!(ids.ends_with(&guesses) && (guesses.is_empty() || sample));
+        sequence.extend(&ids[..ids.len() - guesses.len()]);
+        let right = tail.verify(&mut sequence, &guesses);
         if open.keep_prefix {
             tail.keep(&sequence);
         }
         let result = StepResult {
             positions: u32::try_from(sequence.len()).unwrap(),
-            token_id: sample.then(|| next_token(&sequence)),
+            token_id: sample.then(|| tail.next_token(&sequence)),
+            draft_accepted: right,
             compute_us: 10,
             saved_us: 1,
             ..StepResult::default()

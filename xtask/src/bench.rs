@@ -4,6 +4,7 @@
 use clap::Subcommand;
 
 mod concurrency;
+mod drafts;
 mod edge;
 mod memory;
 mod operator;
@@ -18,6 +19,8 @@ mod tail;
 pub enum Command {
     /// What a tail does with up to 64 sessions at a time, and what drafts and prefixes save it.
     Concurrency(concurrency::Arguments),
+    /// What guesses of the next tokens do to the speed of a split model over slow round trips.
+    Drafts(drafts::Arguments),
     /// Prompt and decode speed on the CPU, beside llama.cpp on the same file.
     Edge(edge::Arguments),
     /// Everything that can happen to a tail, for a long time, and whether it is then what it was.
@@ -38,6 +41,7 @@ pub enum Command {
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Concurrency(arguments) => concurrency::run(&arguments),
+        Command::Drafts(arguments) => drafts::run(&arguments),
         Command::Edge(arguments) => edge::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Split(arguments) => split::run(&arguments),

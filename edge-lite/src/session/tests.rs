@@ -1,3 +1,5 @@
+mod drafts;
+
 use headway_wire::message::RefusalCode;
 use headway_wire::prefix::PREFIX_DIGEST_BYTES;
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edge_lite::{
-    ChatMessage, ClientCertificate, Codec, Credentials, GenerateRequest, Place, Prompt,
+    ChatMessage, ClientCertificate, Codec, Credentials, Drafting, GenerateRequest, Place, Prompt,
     Quantization, SamplingParams, Token, WeightDtype,
 };
 
@@ -53,6 +53,15 @@ pub struct EngineArgs {
     /// chat go up once
     #[arg(long, conflicts_with = "model")]
     pub reuse_prefix: bool,
+    /// Where guesses of the next tokens come from, of which the tail verifies several in one round trip: off, or lookup
+    /// for what followed the same words before. No token changes
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value = "lookup",
+        conflicts_with = "model"
+    )]
+    pub draft: Drafting,
     /// Do not tell the tail how many tokens were answered here with all layers
     #[arg(long, conflicts_with = "model")]
     pub no_on_device_reports: bool,
@@ -354,6 +363,7 @@ mod tests {
             (None, None)
         );
         assert!(!args.engine.reuse_prefix);
+        assert_eq!(args.engine.draft, Drafting::PromptLookup);
         assert_eq!(args.engine.head.device, Place::Auto);
         let request = args.request();
         assert!(matches!(request.prompt, Prompt::Chat(messages) if messages.len() == 1));

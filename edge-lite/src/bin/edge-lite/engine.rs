@@ -31,6 +31,7 @@ impl Engine {
             let config = ClientConfig {
                 max_positions: args.max_positions,
                 reuse_prefix: args.reuse_prefix,
+                drafting: args.draft,
                 report_on_device_answers: !args.no_on_device_reports,
                 ..client_config(&args.head, &args.credentials)
             };

@@ -88,6 +88,7 @@ pub fn summary(report: &Report) -> String {
          time           first token {:.0} ms, then {rate:.1} tokens/s\n\
          bytes          {:.0} up and {:.0} down a token ({} and {} in all)\n\
          compute        {:.3} s here; {:.3} s on the tail, {:.3} s saved there by the layers here\n\
+         guesses        {} of {} right, {:.2} tokens a step\n\
          sessions       {} rebuilt, {} positions sent again, {} found on the tail",
         report.prompt_tokens,
         finished(report.finish_reason),
@@ -99,6 +100,9 @@ pub fn summary(report: &Report) -> String {
         report.head_compute_ms / 1e3,
         report.tail_compute_us as f64 / 1e6,
         report.tail_saved_us as f64 / 1e6,
+        report.accepted_draft_tokens,
+        report.draft_tokens,
+        tokens as f64 / report.token_steps.max(1) as f64,
         report.reconnects,
         report.replayed_positions,
         report.reused_positions,
