@@ -1,3 +1,5 @@
+//! Guesses of the next tokens: right ones, wrong ones, and connections that end among them.
+
 use super::{PROMPT, generate, request};
 use crate::client::Client;
 use crate::config::ClientConfig;
