@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
+use edge_lite::Report;
 
 use crate::paths::{program, root};
 
@@ -47,6 +48,22 @@ pub fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
     let status = command.status().context("running cargo")?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
+}
+
+/// What `edge-lite generate` reports of an answer by the tail at `url`, with unquantised head weights and one thread.
+pub fn generate(url: &str, arguments: &[&str]) -> anyhow::Result<Report> {
+    let output = Command::new(program("edge-lite")?)
+        .args(["--threads", "1", "generate", "--tail", url])
+        .args(["--head-quantization", "none", "--format", "json"])
+        .args(arguments)
+        .stderr(Stdio::piped())
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "edge-lite failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_slice(&output.stdout).context("edge-lite prints a report")
 }
 
 /// A running tail server; killed when dropped.

@@ -1,15 +1,13 @@
 //! `cargo xtask bench drafts`.
 
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use edge_lite::Report;
 
 use super::median;
-use super::relay::{self, Network};
+use super::relay::{Network, Relays};
 use crate::model;
-use crate::paths::program;
 use crate::processes::{self, Tail};
 
 /// Options of `bench drafts`.
@@ -60,15 +58,7 @@ const TASKS: [(&str, &str); 5] = [
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     processes::build()?;
     let tail = Tail::start(&model::fetch()?, &["--threads", "1"])?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
-    let target = tail
-        .url
-        .trim_start_matches("ws://")
-        .parse()
-        .context("the tail's address")?;
+    let relays = Relays::to(&tail.url)?;
     println!(
         "Split layer {}, one thread a side, f16, greedy answers of at most {} tokens; medians of {}.\n",
         arguments.split_layer, arguments.tokens, arguments.repeats
@@ -83,7 +73,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 round_trip: Duration::from_millis(milliseconds),
                 uplink_bits_per_second: None,
             };
-            let url = format!("ws://{}", runtime.block_on(relay::start(target, network))?);
+            let url = relays.url(network)?;
             let [off, lookup] =
                 ["off", "lookup"].map(|draft| measure(arguments, &url, prompt, draft));
             let ((off, _), (lookup, report)) = (off?, lookup?);
@@ -128,25 +118,17 @@ fn generate(arguments: &Arguments, url: &str, prompt: &str, draft: &str) -> anyh
         arguments.split_layer.to_string(),
         arguments.tokens.to_string(),
     );
-    let output = Command::new(program("edge-lite")?)
-        .args([
-            "--threads",
-            "1",
-            "generate",
-            "--tail",
-            url,
-            "--codec",
-            "f16",
-        ])
-        .args(["--split-layer", &split_layer, "--head-quantization", "none"])
-        .args(["--prompt", prompt, "--max-tokens", &tokens])
-        .args(["--draft", draft, "--format", "json"])
-        .stderr(Stdio::piped())
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "edge-lite failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_slice(&output.stdout).context("edge-lite prints a report")
+    let chosen = [
+        "--codec",
+        "f16",
+        "--split-layer",
+        &split_layer,
+        "--prompt",
+        prompt,
+        "--max-tokens",
+        &tokens,
+        "--draft",
+        draft,
+    ];
+    processes::generate(url, &chosen)
 }

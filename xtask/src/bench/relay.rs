@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 
@@ -19,12 +21,39 @@ pub struct Network {
     pub uplink_bits_per_second: Option<u64>,
 }
 
+/// Paths to one tail, for as long as this lives.
+pub struct Relays {
+    runtime: Runtime,
+    target: SocketAddr,
+}
+
+impl Relays {
+    /// To the tail at `url`.
+    pub fn to(url: &str) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()?;
+        let address = url.trim_start_matches("ws://");
+        Ok(Self {
+            runtime,
+            target: address.parse().context("the tail's address")?,
+        })
+    }
+
+    /// The tail's URL over such a network.
+    pub fn url(&self, network: Network) -> anyhow::Result<String> {
+        let address = self.runtime.block_on(start(self.target, network))?;
+        Ok(format!("ws://{address}"))
+    }
+}
+
 /// Pieces in flight in one direction; 4096 of up to 16 KiB is more than any measured path holds.
 const PIECES_IN_FLIGHT: usize = 4096;
 const PIECE_BYTES: usize = 16 * 1024;
 
 /// Relays connections on a free loopback port to `target`; returns the port's address.
-pub async fn start(target: SocketAddr, network: Network) -> anyhow::Result<SocketAddr> {
+async fn start(target: SocketAddr, network: Network) -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     // One uplink, however many connections share it: the time at which it is free again.

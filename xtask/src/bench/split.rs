@@ -1,15 +1,12 @@
 //! `cargo xtask bench split`.
 
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
 use edge_lite::Report;
 
 use super::median;
-use super::relay::{self, Network};
+use super::relay::{Network, Relays};
 use crate::model;
-use crate::paths::program;
 use crate::processes::{self, Tail};
 
 /// Options of `bench split`.
@@ -38,21 +35,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         &model::fetch()?,
         &["--threads", "1", "--codecs", "f32,f16,bf16,int8,int4"],
     )?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
-    let target = tail
-        .url
-        .trim_start_matches("ws://")
-        .parse()
-        .context("the tail's address")?;
-    let through = |network: Network| -> anyhow::Result<String> {
-        Ok(format!(
-            "ws://{}",
-            runtime.block_on(relay::start(target, network))?
-        ))
-    };
+    let relays = Relays::to(&tail.url)?;
     println!(
         "Split layer {}, one thread a side, decode of {} tokens.\n",
         arguments.split_layer, arguments.tokens
@@ -66,7 +49,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             round_trip: Duration::from_millis(milliseconds),
             uplink_bits_per_second: None,
         };
-        let url = through(network)?;
+        let url = relays.url(network)?;
         for codec in ["f32", "f16"] {
             row(
                 &format!("{milliseconds} ms"),
@@ -84,7 +67,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             round_trip: Duration::from_millis(20),
             uplink_bits_per_second: Some(megabits * 1_000_000),
         };
-        let url = through(network)?;
+        let url = relays.url(network)?;
         for codec in ["f32", "f16", "int8", "int4"] {
             row(
                 &format!("{megabits} Mbit/s"),
@@ -171,38 +154,18 @@ fn generate(
     prompt: &str,
     tokens: usize,
 ) -> anyhow::Result<Report> {
-    let output = Command::new(program("edge-lite")?)
-        .args([
-            "--threads",
-            "1",
-            "generate",
-            "--tail",
-            url,
-            "--codec",
-            codec,
-            "--raw",
-            "--ignore-end-of-turn",
-        ])
-        .args([
-            "--split-layer",
-            &arguments.split_layer.to_string(),
-            "--head-quantization",
-            "none",
-        ])
-        .args([
-            "--prompt",
-            prompt,
-            "--max-tokens",
-            &tokens.to_string(),
-            "--format",
-            "json",
-        ])
-        .stderr(Stdio::piped())
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "edge-lite failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_slice(&output.stdout).context("edge-lite prints a report")
+    let (split_layer, tokens) = (arguments.split_layer.to_string(), tokens.to_string());
+    // A round trip for each token is what is measured.
+    let plain = ["--raw", "--ignore-end-of-turn", "--draft", "off"];
+    let chosen = [
+        "--codec",
+        codec,
+        "--split-layer",
+        &split_layer,
+        "--prompt",
+        prompt,
+        "--max-tokens",
+        &tokens,
+    ];
+    processes::generate(url, &[&plain[..], &chosen].concat())
 }
