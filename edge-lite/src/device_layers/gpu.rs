@@ -22,6 +22,10 @@ const GENERATIONS: usize = 4;
 /// What the memory for keys and values leaves free at least: the buffers of a step, and other programs' changes.
 const RESERVE_BYTES: usize = 512 << 20;
 
+/// Held while a step runs, whichever layers it is of: two models of this process must not have steps on a GPU at the same
+/// time, see `headway_cuda`.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// Layers on a GPU. Clones share them.
 #[derive(Clone)]
 pub(crate) struct GpuLayers {
@@ -177,6 +181,7 @@ impl GpuSequence {
             input: Input::TokenIds(token_ids),
             table: &self.table,
         };
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let tail = &mut running.tail;
         tail.start(&[segment], wanted)?;
         let taken = take(tail)?;

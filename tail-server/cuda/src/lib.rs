@@ -14,6 +14,9 @@
 //!   larger than any before it in what the host has to say about it.
 //! - Kernels find positions, tables and items in device memory: between steps of the same size only that memory
 //!   changes.
+//! - On one GPU, steps of one tail run at a time: the thread blocks of a chain wait for each other, and those of two at once
+//!   could each hold what the other waits for. Programs that share a GPU take turns by themselves, unless CUDA's
+//!   Multi-Process Service runs them together, with which this is not to be used.
 //! - After a fault of the device nothing is started any more: every later call returns [`CudaError::Broken`].
 //! - The program starts without a driver. Libraries are loaded when [`Gpu::open`] finds them.
 //!
