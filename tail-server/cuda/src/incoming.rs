@@ -66,9 +66,12 @@ impl Incoming {
     pub(crate) fn new(gpu: &Gpu, max_rows: usize, row_len: usize) -> Result<Self, CudaError> {
         let numbers = Numbers::new(max_rows);
         let values = (numbers.slots() + max_rows) * row_len;
+        let device = gpu.zeros(values)?;
+        // Zeroed on the GPU's own stream, and written on another.
+        gpu.stream().synchronize()?;
         Ok(Self {
             host: pinned(gpu.context(), values)?,
-            device: gpu.zeros(values)?,
+            device,
             copies: gpu.context().new_stream()?,
             copied: gpu.context().new_event(None)?,
             row_len,
@@ -181,6 +184,14 @@ impl Incoming {
             copy_range_up(&self.copies, &self.host, &mut self.device, range)?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Incoming {
+    /// Both memories are free when this ends; copies that no step has waited for may be on their way.
+    fn drop(&mut self) {
+        // After a fault nothing is on its way any more.
+        let _ = self.copies.synchronize();
     }
 }
 

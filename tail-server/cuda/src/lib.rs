@@ -1,12 +1,12 @@
 //! A range of a model's layers on an NVIDIA GPU, or on several.
 //!
 //! Place on the path: below the tail server's engine and the device's head layers, in the place of the model crate's
-//! decoder. It takes a step's
-//! rows as token ids or hidden states, with the tables that say where the sessions' keys and values lie, and gives
-//! what decides about the next tokens. Draws and sessions are the engine's.
+//! decoder. It takes a step's rows as token ids or hidden states, with the tables that say where the sessions' keys and
+//! values lie, and gives what decides about the next tokens. Draws and sessions are the engine's.
 //!
 //! Our own kernels (`kernels/`) do everything but the matrix products of large steps, of f32 and of devices before
-//! Hopper, which are cuBLAS's. The residual stream is f32; weights, activations and the KV memory are of the weights' type; every sum is f32.
+//! Hopper, which are cuBLAS's. The residual stream is f32; weights, activations and the KV memory are of the weights'
+//! type; every sum is f32.
 //!
 //! Invariants:
 //! - One stream for each GPU runs everything there, in the order of the calls, but for hidden states that come in; where
