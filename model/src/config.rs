@@ -168,7 +168,7 @@ impl ModelConfig {
     }
 
     /// Refuses sizes that no model can have, before memory is taken on their word.
-    fn checked(self) -> Result<Self, LoadError> {
+    pub(crate) fn checked(self) -> Result<Self, LoadError> {
         let bounds = [
             ("num_layers", self.num_layers, 1024),
             ("hidden_size", self.hidden_size, 32_768),

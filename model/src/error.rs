@@ -109,6 +109,18 @@ pub enum LoadError {
         /// What is wrong.
         reason: String,
     },
+    /// The early exit belongs to something else.
+    #[error("{path} is an early exit with {what} {found}; expected {expected}")]
+    Exit {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        what: &'static str,
+        /// What the file says.
+        found: String,
+        /// What would be right.
+        expected: String,
+    },
     /// The weights cannot be stored in the quantisation asked for.
     #[error("tensor {tensor} cannot be quantised to {quantization}: {reason}")]
     Quantization {

@@ -18,6 +18,7 @@ pub mod block;
 pub mod chat_template;
 pub mod config;
 pub mod decoder;
+pub mod early_exit;
 pub mod error;
 pub mod kv_cache;
 pub mod layer_range;
@@ -34,6 +35,7 @@ pub mod weights;
 
 pub use config::ModelConfig;
 pub use decoder::Decoder;
+pub use early_exit::EarlyExit;
 pub use error::{ForwardError, LoadError};
 pub use kv_cache::KvCache;
 pub use kv_cache::store::{BLOCK_POSITIONS, BlockId, KvStore};

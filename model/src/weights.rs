@@ -23,6 +23,8 @@ mod gguf;
 pub mod names;
 mod safetensors;
 
+pub(crate) use gguf::Metadata;
+
 /// A tensor's bytes as they stand in the file. Shape is `[outputs, columns]` or `[columns]`.
 #[derive(Clone, Debug)]
 pub struct RawTensor {
@@ -249,6 +251,23 @@ impl Weights {
             bos_token_id: None,
             eos_token_ids: Vec::new(),
         })
+    }
+
+    /// Opens a GGUF file whose configuration stands elsewhere in its metadata than a model's.
+    pub(crate) fn open_gguf_as(
+        path: &Path,
+        config: impl FnOnce(&Metadata) -> Result<ModelConfig, LoadError>,
+    ) -> Result<(Self, Metadata), LoadError> {
+        let (file, metadata) = gguf::GgufFile::open_with_metadata(path)?;
+        let weights = Self {
+            path: path.to_owned(),
+            config: config(&metadata)?,
+            files: Files::Gguf(vec![file]),
+            chat_template: None,
+            bos_token_id: None,
+            eos_token_ids: Vec::new(),
+        };
+        Ok((weights, metadata))
     }
 
     fn open_gguf(path: &Path) -> Result<Self, LoadError> {
