@@ -18,6 +18,7 @@ use crate::artifact_cache::ArtifactCache;
 use crate::config::{ClientConfig, default_cache_dir};
 use crate::connection::Dialer;
 use crate::device_layers::Holding;
+use crate::drafting::DraftModel;
 use crate::error::{DeviceError, Error, RequestError, TailError};
 use crate::generation::Generation;
 use crate::head_layers::HeadLayers;
@@ -211,7 +212,11 @@ impl Client {
             .max_positions
             .unwrap_or(usize::MAX)
             .min(manifest.max_positions);
-        let (vocabulary, head_layers) = {
+        let draft_file = config
+            .draft_model
+            .clone()
+            .filter(|_| choice.split_layer > 0);
+        let (vocabulary, head_layers, draft_model) = {
             let manifest = Arc::clone(&manifest);
             let holding = Holding {
                 dtype: config.dtype.unwrap_or(match choice.head_quantization {
@@ -221,7 +226,14 @@ impl Client {
                 place: config.place,
                 max_positions,
             };
-            let load = move || load_head(&manifest, choice, holding, (&tokenizer_file, &files));
+            let load = move || -> Result<_, Error> {
+                let (vocabulary, head_layers) =
+                    load_head(&manifest, choice, holding, (&tokenizer_file, &files))?;
+                let draft_model = draft_file
+                    .map(|file| DraftModel::load(&file, &manifest, choice.split_layer, holding))
+                    .transpose()?;
+                Ok((vocabulary, head_layers, draft_model))
+            };
             tokio::task::spawn_blocking(load)
                 .await
                 .map_err(DeviceError::Worker)??
@@ -264,6 +276,7 @@ impl Client {
             max_replay_bytes: config.max_replay_bytes,
             reuse_prefix: config.reuse_prefix,
             drafting: config.drafting,
+            draft_model,
             reconnect: config.reconnect,
         });
         Ok(Self {

@@ -37,6 +37,15 @@ impl Default for ReconnectPolicy {
     }
 }
 
+/// Where a model is that guesses the next tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DraftModelFile {
+    /// An early exit of the model, trained for the split layer (`edge-lite train-exit`).
+    EarlyExit(PathBuf),
+    /// A smaller model of the same tokens: a GGUF file or a folder.
+    Companion(PathBuf),
+}
+
 /// How to connect, and what to run here.
 #[derive(Clone)]
 pub struct ClientConfig {
@@ -78,6 +87,8 @@ pub struct ClientConfig {
     /// Where guesses of the next tokens come from, which the tail verifies several at a time. No token changes. Needs a
     /// tail that takes token ids.
     pub drafting: Drafting,
+    /// A model on this device that guesses, beside the prompt and the answer. For sessions whose hidden states go up.
+    pub draft_model: Option<DraftModelFile>,
     /// What to do about a lost session.
     pub reconnect: ReconnectPolicy,
     /// Tell the tail of answers that were given here with all layers: how many tokens each had, and nothing of
@@ -107,6 +118,7 @@ impl Default for ClientConfig {
             connect_timeout: Duration::from_secs(10),
             result_timeout: Duration::from_secs(60),
             drafting: Drafting::default(),
+            draft_model: None,
             reconnect: ReconnectPolicy::default(),
             report_on_device_answers: true,
             credentials: Credentials::default(),

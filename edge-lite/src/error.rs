@@ -81,6 +81,16 @@ pub enum RequestError {
         /// Those the manifest lists.
         offered: String,
     },
+    /// A companion model has other tokens than the model it is to guess for.
+    #[error("{path} has {got} tokens; a companion of this model has {expected}, the same ones")]
+    DraftModel {
+        /// The companion.
+        path: PathBuf,
+        /// Number of its token ids.
+        got: usize,
+        /// Number of the model's.
+        expected: usize,
+    },
     /// The prompt leaves no room for an answer.
     #[error("the prompt has {prompt_tokens} tokens; with {max_positions} positions at most {} fit", max_positions.saturating_sub(1))]
     PromptTooLong {
@@ -169,6 +179,9 @@ pub enum DeviceError {
     /// A forward pass failed.
     #[error("a forward pass failed")]
     Forward(#[from] ForwardError),
+    /// Training an exit failed.
+    #[error("training")]
+    Training(#[from] candle_core::Error),
     /// Hidden states cannot be encoded, or (in an evaluation) not decoded.
     #[error("the hidden states do not fit the codec")]
     Codec(#[from] CodecError),

@@ -9,6 +9,7 @@ use headway_wire::message::Activations;
 use headway_wire::{Codec, codec};
 
 use crate::device_layers::{DeviceLayers, Holding, Sequence};
+use crate::drafting::{Budget, Draft, DraftPass};
 use crate::error::DeviceError;
 use crate::prefix::PrefixDigests;
 
@@ -40,18 +41,20 @@ impl HeadLayers {
         &self.layers
     }
 
-    /// Starts one generation of at most `capacity` positions, whose rows are also taken by `digests`.
+    /// Starts one generation of at most `capacity` positions, whose rows are also taken by `digests` and `draft`.
     pub(crate) fn pass(
         &self,
         capacity: usize,
         codec: Codec,
         digests: Option<PrefixDigests>,
+        draft: Option<DraftPass>,
     ) -> HeadPass {
         HeadPass {
             sequence: self.layers.sequence(capacity),
             hidden_size: self.layers.config().hidden_size,
             codec,
             digests,
+            draft,
         }
     }
 }
@@ -63,6 +66,8 @@ pub(crate) struct HeadPass {
     codec: Codec,
     /// Here rather than where the rows are sent, because a digest of many rows takes time, too.
     digests: Option<PrefixDigests>,
+    /// Guesses from what the layers made.
+    draft: Option<DraftPass>,
 }
 
 /// Encoded hidden states and what they cost.
@@ -89,10 +94,58 @@ impl HeadPass {
             "rows are computed without gaps"
         );
         let started = Instant::now();
+        let hidden_states = self.hidden_states(position, token_ids)?;
+        let compute = started.elapsed();
+        self.encoded(position, &hidden_states, known, compute)
+    }
+
+    /// Runs the layers on the last token of `sequence`, and on what the model guesses after it as long as `budget` takes
+    /// it. Blocks.
+    pub(crate) fn run_draft(
+        &mut self,
+        sequence: &[u32],
+        mut budget: Budget,
+    ) -> Result<(HeadRows, Draft), DeviceError> {
+        let started = Instant::now();
+        let position = sequence.len() - 1;
+        let mut sequence = sequence.to_vec();
+        let mut draft = Draft::of_model();
+        let mut hidden_states = self.hidden_states(position, &sequence[position..])?;
+        while let Some(pass) = self.draft.as_mut().filter(|_| !budget.is_spent()) {
+            let guess = pass.guess(&sequence)?;
+            if !draft.add(guess, &mut budget) {
+                break;
+            }
+            hidden_states.extend(self.hidden_states(sequence.len(), &[guess.token_id])?);
+            sequence.push(guess.token_id);
+        }
+        let compute = started.elapsed();
+        let rows = self.encoded(position, &hidden_states, 1, compute)?;
+        Ok((rows, draft))
+    }
+
+    /// What is behind the layers for `token_ids` at `position` and after it.
+    fn hidden_states(
+        &mut self,
+        position: usize,
+        token_ids: &[u32],
+    ) -> Result<Vec<f32>, DeviceError> {
         self.sequence.truncate(position);
         let hidden_states = self.sequence.hidden_states(token_ids)?;
-        let compute = started.elapsed();
-        let activations = codec::encode(self.codec, &hidden_states, self.hidden_size)?;
+        if let Some(draft) = &mut self.draft {
+            draft.take_rows(position, &hidden_states);
+        }
+        Ok(hidden_states)
+    }
+
+    fn encoded(
+        &mut self,
+        position: usize,
+        hidden_states: &[f32],
+        known: usize,
+        compute: Duration,
+    ) -> Result<HeadRows, DeviceError> {
+        let activations = codec::encode(self.codec, hidden_states, self.hidden_size)?;
         if let Some(digests) = &mut self.digests {
             let rows = codec::encoded_rows(&activations, self.codec).take(known);
             digests.extend(position, rows);

@@ -54,10 +54,11 @@ mod tail_url;
 #[cfg(test)]
 mod test_tail;
 mod tls;
+pub mod train_exit;
 pub mod vocabulary;
 
 pub use client::Client;
-pub use config::{ClientConfig, ReconnectPolicy};
+pub use config::{ClientConfig, DraftModelFile, ReconnectPolicy};
 pub use credentials::{ClientCertificate, Credentials, Secret, Token};
 pub use drafting::Drafting;
 pub use error::{DeviceError, Error, Refused, RequestError, TailError};

@@ -7,6 +7,7 @@ use headway_wire::message::{Activations, Step, TokenIds, step};
 use headway_wire::{Codec, codec};
 use tokio::task::JoinHandle;
 
+use crate::drafting::{Draft, DraftPass, Guessing};
 use crate::error::DeviceError;
 use crate::head_layers::{HeadLayers, HeadPass, HeadRows};
 use crate::prefix::PrefixDigests;
@@ -35,7 +36,7 @@ struct Head {
 enum Pass {
     Idle(Box<HeadPass>),
     /// Computes; gives the pass back with the rows.
-    Busy(JoinHandle<(Box<HeadPass>, Span, Result<HeadRows, DeviceError>)>),
+    Busy(JoinHandle<(Box<HeadPass>, Result<(Made, Duration), DeviceError>)>),
     /// A worker thread panicked and took the pass along; `ready` has reported it.
     Lost,
 }
@@ -53,12 +54,32 @@ pub(crate) struct Span {
 pub(crate) struct Made {
     span: Span,
     input: step::Input,
+    draft: Option<Draft>,
 }
 
 impl Made {
     /// One past the step's last position.
     pub(crate) fn end(&self) -> usize {
         self.span.position + self.span.token_ids.len()
+    }
+
+    /// What head layers made, and the time it took.
+    fn of_rows(span: Span, rows: HeadRows, draft: Option<Draft>) -> (Self, Duration) {
+        let HeadRows {
+            activations,
+            compute,
+        } = rows;
+        let made = Self {
+            span,
+            input: step::Input::Activations(activations),
+            draft,
+        };
+        (made, compute)
+    }
+
+    /// The guesses among its tokens, and what is known of them.
+    pub(crate) fn take_draft(&mut self) -> Option<Draft> {
+        self.draft.take()
     }
 }
 
@@ -76,7 +97,11 @@ pub(crate) struct RowsConfig {
 
 impl Rows {
     /// Without head layers, token ids go up.
-    pub(crate) fn new(head_layers: Option<&HeadLayers>, config: &RowsConfig) -> Self {
+    pub(crate) fn new(
+        head_layers: Option<&HeadLayers>,
+        draft: Option<DraftPass>,
+        config: &RowsConfig,
+    ) -> Self {
         let codec = config.codec;
         let digests = |split_layer: usize, codec| {
             config
@@ -87,7 +112,12 @@ impl Rows {
             let split_layer = layers.layers().num_layers();
             let digests = digests(split_layer, Some(codec));
             Head {
-                pass: Pass::Idle(Box::new(layers.pass(config.capacity, codec, digests))),
+                pass: Pass::Idle(Box::new(layers.pass(
+                    config.capacity,
+                    codec,
+                    digests,
+                    draft,
+                ))),
                 replay: ReplayBuffer::new(codec, config.max_replay_bytes),
             }
         });
@@ -134,34 +164,65 @@ impl Rows {
             let input = step::Input::TokenIds(TokenIds {
                 ids: span.token_ids.clone(),
             });
-            self.ready = Some(Made { span, input });
+            self.ready = Some(Made {
+                span,
+                input,
+                draft: None,
+            });
             return;
         };
         if let Some(activations) = head.replay.rows_from(position, end - position) {
             self.ready = Some(Made {
                 span: span(position + activations.rows as usize),
                 input: step::Input::Activations(activations),
+                draft: None,
             });
             return;
         }
-        head.start(span(end));
+        let span = span(end);
+        head.start(move |pass| {
+            let rows = pass.run(span.position, &span.token_ids, span.token_ids.len())?;
+            Ok(Made::of_rows(span, rows, None))
+        });
     }
 
     /// Starts to make the step of the last token of `sequence` and of guesses of the next ones. To be called when
     /// nothing is started; [`Rows::verified`] follows the step's result.
-    pub(crate) fn start_draft(&mut self, sequence: &[u32], guesses: &[u32]) {
+    pub(crate) fn start_draft(&mut self, sequence: &[u32], guessing: Guessing) {
         let position = sequence.len() - 1;
-        let span = Span {
+        let span = move |sequence: &[u32], draft: &Draft| Span {
             position,
-            token_ids: [&sequence[position..], guesses].concat(),
-            guesses: guesses.len(),
+            token_ids: [&sequence[position..], &draft.token_ids].concat(),
+            guesses: draft.token_ids.len(),
         };
-        match &mut self.head {
-            Some(head) => head.start(span),
-            None => {
+        match (&mut self.head, guessing) {
+            (Some(head), Guessing::Guessed(draft)) => {
+                let span = span(sequence, &draft);
+                head.start(move |pass| {
+                    let rows = pass.run(position, &span.token_ids, 1)?;
+                    Ok(Made::of_rows(span, rows, Some(draft)))
+                });
+            }
+            (Some(head), Guessing::AskModel(budget)) => {
+                let sequence = sequence.to_vec();
+                head.start(move |pass| {
+                    let (rows, draft) = pass.run_draft(&sequence, budget)?;
+                    Ok(Made::of_rows(span(&sequence, &draft), rows, Some(draft)))
+                });
+            }
+            (None, guessing) => {
+                // A model guesses from what head layers make.
+                let draft = match guessing {
+                    Guessing::Guessed(draft) => draft,
+                    Guessing::AskModel(_) => Draft::of_model(),
+                };
+                let span = span(sequence, &draft);
                 let ids = span.token_ids.clone();
-                let input = step::Input::TokenIds(TokenIds { ids });
-                self.ready = Some(Made { span, input });
+                self.ready = Some(Made {
+                    span,
+                    input: step::Input::TokenIds(TokenIds { ids }),
+                    draft: Some(draft),
+                });
             }
         }
     }
@@ -197,21 +258,20 @@ impl Rows {
         let outcome = worker.await;
         // From here to the end nothing is awaited, so that a cancelled call loses nothing.
         *pass = Pass::Lost;
-        let (head_pass, span, rows) = outcome?;
+        let (head_pass, made) = outcome?;
         *pass = Pass::Idle(head_pass);
-        let HeadRows {
-            activations,
-            compute,
-        } = rows?;
+        let (made, compute) = made?;
         self.compute += compute;
-        self.unverified = (span.guesses > 0).then(|| (span.position, activations.clone()));
-        if self.unverified.is_none() {
-            replay.record(span.position, &activations);
+        if let step::Input::Activations(activations) = &made.input {
+            let Span {
+                position, guesses, ..
+            } = made.span;
+            self.unverified = (guesses > 0).then(|| (position, activations.clone()));
+            if self.unverified.is_none() {
+                replay.record(position, activations);
+            }
         }
-        Ok(Made {
-            span,
-            input: step::Input::Activations(activations),
-        })
+        Ok(made)
     }
 
     /// `Open.prefix_digests` for the first `positions` positions of `sequence`. To be called when nothing is
@@ -269,7 +329,7 @@ impl Rows {
 
     /// The message for `made`.
     pub(crate) fn step(&self, made: Made, sample: bool) -> Step {
-        let Made { span, input } = made;
+        let Made { span, input, .. } = made;
         let known = span.token_ids.len() - span.guesses;
         let draft = (span.guesses > 0).then(|| TokenIds {
             ids: span.token_ids[known..].to_vec(),
@@ -288,13 +348,16 @@ impl Rows {
 }
 
 impl Head {
-    fn start(&mut self, span: Span) {
+    /// Lets `work` make a step, off the async threads.
+    fn start(
+        &mut self,
+        work: impl FnOnce(&mut HeadPass) -> Result<(Made, Duration), DeviceError> + Send + 'static,
+    ) {
         match std::mem::replace(&mut self.pass, Pass::Lost) {
             Pass::Idle(mut pass) => {
                 self.pass = Pass::Busy(tokio::task::spawn_blocking(move || {
-                    let known = span.token_ids.len() - span.guesses;
-                    let rows = pass.run(span.position, &span.token_ids, known);
-                    (pass, span, rows)
+                    let made = work(&mut pass);
+                    (pass, made)
                 }));
             }
             other => self.pass = other,

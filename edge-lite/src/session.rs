@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use headway_model::sampler::Sampled;
+use headway_model::sampler::{Sampled, Sampler, SamplingParams};
 use headway_wire::message::{Open, StepResult};
 use headway_wire::{Codec, PROTOCOL_VERSION};
 
@@ -21,7 +21,7 @@ use self::messages::{sampled, sampling};
 use crate::answer::{Account, Answer, Plan};
 use crate::config::ReconnectPolicy;
 use crate::connection::{Connection, Dialer};
-use crate::drafting::{Draft, Drafter, Drafting};
+use crate::drafting::{Draft, DraftModel, DraftPass, Drafter, Drafting, Guessing};
 use crate::error::{DeviceError, Error, TailError};
 use crate::event::Event;
 use crate::generation::{Events, Progress};
@@ -51,14 +51,17 @@ pub(crate) struct SessionConfig {
     pub(crate) max_replay_bytes: usize,
     pub(crate) reuse_prefix: bool,
     pub(crate) drafting: Drafting,
+    pub(crate) draft_model: Option<DraftModel>,
     pub(crate) reconnect: ReconnectPolicy,
 }
 
 impl SessionConfig {
-    /// Bytes that the head weights take in memory.
+    /// Bytes that the head weights take in memory, with those of a model that guesses.
     pub(crate) fn head_weight_bytes(&self) -> usize {
         let head_layers = self.head_layers.as_ref();
+        let draft_model = self.draft_model.as_ref();
         head_layers.map_or(0, |head_layers| head_layers.layers().weight_bytes())
+            + draft_model.map_or(0, DraftModel::weight_bytes)
     }
 }
 
@@ -129,8 +132,8 @@ impl<'a> Session<'a> {
             config,
             plan,
             sequence: plan.prompt.clone(),
-            rows: Rows::new(config.head_layers.as_ref(), &rows),
-            drafter: Drafter::new(config.drafting),
+            rows: Rows::new(config.head_layers.as_ref(), draft_pass(config, plan), &rows),
+            drafter: Drafter::new(config.drafting, config.draft_model.is_some()),
             connection: None,
             recovery: Recovery::new(config.reconnect),
             sent_before: 0,
@@ -202,12 +205,12 @@ impl<'a> Session<'a> {
         }
         // The last token of an answer needs no position of its own.
         answer.limit_tokens(granted + 1 - self.plan.prompt.len());
-        let draft = self.guess(answer.tokens_left(), granted);
-        self.step_to_tokens(draft).await
+        let guessing = self.guess(answer.tokens_left(), granted);
+        self.step_to_tokens(guessing).await
     }
 
     /// What to guess of the next tokens, where only the row of the last token is to be sent.
-    fn guess(&mut self, tokens_left: usize, granted: usize) -> Option<Draft> {
+    fn guess(&mut self, tokens_left: usize, granted: usize) -> Option<Guessing> {
         let (drafter, connection) = self.drafter.as_mut().zip(self.connection.as_ref())?;
         let end = self.sequence.len();
         if connection.sent() + 1 != end || connection.unanswered() > 0 {
@@ -294,22 +297,24 @@ impl<'a> Session<'a> {
 
     /// Sends what the tail lacks of the sequence, with guesses behind it, and waits for the tokens after it. Rows are
     /// made while earlier ones are on their way.
-    async fn step_to_tokens(&mut self, draft: Option<Draft>) -> Result<Vec<Sampled>, Error> {
+    async fn step_to_tokens(&mut self, guessing: Option<Guessing>) -> Result<Vec<Sampled>, Error> {
         let Some(connection) = &mut self.connection else {
             return Err(TailError::Closed.into());
         };
         let (began, end) = (Instant::now(), self.sequence.len());
         let lacking = end - connection.sent();
         let max_rows = max_step_rows(self.config, connection);
-        if let Some(draft) = &draft {
-            self.rows.start_draft(&self.sequence, &draft.token_ids);
+        let mut draft = None;
+        if let Some(guessing) = guessing {
+            self.rows.start_draft(&self.sequence, guessing);
         } else if lacking > 0 {
             self.rows.start(&self.sequence, connection.sent(), max_rows);
         }
         loop {
             tokio::select! {
                 made = self.rows.next(), if connection.unanswered() < MAX_UNANSWERED_STEPS => {
-                    let made = made?;
+                    let mut made = made?;
+                    draft = made.take_draft();
                     let (start, step_end) = (connection.sent(), made.end());
                     if step_end < end {
                         self.rows.start(&self.sequence, step_end, max_rows);
@@ -353,11 +358,9 @@ impl<'a> Session<'a> {
         let Some(drafter) = &mut self.drafter else {
             return;
         };
-        drafter.took(1 + guesses, took);
-        match (draft, result.token_id) {
-            (Some(draft), _) => drafter.verified(draft, right),
-            (None, Some(token_id)) => drafter.sampled(token_id),
-            (None, None) => {}
+        drafter.took(draft, took);
+        if let Some((draft, token_id)) = draft.zip(result.token_id) {
+            drafter.verified(draft, right, token_id);
         }
     }
 
@@ -383,6 +386,20 @@ impl<'a> Session<'a> {
         self.totals.head_compute_ms = self.rows.compute().as_secs_f64() * 1e3;
         self.totals
     }
+}
+
+/// What guesses for this generation, where a model does.
+fn draft_pass(config: &SessionConfig, plan: &Plan) -> Option<DraftPass> {
+    let model = config.draft_model.as_ref()?;
+    let sampling = SamplingParams {
+        logit_bias: Vec::new(),
+        logprobs: false,
+        top_logprobs: 0,
+        ..plan.sampling.clone()
+    };
+    // The request's parameters were checked.
+    let sampler = Sampler::new(sampling, plan.prompt.len()).ok()?;
+    Some(model.pass(plan.positions(), Arc::new(sampler)))
 }
 
 /// True where the session offers digests. A sampler that must see every token id reuses nothing, and waiting for

@@ -55,6 +55,12 @@ impl EarlyExit {
         self.split_layer
     }
 
+    /// Columns of a row of hidden states.
+    #[must_use]
+    pub const fn hidden_size(&self) -> usize {
+        self.decoder.config().hidden_size
+    }
+
     /// The tokens it can guess, one for each logit.
     #[must_use]
     pub fn token_ids(&self) -> &[u32] {
@@ -83,7 +89,7 @@ impl EarlyExit {
         hidden_states: &[f32],
         cache: &mut KvCache,
     ) -> Result<Vec<f32>, ForwardError> {
-        let columns = self.decoder.config().hidden_size;
+        let columns = self.hidden_size();
         let rows = hidden_states.len() / columns;
         if rows == 0 || rows * columns != hidden_states.len() {
             return Err(ForwardError::Shape {

@@ -1,10 +1,15 @@
 //! Guesses of the next tokens: fewer steps for the very same answer.
 
+use std::fs::File;
+
 use anyhow::Result;
 use e2e::device::{chat, finish, lossless, request, sampled, unsplit};
 use e2e::smollm2;
 use e2e::tail::Tail;
-use edge_lite::{Client, ClientConfig, Drafting, Prompt, SamplingParams, WeightDtype};
+use edge_lite::train_exit::{TrainExitConfig, train_exit};
+use edge_lite::{
+    Client, ClientConfig, DraftModelFile, Drafting, Prompt, SamplingParams, WeightDtype,
+};
 
 /// Text that repeats itself, so that the model goes on with what stands in it.
 fn verse() -> Prompt {
@@ -81,5 +86,76 @@ async fn no_token_id_goes_up_to_a_tail_that_may_not_see_any() -> Result<()> {
         (answer.report.token_steps, answer.report.draft_tokens),
         (16, 0)
     );
+    Ok(())
+}
+
+/// The same answer as the unsplit model's, with guesses of `file`; how many were sent and how many of them were right.
+async fn guessed_by(file: DraftModelFile, split_layer: usize) -> Result<(u64, u64)> {
+    let model = unsplit(WeightDtype::Native).await?;
+    let tail = Tail::start(&smollm2(), &[]).await?;
+    let config = ClientConfig {
+        drafting: Drafting::Model,
+        draft_model: Some(file),
+        ..lossless(split_layer)
+    };
+    let client = Client::connect(&tail.url(), config).await?;
+    let (mut guesses, mut right) = (0, 0);
+    for (prompt, sampling) in [
+        (verse(), SamplingParams::default()),
+        (chat("Name three rivers."), SamplingParams::default()),
+        (chat("Name three rivers."), sampled(7)),
+        (verse(), with_penalties()),
+    ] {
+        let request = request(prompt, 40, sampling);
+        let expected = finish(model.generate(request.clone()).await?).await?;
+        let answer = finish(client.generate(request).await?).await?;
+        assert_eq!(answer.tokens, expected.tokens);
+        guesses += answer.report.draft_tokens;
+        right += answer.report.accepted_draft_tokens;
+    }
+    Ok((guesses, right))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guesses_of_an_early_exit_change_no_token() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("exit.gguf");
+    // A short training: enough for some guesses to be right near the model's end.
+    let config = TrainExitConfig {
+        model: smollm2(),
+        split_layer: 25,
+        exit_layers: 1,
+        draft_vocab_size: 4096,
+        tokens: 6000,
+        epochs: 2,
+        seed: 1,
+    };
+    let file = path.clone();
+    tokio::task::spawn_blocking(move || -> Result<()> {
+        let trained = train_exit(&config, |_| {})?;
+        trained.weights.write(&mut File::create(&file)?, &file)?;
+        Ok(())
+    })
+    .await??;
+    let (_, right) = guessed_by(DraftModelFile::EarlyExit(path.clone()), 25).await?;
+    assert!(right > 0, "some guesses were right in 160 tokens");
+
+    let tail = Tail::start(&smollm2(), &[]).await?;
+    let config = ClientConfig {
+        draft_model: Some(DraftModelFile::EarlyExit(path)),
+        ..lossless(10)
+    };
+    let refused = Client::connect(&tail.url(), config).await.err();
+    let error = format!("{:#}", anyhow::Error::from(refused.expect("another layer")));
+    assert!(error.contains("split layer 25; expected 10"), "{error}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_companion_that_is_the_model_itself_is_always_right() -> Result<()> {
+    // Drawn with the tail's own draws, a companion's tokens are the tail's where the models are the same. Penalties, which
+    // a companion does not apply, come last.
+    let (guesses, right) = guessed_by(DraftModelFile::Companion(smollm2()), 15).await?;
+    assert!(right > 0 && guesses - right <= 20, "{right} of {guesses}");
     Ok(())
 }

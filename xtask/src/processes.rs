@@ -66,6 +66,18 @@ pub fn generate(url: &str, arguments: &[&str]) -> anyhow::Result<Report> {
     serde_json::from_slice(&output.stdout).context("edge-lite prints a report")
 }
 
+/// Trains an early exit of `model` with the settings of `edge-lite train-exit`, on all cores; its log goes to stderr.
+pub fn train_exit(model: &Path, split_layer: usize, output: &Path) -> anyhow::Result<()> {
+    let status = Command::new(program("edge-lite")?)
+        .args(["--log", "info", "train-exit", "--model"])
+        .arg(model)
+        .args(["--split-layer", &split_layer.to_string(), "--output"])
+        .arg(output)
+        .status()?;
+    ensure!(status.success(), "edge-lite train-exit failed");
+    Ok(())
+}
+
 /// A running tail server; killed when dropped.
 pub struct Tail {
     child: Child,

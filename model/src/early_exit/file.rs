@@ -19,7 +19,7 @@ use crate::error::LoadError;
 use crate::layer_range::LayerRange;
 use crate::linear::Linear;
 use crate::quantization::Quantization;
-use crate::weights::{Metadata, StoreAs, WeightDtype, Weights, from_floats, names};
+use crate::weights::{Metadata, StoreAs, WeightDtype, Weights, dequantize, from_floats, names};
 
 /// Weight of the map from the hidden states behind the split layer.
 pub const INPUT_WEIGHT: &str = "exit_input.weight";
@@ -216,6 +216,54 @@ pub fn exit_tensors(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
 }
 
 impl ExitWeights {
+    /// What training begins with: the model's own last `num_layers` layers and its lm_head for `token_ids`, behind a map
+    /// that changes nothing.
+    ///
+    /// # Errors
+    /// [`LoadError::LayerRange`] where the model has fewer layers behind `split_layer`, [`LoadError`] where a tensor
+    /// cannot be read.
+    pub fn of_last_layers(
+        weights: &Weights,
+        model_digest: String,
+        split_layer: usize,
+        num_layers: usize,
+        token_ids: Vec<u32>,
+    ) -> Result<Self, LoadError> {
+        let model = weights.config();
+        let Some(first) = model
+            .num_layers
+            .checked_sub(num_layers)
+            .filter(|first| split_layer <= *first)
+        else {
+            return Err(LoadError::LayerRange {
+                range: LayerRange::new(split_layer, split_layer + num_layers),
+                num_layers: model.num_layers,
+            });
+        };
+        let config = exit_config(model, num_layers, token_ids.len());
+        let columns = model.hidden_size;
+        let mut tensors = Vec::new();
+        for (name, shape) in exit_tensors(&config) {
+            let values = match name.as_str() {
+                INPUT_WEIGHT => identity(columns),
+                INPUT_BIAS => vec![0.0; columns],
+                names::EMBEDDING => lm_head_rows(weights, &token_ids)?,
+                other => {
+                    let stored = names::shifted(other, first);
+                    dequantize(&weights.read(&stored, &shape)?)?
+                }
+            };
+            tensors.push((name, values));
+        }
+        Ok(Self {
+            model_digest,
+            split_layer,
+            config,
+            token_ids,
+            tensors,
+        })
+    }
+
     /// Writes the exit, its matrices in 8 bits (`q8_0`) where their rows divide into blocks. Errors name `path`.
     ///
     /// # Errors
@@ -282,4 +330,33 @@ impl ExitWeights {
                 reason: e.to_string(),
             })
     }
+}
+
+fn identity(columns: usize) -> Vec<f32> {
+    let mut values = vec![0.0; columns * columns];
+    values
+        .iter_mut()
+        .step_by(columns + 1)
+        .for_each(|value| *value = 1.0);
+    values
+}
+
+/// The lm_head's rows for `token_ids`, `[token_ids.len(), hidden_size]`.
+fn lm_head_rows(weights: &Weights, token_ids: &[u32]) -> Result<Vec<f32>, LoadError> {
+    let model = weights.config();
+    let name = match model.tied_embeddings {
+        true => names::EMBEDDING,
+        false => names::LM_HEAD,
+    };
+    let native = StoreAs::Dtype(WeightDtype::Native);
+    let lm_head = weights.read(name, &[model.vocab_size, model.hidden_size])?;
+    let lm_head = Linear::new(vec![lm_head], None, native)?;
+    let mut rows = vec![0.0; token_ids.len() * model.hidden_size];
+    for (id, row) in token_ids
+        .iter()
+        .zip(rows.chunks_exact_mut(model.hidden_size))
+    {
+        lm_head.row(*id as usize, row);
+    }
+    Ok(rows)
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::layer_range::LayerRange;
 use crate::sampler::argmax;
-use crate::weights::{WeightDtype, Weights, dequantize, names};
+use crate::weights::{WeightDtype, Weights};
 
 const SPLIT_LAYER: usize = 1;
 const DIGEST: &str = "sha256:of the model";
@@ -18,45 +18,9 @@ fn model() -> Weights {
 
 /// The layers of `weights` behind [`SPLIT_LAYER`] and its lm_head, for the tokens of `token_ids`.
 fn exit_of(weights: &Weights, token_ids: Vec<u32>) -> ExitWeights {
-    let model = weights.config();
-    let config = exit_config(model, model.num_layers - SPLIT_LAYER, token_ids.len());
-    let columns = model.hidden_size;
-    let lm_head = [names::LM_HEAD, names::EMBEDDING][usize::from(model.tied_embeddings)];
-    let lm_head = weights.read(lm_head, &[model.vocab_size, columns]).unwrap();
-    let lm_head = dequantize(&lm_head).unwrap();
-    let tensors = exit_tensors(&config).into_iter().map(|(name, shape)| {
-        let values = match name.as_str() {
-            INPUT_WEIGHT => (0..columns * columns)
-                .map(|i| if i / columns == i % columns { 1.0 } else { 0.0 })
-                .collect(),
-            INPUT_BIAS => vec![0.0; columns],
-            names::EMBEDDING => token_ids
-                .iter()
-                .flat_map(|id| lm_head[*id as usize * columns..][..columns].to_vec())
-                .collect(),
-            other => {
-                let stored = match other
-                    .strip_prefix("blk.")
-                    .and_then(|rest| rest.split_once('.'))
-                {
-                    Some((layer, rest)) => {
-                        let layer = layer.parse::<usize>().unwrap() + SPLIT_LAYER;
-                        names::in_layer(layer, rest)
-                    }
-                    None => other.to_owned(),
-                };
-                dequantize(&weights.read(&stored, &shape).unwrap()).unwrap()
-            }
-        };
-        (name, values)
-    });
-    ExitWeights {
-        model_digest: DIGEST.to_owned(),
-        split_layer: SPLIT_LAYER,
-        tensors: tensors.collect(),
-        config,
-        token_ids,
-    }
+    let num_layers = weights.config().num_layers - SPLIT_LAYER;
+    let digest = DIGEST.to_owned();
+    ExitWeights::of_last_layers(weights, digest, SPLIT_LAYER, num_layers, token_ids).unwrap()
 }
 
 fn written(exit: &ExitWeights, folder: &tempfile::TempDir) -> PathBuf {
@@ -146,4 +110,12 @@ fn a_file_that_is_no_exit_is_refused_with_what_it_lacks() {
     exit.tensors.pop();
     let missing = exit.write(&mut File::create(&path).unwrap(), &path);
     assert!(matches!(missing, Err(LoadError::MissingTensor { .. })));
+}
+
+#[test]
+fn an_exit_has_no_layers_from_before_the_split() {
+    let weights = model();
+    let too_many = weights.config().num_layers;
+    let exit = ExitWeights::of_last_layers(&weights, DIGEST.to_owned(), 1, too_many, vec![1]);
+    assert!(matches!(exit, Err(LoadError::LayerRange { .. })));
 }

@@ -15,6 +15,20 @@ pub fn in_layer(layer: usize, name: &str) -> String {
     format!("blk.{layer}.{name}")
 }
 
+/// The name of the tensor `layers` layers further up: `shifted("blk.0.attn_q.weight", 3)` is `blk.3.attn_q.weight`.
+/// Names outside of layers stay.
+#[must_use]
+pub fn shifted(name: &str, layers: usize) -> String {
+    let in_a_layer = name
+        .strip_prefix("blk.")
+        .and_then(|rest| rest.split_once('.'))
+        .and_then(|(layer, rest)| Some((layer.parse::<usize>().ok()?, rest)));
+    match in_a_layer {
+        Some((layer, rest)) => in_layer(layer + layers, rest),
+        None => name.to_owned(),
+    }
+}
+
 /// The name a tensor has in a safetensors checkpoint of the Llama family.
 #[must_use]
 pub fn in_safetensors(name: &str) -> String {

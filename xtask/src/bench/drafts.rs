@@ -1,5 +1,6 @@
 //! `cargo xtask bench drafts`.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -8,6 +9,7 @@ use edge_lite::Report;
 use super::median;
 use super::relay::{Network, Relays};
 use crate::model;
+use crate::paths;
 use crate::processes::{self, Tail};
 
 /// Options of `bench drafts`.
@@ -25,7 +27,16 @@ pub struct Arguments {
     /// Repetitions; the median is reported.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
+    /// An early exit for the split layer; without it one is trained, which takes minutes, and kept
+    #[arg(long)]
+    early_exit: Option<PathBuf>,
+    /// Temperature of the answers; 0 is greedy.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
 }
+
+/// How the next tokens are guessed.
+const DRAFTERS: [&str; 4] = ["off", "lookup", "model", "auto"];
 
 /// What is asked: text that stands in the prompt, or is about it, or is new.
 const TASKS: [(&str, &str); 5] = [
@@ -57,15 +68,20 @@ const TASKS: [(&str, &str); 5] = [
 /// Prints decode speed without and with guesses, by task and round trip.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     processes::build()?;
-    let tail = Tail::start(&model::fetch()?, &["--threads", "1"])?;
+    let model = model::fetch()?;
+    let early_exit = match &arguments.early_exit {
+        Some(path) => path.clone(),
+        None => trained_exit(&model, arguments.split_layer)?,
+    };
+    let tail = Tail::start(&model, &["--threads", "1"])?;
     let relays = Relays::to(&tail.url)?;
     println!(
-        "Split layer {}, one thread a side, f16, greedy answers of at most {} tokens; medians of {}.\n",
-        arguments.split_layer, arguments.tokens, arguments.repeats
+        "Split layer {}, one thread a side, f16, temperature {}, answers of at most {} tokens; medians of {}.\n",
+        arguments.split_layer, arguments.temperature, arguments.tokens, arguments.repeats
     );
     println!(
-        "| task | round trip | tok/s without guesses | tok/s with lookup | ratio | tokens a step | guesses right |\n\
-         |---|---|---|---|---|---|---|"
+        "| task | round trip | tok/s without guesses | lookup | exit | both | ratio of both | tokens a step | guesses right |\n\
+         |---|---|---|---|---|---|---|---|---|"
     );
     for (task, prompt) in TASKS {
         for &milliseconds in &arguments.round_trips {
@@ -74,20 +90,44 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 uplink_bits_per_second: None,
             };
             let url = relays.url(network)?;
-            let [off, lookup] =
-                ["off", "lookup"].map(|draft| measure(arguments, &url, prompt, draft));
-            let ((off, _), (lookup, report)) = (off?, lookup?);
-            println!("{}", row(task, milliseconds, [off, lookup], &report));
+            let mut speeds = Vec::new();
+            let mut last = None;
+            for draft in DRAFTERS {
+                let (speed, report) = measure(arguments, &url, (prompt, draft), &early_exit)?;
+                speeds.push(speed);
+                last = Some(report);
+            }
+            let report = last.context("nothing was measured")?;
+            println!("{}", row(task, milliseconds, &speeds, &report));
         }
     }
     Ok(())
 }
 
+/// The exit of an earlier run, or else one that is trained now.
+fn trained_exit(model: &Path, split_layer: usize) -> anyhow::Result<PathBuf> {
+    let folder = paths::cache_dir().join("exits");
+    std::fs::create_dir_all(&folder)?;
+    let path = folder.join(format!("smollm2-{split_layer}.gguf"));
+    if !path.is_file() {
+        eprintln!("training an early exit, for half an hour on two cores");
+        let unfinished = path.with_extension("unfinished");
+        processes::train_exit(model, split_layer, &unfinished)?;
+        std::fs::rename(&unfinished, &path)?;
+    }
+    Ok(path)
+}
+
 #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
-fn row(task: &str, milliseconds: u64, [off, lookup]: [f64; 2], report: &Report) -> String {
+fn row(task: &str, milliseconds: u64, speeds: &[f64], report: &Report) -> String {
+    let [off, .., both] = speeds else {
+        return String::new();
+    };
+    let cells: Vec<_> = speeds.iter().map(|speed| format!("{speed:.1}")).collect();
     format!(
-        "| {task} | {milliseconds} ms | {off:.1} | {lookup:.1} | {:.2} | {:.2} | {} of {} |",
-        lookup / off,
+        "| {task} | {milliseconds} ms | {} | {:.2} | {:.2} | {} of {} |",
+        cells.join(" | "),
+        both / off,
         report.token_ids.len() as f64 / report.token_steps as f64,
         report.accepted_draft_tokens,
         report.draft_tokens
@@ -98,13 +138,13 @@ fn row(task: &str, milliseconds: u64, [off, lookup]: [f64; 2], report: &Report) 
 fn measure(
     arguments: &Arguments,
     url: &str,
-    prompt: &str,
-    draft: &str,
+    (prompt, draft): (&str, &str),
+    early_exit: &Path,
 ) -> anyhow::Result<(f64, Report)> {
     let mut speeds = Vec::new();
     let mut last = None;
     for _ in 0..arguments.repeats.max(1) {
-        let report = generate(arguments, url, prompt, draft)?;
+        let report = generate(arguments, url, (prompt, draft), early_exit)?;
         #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
         let decoded = (report.token_ids.len() - 1) as f64;
         speeds.push(decoded / report.timings_ms.decode * 1e3);
@@ -113,22 +153,26 @@ fn measure(
     Ok((median(speeds), last.context("nothing was measured")?))
 }
 
-fn generate(arguments: &Arguments, url: &str, prompt: &str, draft: &str) -> anyhow::Result<Report> {
-    let (split_layer, tokens) = (
+fn generate(
+    arguments: &Arguments,
+    url: &str,
+    (prompt, draft): (&str, &str),
+    early_exit: &Path,
+) -> anyhow::Result<Report> {
+    let [split_layer, tokens, temperature] = [
         arguments.split_layer.to_string(),
         arguments.tokens.to_string(),
-    );
-    let chosen = [
-        "--codec",
-        "f16",
-        "--split-layer",
-        &split_layer,
-        "--prompt",
-        prompt,
-        "--max-tokens",
-        &tokens,
-        "--draft",
-        draft,
+        arguments.temperature.to_string(),
     ];
-    processes::generate(url, &chosen)
+    let early_exit = early_exit.to_str().context("the exit's path is text")?;
+    let chosen = [
+        ["--codec", "f16"],
+        ["--split-layer", &split_layer],
+        ["--prompt", prompt],
+        ["--max-tokens", &tokens],
+        ["--temperature", &temperature],
+        ["--draft", draft],
+        ["--early-exit", early_exit],
+    ];
+    processes::generate(url, &chosen.concat())
 }

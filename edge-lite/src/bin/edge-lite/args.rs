@@ -34,6 +34,8 @@ pub enum Command {
     Pull(PullArgs),
     /// Measure what a split costs in quality
     Eval(EvalArgs),
+    /// Train an early exit, whose guesses hide round trips (--draft exit)
+    TrainExit(TrainExitArgs),
 }
 
 /// Where the model is.
@@ -53,15 +55,22 @@ pub struct EngineArgs {
     /// chat go up once
     #[arg(long, conflicts_with = "model")]
     pub reuse_prefix: bool,
-    /// Where guesses of the next tokens come from, of which the tail verifies several in one round trip: off, or lookup
-    /// for what followed the same words before. No token changes
+    /// Where guesses of the next tokens come from, of which the tail verifies several in one round trip: off, lookup for
+    /// what followed the same words before, model for --early-exit or --companion, or auto for the better of the two. No
+    /// token changes
     #[arg(
         long,
         value_name = "HOW",
-        default_value = "lookup",
+        default_value = "auto",
         conflicts_with = "model"
     )]
     pub draft: Drafting,
+    /// An early exit of the tail's model for this split layer, which guesses the next tokens (edge-lite train-exit)
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["model", "companion"])]
+    pub early_exit: Option<PathBuf>,
+    /// A smaller model of the same tokens that guesses the next ones: a GGUF file or a folder
+    #[arg(long, value_name = "PATH", conflicts_with = "model")]
+    pub companion: Option<PathBuf>,
     /// Do not tell the tail how many tokens were answered here with all layers
     #[arg(long, conflicts_with = "model")]
     pub no_on_device_reports: bool,
@@ -327,6 +336,38 @@ pub struct EvalArgs {
     pub cache_dir: Option<PathBuf>,
 }
 
+/// `edge-lite train-exit`
+#[derive(Debug, Args)]
+pub struct TrainExitArgs {
+    /// A GGUF file, a folder, hf://org/repo or https://host/file.gguf
+    #[arg(long)]
+    pub model: String,
+    /// Layers before the exit: those that devices run
+    #[arg(long)]
+    pub split_layer: usize,
+    /// The exit's file
+    #[arg(long, value_name = "PATH")]
+    pub output: PathBuf,
+    /// Decoder layers of the exit
+    #[arg(long, default_value_t = 1)]
+    pub exit_layers: usize,
+    /// Tokens that the exit can guess: the most frequent ones
+    #[arg(long, default_value_t = 8192)]
+    pub draft_vocab: usize,
+    /// Tokens of text that the model writes to train with
+    #[arg(long, default_value_t = 400_000)]
+    pub tokens: usize,
+    /// Passes over that text
+    #[arg(long, default_value_t = 3)]
+    pub epochs: usize,
+    /// Selects the text
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Where downloaded models are kept [default: the user's cache folder]
+    #[arg(long)]
+    pub cache_dir: Option<PathBuf>,
+}
+
 /// How a table is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TableFormat {
@@ -363,7 +404,7 @@ mod tests {
             (None, None)
         );
         assert!(!args.engine.reuse_prefix);
-        assert_eq!(args.engine.draft, Drafting::PromptLookup);
+        assert_eq!(args.engine.draft, Drafting::Auto);
         assert_eq!(args.engine.head.device, Place::Auto);
         let request = args.request();
         assert!(matches!(request.prompt, Prompt::Chat(messages) if messages.len() == 1));

@@ -3,9 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use edge_lite::config::default_cache_dir;
-use edge_lite::{Client, ClientConfig, GenerateRequest, Generation, LocalConfig, LocalModel};
+use edge_lite::{
+    Client, ClientConfig, DraftModelFile, Drafting, GenerateRequest, Generation, LocalConfig,
+    LocalModel,
+};
 
 use crate::args::{CredentialArgs, EngineArgs, HeadArgs};
 
@@ -32,6 +35,7 @@ impl Engine {
                 max_positions: args.max_positions,
                 reuse_prefix: args.reuse_prefix,
                 drafting: args.draft,
+                draft_model: draft_model(args)?,
                 report_on_device_answers: !args.no_on_device_reports,
                 ..client_config(&args.head, &args.credentials)
             };
@@ -69,6 +73,16 @@ impl Engine {
             tracing::warn!("the tail was not told of all answers given here");
         }
     }
+}
+
+/// What guesses the next tokens.
+fn draft_model(args: &EngineArgs) -> Result<Option<DraftModelFile>> {
+    let early_exit = args.early_exit.clone().map(DraftModelFile::EarlyExit);
+    let file = early_exit.or_else(|| args.companion.clone().map(DraftModelFile::Companion));
+    if args.draft == Drafting::Model && file.is_none() {
+        bail!("--draft model needs --early-exit or --companion");
+    }
+    Ok(file)
 }
 
 /// The client's configuration for what the command line says about the head.

@@ -15,6 +15,7 @@ mod engine;
 mod eval;
 mod generate;
 mod pull;
+mod train_exit;
 
 /// Threads that wait for the network. Layers run on the threads of `--threads`, so two are plenty, and each
 /// more costs memory on a small device.
@@ -40,8 +41,10 @@ fn run(cli: Cli) -> Result<()> {
         .with_writer(std::io::stderr)
         .init();
     headway_model::threads::set_threads(cli.threads);
-    if let Command::Eval(args) = &cli.command {
-        return eval::run(args, cli.threads);
+    match &cli.command {
+        Command::Eval(args) => return eval::run(args, cli.threads),
+        Command::TrainExit(args) => return train_exit::run(args, cli.threads),
+        _ => {}
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(RUNTIME_THREADS)
@@ -53,7 +56,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Generate(args) => generate::run(args).await,
             Command::Chat(args) => chat::run(args).await,
             Command::Pull(args) => pull::run(args).await,
-            Command::Eval(_) => Ok(()),
+            Command::Eval(_) | Command::TrainExit(_) => Ok(()),
         }
     })
 }

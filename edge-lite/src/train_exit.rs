@@ -1,0 +1,431 @@
+//! Trains an early exit for a split layer on text that the model writes itself.
+//!
+//! own text ([`own_text`]) → an affine map by least squares ([`lens`]) → that map, copies of the model's last layers and
+//! the final norm, trained to say what the model says ([`network`], [`optimizer`]) → the exit's file.
+//!
+//! The loss is the cross-entropy between the model's distribution over the frequent tokens and the exit's, at every
+//! position. Nothing but this device and the model is needed.
+
+mod lens;
+mod network;
+mod optimizer;
+mod own_text;
+
+use std::path::PathBuf;
+
+use candle_core::{Device, Tensor};
+use headway_model::Decoder;
+use headway_model::artifact::identity;
+use headway_model::early_exit::{ExitWeights, INPUT_BIAS, INPUT_WEIGHT};
+use headway_model::layer_range::LayerRange;
+use headway_model::sampler::argmax;
+use headway_model::weights::{WeightDtype, Weights, names};
+use rayon::prelude::*;
+
+use self::network::Network;
+use self::optimizer::{Optimizer, Rates};
+use self::own_text::{AT_END, AT_SPLIT, MAX_POSITIONS, OwnText, Taps, Text};
+use crate::error::{DeviceError, Error, RequestError};
+use crate::vocabulary::Vocabulary;
+
+/// Positions of one step of training, about.
+const STEP_TOKENS: usize = 4096;
+/// Steps in which the rates rise.
+const WARM_UP_STEPS: usize = 20;
+/// The largest rates; they fall to nothing in the end.
+const RATES: Rates = Rates {
+    matrices: 0.02,
+    vectors: 1e-3,
+};
+/// Tokens of the texts that the lens is fitted to.
+const LENS_TOKENS: usize = 1 << 15;
+/// Of so many texts one is kept to measure with.
+const HELD_OUT: usize = 20;
+/// Rows of logits held at a time.
+const LOGIT_ROWS: usize = 1024;
+
+/// What to train.
+#[derive(Clone, Debug)]
+pub struct TrainExitConfig {
+    /// A GGUF file or a folder.
+    pub model: PathBuf,
+    /// The layers before the exit, 1 to `L - exit_layers`.
+    pub split_layer: usize,
+    /// The exit's own decoder layers, 1 or more.
+    pub exit_layers: usize,
+    /// Tokens that the exit can guess: the most frequent ones.
+    pub draft_vocab_size: usize,
+    /// Tokens of text to write.
+    pub tokens: usize,
+    /// Passes over the text.
+    pub epochs: usize,
+    /// Selects the texts.
+    pub seed: u64,
+}
+
+/// How far training is.
+#[derive(Clone, Copy, Debug)]
+pub enum TrainExitProgress {
+    /// So many tokens are written.
+    Written {
+        /// Tokens so far.
+        tokens: usize,
+    },
+    /// So many steps are done.
+    Trained {
+        /// Steps so far.
+        steps: usize,
+        /// Steps in all.
+        of: usize,
+        /// Cross-entropy of the last step, in nats a position.
+        loss: f32,
+    },
+}
+
+/// A trained exit and what was measured of it on texts that it was not trained with.
+pub struct TrainedExit {
+    /// To be written to a file.
+    pub weights: ExitWeights,
+    /// Texts' positions that were measured.
+    pub measured_positions: usize,
+    /// Of them, the share at which the exit's first choice is the model's, in percent.
+    pub agreement_percent: f64,
+    /// The same before training, with the lens alone.
+    pub lens_agreement_percent: f64,
+}
+
+/// Writes texts and trains an exit with them. Blocks, for minutes with a small model; `progress` is told how far it is.
+///
+/// # Errors
+/// [`RequestError::Value`] for settings that make no sense, device errors from loading and running.
+pub fn train_exit(
+    config: &TrainExitConfig,
+    mut progress: impl FnMut(TrainExitProgress),
+) -> Result<TrainedExit, Error> {
+    let weights = Weights::open(&config.model)?;
+    check(config, &weights)?;
+    let model_digest = identity(&weights)?.digest();
+    let vocabulary = Vocabulary::of_weights(&weights)?;
+    let num_layers = weights.config().num_layers;
+    let all = LayerRange::new(0, num_layers);
+    let decoder = Decoder::load(&weights, all, WeightDtype::Native).map_err(DeviceError::from)?;
+    let taps = Taps {
+        split_layer: config.split_layer,
+        exit_layers: num_layers - config.exit_layers,
+    };
+    let mut own_text = OwnText::new(&decoder, &vocabulary, taps, config.seed)?;
+    let mut texts = own_text.write(config.tokens, |tokens| {
+        progress(TrainExitProgress::Written { tokens });
+    })?;
+    drop(own_text);
+    let held_out = texts.split_off(texts.len() - (texts.len() / HELD_OUT).max(1));
+    let token_ids = frequent_tokens(&texts, config.draft_vocab_size, weights.config().vocab_size);
+    let initial = ExitWeights::of_last_layers(
+        &weights,
+        model_digest,
+        config.split_layer,
+        config.exit_layers,
+        token_ids,
+    )?;
+    let output_norm = weights.read_vector(names::OUTPUT_NORM, weights.config().hidden_size)?;
+    let mut trainer = Trainer::new(initial, texts, output_norm)?;
+    let lens_agreement_percent = trainer.agreement_percent(&held_out, &decoder)?;
+    trainer.train(config.epochs, &mut progress)?;
+    let agreement_percent = trainer.agreement_percent(&held_out, &decoder)?;
+    let mut weights = trainer.weights;
+    weights.tensors = trainer.network.tensors().map_err(DeviceError::from)?;
+    Ok(TrainedExit {
+        weights,
+        measured_positions: held_out.iter().map(|text| text.token_ids.len()).sum(),
+        agreement_percent,
+        lens_agreement_percent,
+    })
+}
+
+fn check(config: &TrainExitConfig, weights: &Weights) -> Result<(), RequestError> {
+    let model = weights.config();
+    let most_layers = model.num_layers.saturating_sub(config.exit_layers);
+    let values = [
+        ("exit layers", config.exit_layers, 1, model.num_layers - 1),
+        ("split layer", config.split_layer, 1, most_layers),
+        (
+            "draft vocabulary",
+            config.draft_vocab_size,
+            1,
+            model.vocab_size,
+        ),
+        ("tokens", config.tokens, 1000, 1 << 30),
+        ("epochs", config.epochs, 1, 1000),
+    ];
+    for (name, got, least, most) in values {
+        if !(least..=most).contains(&got) {
+            return Err(RequestError::Value {
+                name,
+                got: got.to_string(),
+                expected: format!("{least} to {most}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The `count` tokens that occur most often; those that occur equally often by their ids.
+fn frequent_tokens(texts: &[Text], count: usize, vocab_size: usize) -> Vec<u32> {
+    let mut counts = vec![0_u32; vocab_size];
+    for id in texts.iter().flat_map(|text| &text.token_ids) {
+        counts[*id as usize] += 1;
+    }
+    let mut token_ids: Vec<u32> = (0_u32..).take(vocab_size).collect();
+    token_ids.sort_by_key(|id| std::cmp::Reverse(counts[*id as usize]));
+    token_ids.truncate(count);
+    token_ids.sort_unstable();
+    token_ids
+}
+
+struct Trainer {
+    weights: ExitWeights,
+    network: Network,
+    /// `[hidden_size, draft_vocab_size]`.
+    lm_head: Tensor,
+    texts: Vec<Text>,
+    output_norm: Vec<f32>,
+    hidden_size: usize,
+}
+
+/// What a step needs of some texts, padded to the longest.
+struct Batch {
+    /// `[texts, positions, hidden_size]`.
+    at_split: Tensor,
+    /// Rows of `at_split` that are no padding, as if it were `[texts · positions, hidden_size]`.
+    rows: Tensor,
+    /// What the lm_head takes of the model at these rows, `[rows, hidden_size]`.
+    normed: Tensor,
+}
+
+impl Trainer {
+    fn new(
+        mut weights: ExitWeights,
+        texts: Vec<Text>,
+        output_norm: Vec<f32>,
+    ) -> Result<Self, DeviceError> {
+        let hidden_size = weights.config.hidden_size;
+        let mut tokens = 0;
+        let fitted = texts.iter().take_while(|text| {
+            tokens += text.token_ids.len();
+            tokens <= LENS_TOKENS + text.token_ids.len()
+        });
+        let fitted = fitted.count();
+        let (weight, bias) = lens::fit(&texts[..fitted], hidden_size)?;
+        for (name, values) in &mut weights.tensors {
+            match name.as_str() {
+                INPUT_WEIGHT => values.clone_from(&weight),
+                INPUT_BIAS => values.clone_from(&bias),
+                _ => {}
+            }
+        }
+        let network = Network::new(&weights, MAX_POSITIONS)?;
+        Ok(Self {
+            lm_head: network.lm_head.t()?.contiguous()?,
+            network,
+            weights,
+            texts,
+            output_norm,
+            hidden_size,
+        })
+    }
+
+    fn train(
+        &mut self,
+        epochs: usize,
+        progress: &mut impl FnMut(TrainExitProgress),
+    ) -> Result<(), DeviceError> {
+        // Texts of about the same length go together, so that little is padding.
+        self.texts.sort_by_key(|text| text.token_ids.len());
+        let batches = batches_of(&self.texts);
+        let of = batches.len() * epochs;
+        let mut optimizer = Optimizer::new(&self.network.vars)?;
+        for steps in 0..of {
+            // A stride that is no divisor mixes the lengths, and every epoch sees every batch once.
+            let batch = &batches[steps * stride(batches.len()) % batches.len()];
+            let batch = self.batch(&self.texts[batch.clone()])?;
+            let out = self.network.forward(&batch.at_split)?;
+            let out = out
+                .reshape(((), self.hidden_size))?
+                .index_select(&batch.rows, 0)?;
+            let (gradient, loss) = self.output_gradient(&out.detach(), &batch.normed)?;
+            // Its gradient with respect to `out` is the loss's.
+            let gradients = (out * gradient)?.sum_all()?.backward()?;
+            let scale = scale(steps, of);
+            let rates = Rates {
+                matrices: RATES.matrices * scale,
+                vectors: RATES.vectors * scale,
+            };
+            optimizer.step(&self.network.vars, &gradients, rates)?;
+            let steps = steps + 1;
+            progress(TrainExitProgress::Trained { steps, of, loss });
+        }
+        Ok(())
+    }
+
+    fn batch(&self, texts: &[Text]) -> Result<Batch, DeviceError> {
+        let positions = texts
+            .iter()
+            .map(|text| text.token_ids.len())
+            .max()
+            .unwrap_or(0);
+        let row_values = positions * self.hidden_size;
+        let mut at_split = vec![0.0; texts.len() * row_values];
+        let mut rows = Vec::new();
+        let mut at_end = Vec::new();
+        for (index, text) in texts.iter().enumerate() {
+            let states = &text.hidden_states[AT_SPLIT];
+            for (to, from) in at_split[index * row_values..].iter_mut().zip(states) {
+                *to = from.to_f32();
+            }
+            let first = u32::try_from(index * positions).expect("a batch of few rows");
+            rows.extend((first..).take(text.token_ids.len()));
+            at_end.extend(
+                text.hidden_states[AT_END]
+                    .iter()
+                    .map(|value| value.to_f32()),
+            );
+        }
+        let eps = self.weights.config.rms_norm_eps;
+        for row in at_end.chunks_exact_mut(self.hidden_size) {
+            normalize(row, &self.output_norm, eps);
+        }
+        let device = &Device::Cpu;
+        let num_rows = rows.len();
+        Ok(Batch {
+            at_split: Tensor::from_vec(
+                at_split,
+                (texts.len(), positions, self.hidden_size),
+                device,
+            )?,
+            rows: Tensor::from_vec(rows, num_rows, device)?,
+            normed: Tensor::from_vec(at_end, (num_rows, self.hidden_size), device)?,
+        })
+    }
+
+    /// The gradient of the mean cross-entropy with respect to `out`, `[rows, hidden_size]`, and that mean in nats.
+    fn output_gradient(&self, out: &Tensor, normed: &Tensor) -> Result<(Tensor, f32), DeviceError> {
+        let rows = out.dim(0)?;
+        #[expect(clippy::cast_precision_loss, reason = "rows of a step")]
+        let share = 1.0 / rows as f32;
+        let (mut gradients, mut loss) = (Vec::new(), 0.0);
+        for first in (0..rows).step_by(LOGIT_ROWS) {
+            let count = LOGIT_ROWS.min(rows - first);
+            let logits = |states: &Tensor| {
+                let logits = states.narrow(0, first, count)?.matmul(&self.lm_head)?;
+                logits.flatten_all()?.to_vec1::<f32>()
+            };
+            let (mut guessed, mut right) = (logits(out)?, logits(normed)?);
+            let vocab_size = self.weights.token_ids.len();
+            let pairs = guessed
+                .par_chunks_exact_mut(vocab_size)
+                .zip(right.par_chunks_exact_mut(vocab_size));
+            loss += pairs
+                .map(|(guessed, right)| cross_entropy(guessed, right, share))
+                .sum::<f32>();
+            let gradient = Tensor::from_vec(guessed, (count, vocab_size), &Device::Cpu)?;
+            gradients.push(gradient.matmul(&self.network.lm_head)?);
+        }
+        Ok((Tensor::cat(&gradients, 0)?, loss))
+    }
+
+    /// The share of positions at which the exit's first choice is the model's, in percent.
+    fn agreement_percent(&self, texts: &[Text], decoder: &Decoder) -> Result<f64, Error> {
+        let (mut agreed, mut positions) = (0_u32, 0_u32);
+        for text in texts {
+            let batch = self.batch(std::slice::from_ref(text))?;
+            let logits = || {
+                let out = self.network.forward(&batch.at_split)?;
+                let out = out.reshape(((), self.hidden_size))?;
+                out.detach().matmul(&self.lm_head)?.to_vec2::<f32>()
+            };
+            let guessed = logits().map_err(DeviceError::from)?;
+            let at_end: Vec<f32> = text.hidden_states[AT_END]
+                .iter()
+                .map(|value| value.to_f32())
+                .collect();
+            for (guessed, at_end) in guessed.iter().zip(at_end.chunks_exact(self.hidden_size)) {
+                let right = argmax(&decoder.logits(at_end).map_err(DeviceError::from)?);
+                let guess = self.weights.token_ids[argmax(guessed) as usize];
+                agreed += u32::from(guess == right);
+                positions += 1;
+            }
+        }
+        Ok(100.0 * f64::from(agreed) / f64::from(positions.max(1)))
+    }
+}
+
+/// Consecutive texts of about [`STEP_TOKENS`] positions with their padding.
+fn batches_of(texts: &[Text]) -> Vec<std::ops::Range<usize>> {
+    let mut batches = Vec::new();
+    let mut first = 0;
+    for end in 1..=texts.len() {
+        let is_last = end == texts.len();
+        let with_next = texts
+            .get(end)
+            .map_or(0, |next| next.token_ids.len() * (end + 1 - first));
+        if is_last || with_next > STEP_TOKENS {
+            batches.push(first..end);
+            first = end;
+        }
+    }
+    batches
+}
+
+/// A number near 0.62 of `count` that has no divisor in common with it.
+fn stride(count: usize) -> usize {
+    let near = (count * 62 / 100).max(1);
+    let common = |mut a: usize, mut b: usize| {
+        while b > 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    (near..=count)
+        .find(|stride| common(*stride, count) == 1)
+        .unwrap_or(1)
+}
+
+/// From 0 up and down again.
+#[expect(clippy::cast_precision_loss, reason = "steps are few")]
+fn scale(steps: usize, of: usize) -> f64 {
+    let rise = (steps + 1) as f64 / WARM_UP_STEPS as f64;
+    let fall = 1.0 - steps as f64 / of as f64;
+    rise.min(1.0) * fall
+}
+
+fn normalize(row: &mut [f32], weight: &[f32], eps: f32) {
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "the width of the residual stream"
+    )]
+    let mean_square = row.iter().map(|value| value * value).sum::<f32>() / row.len() as f32;
+    let scale = 1.0 / (mean_square + eps).sqrt();
+    for (value, weight) in row.iter_mut().zip(weight) {
+        *value *= scale * weight;
+    }
+}
+
+/// Cross-entropy of `guessed` under `right`, both logits, times `share`; its gradient takes the place of `guessed`.
+fn cross_entropy(guessed: &mut [f32], right: &mut [f32], share: f32) -> f32 {
+    let log_total = |logits: &mut [f32]| {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let total: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
+        largest + total.ln()
+    };
+    let (guessed_total, right_total) = (log_total(guessed), log_total(right));
+    let mut loss = 0.0;
+    for (guess, right) in guessed.iter_mut().zip(right) {
+        let probability = (*right - right_total).exp();
+        loss -= probability * (*guess - guessed_total);
+        *guess = ((*guess - guessed_total).exp() - probability) * share;
+    }
+    loss * share
+}
+
+#[cfg(test)]
+mod tests;
