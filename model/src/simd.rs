@@ -11,10 +11,13 @@
 use std::sync::LazyLock;
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
+pub(crate) mod tile_unit;
 
 /// Lanes of every vector of 32-bit values; vectors of bytes have four times as many.
 pub const LANES: usize = 16;
@@ -48,14 +51,34 @@ pub trait Simd: Copy {
     fn add(a: Self::F, b: Self::F) -> Self::F;
     /// The larger of each pair of lanes.
     fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// Without the sign.
+    fn abs(vector: Self::F) -> Self::F;
+    /// The largest lane.
+    fn largest(vector: Self::F) -> f32;
 
     /// The same integer in every lane.
     fn splat_i(value: i32) -> Self::I;
+    /// The first 16 integers of `values`.
+    fn load_i(values: &[i32]) -> Self::I;
+    /// The bits of floats.
+    fn bits(vector: Self::F) -> Self::I;
+    /// `a + b`, modulo 2^32.
+    fn add_i(a: Self::I, b: Self::I) -> Self::I;
+    /// `a - b`, modulo 2^32.
+    fn sub_i(a: Self::I, b: Self::I) -> Self::I;
+    /// The sum of the lanes, modulo 2^32.
+    fn sum_i(vector: Self::I) -> i32;
+    /// Writes the low byte of each lane.
+    fn store_low_bytes(vector: Self::I, out: &mut [i8]);
     /// Integers to floats.
     fn to_f(vector: Self::I) -> Self::F;
 
     /// The first 64 bytes of `bytes`.
     fn load_b(bytes: &[u8]) -> Self::B;
+    /// Writes 64 bytes.
+    fn store_b(vector: Self::B, out: &mut [i8]);
+    /// Each byte less `value`, modulo 256.
+    fn sub_b(vector: Self::B, value: i8) -> Self::B;
     /// The low four bits of each byte.
     fn low_nibbles(vector: Self::B) -> Self::B;
     /// The high four bits of each byte.
@@ -133,6 +156,8 @@ pub fn dispatch<W: Work>(work: W) {
 pub fn instruction_set() -> &'static str {
     match *LEVEL {
         #[cfg(target_arch = "x86_64")]
+        Level::Avx512 if tile_unit::detected() => "avx512-vnni, amx-int8",
+        #[cfg(target_arch = "x86_64")]
         Level::Avx512 => "avx512-vnni",
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => "avx2",
@@ -141,4 +166,4 @@ pub fn instruction_set() -> &'static str {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,19 +11,60 @@
 //! A weight is `d · (q - offset) + m`; its product with a group of activations `a = s · v` is
 //! `d · s · (Σ q v - offset · Σ v) + m · s · Σ v`, where both sums are exact integers.
 
+use std::cell::Cell;
+
 use candle_core::quantized::GgmlDType;
 use half::f16;
 
 use super::DisjointOut;
-use super::activations::{GROUP, QuantizedRows, over_tiles};
-use crate::simd::{LANES, Simd, Work, dispatch};
+use super::activations::{GROUP, Group, QuantizedRows, over_tiles};
+use crate::simd::{LANES, Simd, dispatch, tile_unit};
 use crate::weights::RawTensor;
+use rows::RowProduct;
+use tiles::TileProduct;
+
+mod rows;
+mod tiles;
+
+/// Input rows from which the tile unit is worth it: it computes blocks of 16, and half of one takes
+/// as long as eight rows without it.
+const TILE_UNIT_ROWS: usize = 8;
+
+/// Quantised input, in the layout of the kernel that will read it.
+pub enum PackedInput {
+    Rows(QuantizedRows<1>),
+    Tiles(QuantizedRows<LANES>),
+}
+
+thread_local! {
+    /// The memory of the last [`PackedInput::Tiles`], for the next one.
+    static SPARE: Cell<Vec<Group<LANES>>> = const { Cell::new(Vec::new()) };
+}
+
+impl PackedInput {
+    /// `x`: `[rows, columns]`.
+    pub fn new(x: &[f32], rows: usize, columns: usize) -> Self {
+        if rows >= TILE_UNIT_ROWS && tile_unit::detected() {
+            Self::Tiles(QuantizedRows::new(x, rows, columns, SPARE.take()))
+        } else {
+            Self::Rows(QuantizedRows::new(x, rows, columns, Vec::new()))
+        }
+    }
+}
+
+impl Drop for PackedInput {
+    fn drop(&mut self) {
+        if let Self::Tiles(x) = self {
+            SPARE.set(x.take_memory());
+        }
+    }
+}
 
 /// How the blocks of a GGML type are laid out.
 #[derive(Clone, Copy)]
 struct Format {
     bits: usize,
-    offset: i16,
+    offset: i8,
     has_min: bool,
 }
 
@@ -99,15 +140,33 @@ impl PackedMatrix {
     }
 
     /// Writes columns 0 to `outputs` of `out`, `[rows, ..]`.
-    pub fn forward(&self, x: &QuantizedRows, out: &DisjointOut<'_>) {
-        over_tiles(self.outputs.div_ceil(LANES), x.rows, |tiles| {
-            dispatch(Product {
-                matrix: self,
-                x,
-                out,
-                tiles,
-            });
-        });
+    pub fn forward(&self, x: &PackedInput, out: &DisjointOut<'_>) {
+        let tiles = self.outputs.div_ceil(LANES);
+        match x {
+            PackedInput::Rows(x) => over_tiles(tiles, x.rows, |tiles| {
+                dispatch(RowProduct {
+                    matrix: self,
+                    x,
+                    out,
+                    tiles,
+                });
+            }),
+            PackedInput::Tiles(x) => over_tiles(tiles, x.rows, |tiles| {
+                dispatch(TileProduct {
+                    matrix: self,
+                    x,
+                    out,
+                    tiles,
+                });
+            }),
+        }
+    }
+
+    /// The bytes of tile `index`, `[group, tile_bytes]`.
+    #[inline(always)]
+    fn tile(&self, index: usize) -> &[u8] {
+        let bytes = self.columns / GROUP * LANES * self.format.block_bytes();
+        &self.data[index * bytes..][..bytes]
     }
 
     /// Row `index` as f32.
@@ -168,88 +227,8 @@ fn unpack_block(format: Format, tile: &[u8], lane: usize, out: &mut [f32]) {
         };
         let fifth =
             format.bits == 5 && tile[fifth_at + 4 * lane + column / 8] >> (column % 8) & 1 == 1;
-        let value = value + if fifth { 16 } else { 0 } - format.offset;
+        let value = value + if fifth { 16 } else { 0 } - i16::from(format.offset);
         *out = f32::from(value) * scale + min;
-    }
-}
-
-struct Product<'a> {
-    matrix: &'a PackedMatrix,
-    x: &'a QuantizedRows,
-    out: &'a DisjointOut<'a>,
-    tiles: std::ops::Range<usize>,
-}
-
-impl Work for Product<'_> {
-    #[inline(always)]
-    fn run<S: Simd>(self) {
-        match (self.matrix.format.bits, self.matrix.format.has_min) {
-            (4, false) => self.all_tiles::<S, 4, false>(),
-            (4, true) => self.all_tiles::<S, 4, true>(),
-            (5, false) => self.all_tiles::<S, 5, false>(),
-            (5, true) => self.all_tiles::<S, 5, true>(),
-            _ => self.all_tiles::<S, 8, false>(),
-        }
-    }
-}
-
-impl Product<'_> {
-    #[inline(always)]
-    fn all_tiles<S: Simd, const BITS: usize, const MIN: bool>(self) {
-        for tile in self.tiles.clone() {
-            let mut row = 0;
-            while row + 4 <= self.x.rows {
-                self.tile_rows::<S, BITS, MIN, 4>(tile, row);
-                row += 4;
-            }
-            while row < self.x.rows {
-                self.tile_rows::<S, BITS, MIN, 1>(tile, row);
-                row += 1;
-            }
-        }
-    }
-
-    /// One tile of outputs for `ROWS` input rows from `row` on.
-    #[inline(always)]
-    fn tile_rows<S: Simd, const BITS: usize, const MIN: bool, const ROWS: usize>(
-        &self,
-        tile: usize,
-        row: usize,
-    ) {
-        let format = self.matrix.format;
-        let value_bytes = LANES * if BITS == 8 { GROUP } else { GROUP / 2 };
-        let fifth_bytes = LANES * if BITS == 5 { 4 } else { 0 };
-        let tile_bytes = value_bytes + fifth_bytes + LANES * if MIN { 4 } else { 2 };
-        let groups = self.x.groups;
-        let data = &self.matrix.data[tile * groups * tile_bytes..(tile + 1) * groups * tile_bytes];
-        let bias = i32::from(format.offset) + if BITS == 8 { S::I8_BIAS } else { 0 };
-        let mut sums = [S::splat(0.0); ROWS];
-        for (group, data) in data.chunks_exact(tile_bytes).enumerate() {
-            let weights = unpack::<S, BITS>(data);
-            let scale = S::load_f16(&data[value_bytes + fifth_bytes..]);
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let (values, x_scale, x_sum) = self.x.group(row + r, group);
-                let mut dot = S::splat_i(-bias * i32::from(x_sum));
-                for (weights, values) in weights.iter().zip(values.as_chunks::<4>().0) {
-                    dot = if BITS == 8 {
-                        S::dot_i8(dot, *weights, *values)
-                    } else {
-                        S::dot_u5(dot, *weights, *values)
-                    };
-                }
-                *sum = S::fma(S::mul(scale, S::splat(x_scale)), S::to_f(dot), *sum);
-                if MIN {
-                    let min = S::load_f16(&data[value_bytes + fifth_bytes + 2 * LANES..]);
-                    *sum = S::fma(min, S::splat(x_scale * f32::from(x_sum)), *sum);
-                }
-            }
-        }
-        let outputs = LANES.min(self.matrix.outputs - tile * LANES);
-        for (r, sum) in sums.into_iter().enumerate() {
-            let mut lanes = [0.0; LANES];
-            S::store(sum, &mut lanes);
-            self.out.write(row + r, tile * LANES, &lanes[..outputs]);
-        }
     }
 }
 
@@ -261,7 +240,7 @@ fn unpack<S: Simd, const BITS: usize>(data: &[u8]) -> [S::B; 8] {
     let mut vectors = [S::load_b(data); 8];
     if BITS == 8 {
         for j in 0..8 {
-            vectors[j] = S::prepare_i8(S::load_b(&data[64 * j..]));
+            vectors[j] = S::load_b(&data[64 * j..]);
         }
         return vectors;
     }
@@ -280,3 +259,6 @@ fn unpack<S: Simd, const BITS: usize>(data: &[u8]) -> [S::B; 8] {
     }
     vectors
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,10 +1,12 @@
+//! Products with every type of weights.
+
 use super::*;
 use crate::weights::WeightDtype;
 use crate::weights::{dequantize, from_floats};
 use candle_core::quantized::GgmlDType;
 
 /// Numbers that look random and are the same in every run.
-fn noise(len: usize, seed: u32) -> Vec<f32> {
+pub(super) fn noise(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
         state ^= state << 13;
@@ -18,7 +20,7 @@ fn noise(len: usize, seed: u32) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-fn tensor(dtype: GgmlDType, outputs: usize, columns: usize) -> RawTensor {
+pub(super) fn tensor(dtype: GgmlDType, outputs: usize, columns: usize) -> RawTensor {
     let data = from_floats(&noise(outputs * columns, 7), dtype);
     RawTensor {
         name: "w".to_owned(),

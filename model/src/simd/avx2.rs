@@ -114,9 +114,102 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn abs(vector: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            [
+                _mm256_andnot_ps(sign, vector[0]),
+                _mm256_andnot_ps(sign, vector[1]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn largest(vector: Self::F) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let eight = _mm256_max_ps(vector[0], vector[1]);
+            let four = _mm_max_ps(
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps::<1>(eight),
+            );
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            let one = _mm_max_ss(two, _mm_movehdup_ps(two));
+            _mm_cvtss_f32(one)
+        }
+    }
+
+    #[inline(always)]
+    fn bits(vector: Self::F) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            [
+                _mm256_castps_si256(vector[0]),
+                _mm256_castps_si256(vector[1]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn sub_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn sum_i(vector: Self::I) -> i32 {
+        // SAFETY: see above.
+        unsafe {
+            let eight = _mm256_add_epi32(vector[0], vector[1]);
+            let four = _mm_add_epi32(
+                _mm256_castsi256_si128(eight),
+                _mm256_extracti128_si256::<1>(eight),
+            );
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b00_00_11_10>(four));
+            let one = _mm_add_epi32(two, _mm_shuffle_epi32::<0b00_00_00_01>(two));
+            _mm_cvtsi128_si32(one)
+        }
+    }
+
+    #[inline(always)]
+    fn store_low_bytes(vector: Self::I, out: &mut [i8]) {
+        assert!(out.len() >= LANES);
+        let mut lanes = [0_i32; LANES];
+        // SAFETY: see above.
+        unsafe {
+            let to = lanes.as_mut_ptr().cast::<__m256i>();
+            _mm256_storeu_si256(to, vector[0]);
+            _mm256_storeu_si256(to.add(1), vector[1]);
+        }
+        for (out, lane) in out.iter_mut().zip(lanes) {
+            *out = lane.to_le_bytes()[0].cast_signed();
+        }
+    }
+
+    #[inline(always)]
     fn splat_i(value: i32) -> Self::I {
         // SAFETY: see above.
         [unsafe { _mm256_set1_epi32(value) }; 2]
+    }
+
+    #[inline(always)]
+    fn load_i(values: &[i32]) -> Self::I {
+        assert!(values.len() >= LANES);
+        // SAFETY: see above.
+        unsafe {
+            let values = values.as_ptr().cast::<__m256i>();
+            [
+                _mm256_loadu_si256(values),
+                _mm256_loadu_si256(values.add(1)),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -133,6 +226,29 @@ impl Simd for Avx2 {
             [
                 _mm256_loadu_si256(bytes.as_ptr().cast::<__m256i>()),
                 _mm256_loadu_si256(bytes.as_ptr().cast::<__m256i>().add(1)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn store_b(vector: Self::B, out: &mut [i8]) {
+        assert!(out.len() >= 4 * LANES);
+        // SAFETY: see above.
+        unsafe {
+            let out = out.as_mut_ptr().cast::<__m256i>();
+            _mm256_storeu_si256(out, vector[0]);
+            _mm256_storeu_si256(out.add(1), vector[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn sub_b(vector: Self::B, value: i8) -> Self::B {
+        // SAFETY: see above.
+        unsafe {
+            let value = _mm256_set1_epi8(value);
+            [
+                _mm256_sub_epi8(vector[0], value),
+                _mm256_sub_epi8(vector[1], value),
             ]
         }
     }

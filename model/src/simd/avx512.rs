@@ -97,9 +97,64 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn abs(vector: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_abs_ps(vector) }
+    }
+
+    #[inline(always)]
+    fn largest(vector: Self::F) -> f32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_max_ps(vector) }
+    }
+
+    #[inline(always)]
+    fn bits(vector: Self::F) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_castps_si512(vector) }
+    }
+
+    #[inline(always)]
+    fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn sum_i(vector: Self::I) -> i32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_add_epi32(vector) }
+    }
+
+    #[inline(always)]
+    fn store_low_bytes(vector: Self::I, out: &mut [i8]) {
+        assert!(out.len() >= LANES);
+        // SAFETY: see above.
+        unsafe {
+            _mm_storeu_si128(
+                out.as_mut_ptr().cast::<__m128i>(),
+                _mm512_cvtepi32_epi8(vector),
+            );
+        }
+    }
+
+    #[inline(always)]
     fn splat_i(value: i32) -> Self::I {
         // SAFETY: see above.
         unsafe { _mm512_set1_epi32(value) }
+    }
+
+    #[inline(always)]
+    fn load_i(values: &[i32]) -> Self::I {
+        assert!(values.len() >= LANES);
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
     }
 
     #[inline(always)]
@@ -113,6 +168,19 @@ impl Simd for Avx512 {
         assert!(bytes.len() >= 4 * LANES);
         // SAFETY: see above.
         unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_b(vector: Self::B, out: &mut [i8]) {
+        assert!(out.len() >= 4 * LANES);
+        // SAFETY: see above.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), vector) }
+    }
+
+    #[inline(always)]
+    fn sub_b(vector: Self::B, value: i8) -> Self::B {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_epi8(vector, _mm512_set1_epi8(value)) }
     }
 
     #[inline(always)]
