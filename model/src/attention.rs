@@ -7,6 +7,11 @@ use crate::kv_cache::table::KvTable;
 use crate::linear::DisjointOut;
 use crate::simd::{LANES, Simd, Work, dispatch};
 use crate::threads::parallel;
+use scores::{Strided, block_scores};
+use values::{Values, Weights};
+
+mod scores;
+mod values;
 
 /// Query-key products below which handing work to other threads costs more than it saves.
 const PARALLEL_PRODUCTS: usize = 1 << 17;
@@ -259,171 +264,6 @@ impl Group<'_> {
     }
 }
 
-/// Rows of a matrix that are `stride` apart, from some column on.
-struct Strided<'a> {
-    values: &'a mut [f32],
-    stride: usize,
-}
-
-impl Strided<'_> {
-    fn skip(&mut self, rows: usize) {
-        let at = self.values.len().min(rows * self.stride);
-        self.values = &mut std::mem::take(&mut self.values)[at..];
-    }
-}
-
-/// `scores = scale · q · k` for `Q` queries and `tiles` tiles of a block, one or two. `keys`:
-/// `[tile, head_dim, 16]`. Returns `Q`.
-///
-/// Several sums at a time: one alone waits for its last product.
-#[inline(always)]
-fn block_scores<S: Simd, const Q: usize>(
-    queries: &[Query<'_>],
-    keys: &[f32],
-    tiles: usize,
-    scale: S::F,
-    scores: &mut Strided<'_>,
-) -> usize {
-    let q: [&[f32]; Q] = std::array::from_fn(
-        #[inline(always)]
-        |i| queries[i].q,
-    );
-    if tiles == 2 {
-        tile_scores::<S, Q, 2>(q, keys, scale, scores);
-    } else {
-        tile_scores::<S, Q, 1>(q, keys, scale, scores);
-    }
-    Q
-}
-
-#[inline(always)]
-fn tile_scores<S: Simd, const Q: usize, const TILES: usize>(
-    q: [&[f32]; Q],
-    keys: &[f32],
-    scale: S::F,
-    scores: &mut Strided<'_>,
-) {
-    let head_dim = q[0].len();
-    let q = q.map(
-        #[inline(always)]
-        |q| &q[..head_dim],
-    );
-    let tiles: [&[[f32; LANES]]; TILES] = std::array::from_fn(
-        #[inline(always)]
-        |tile| &keys[tile * head_dim * LANES..].as_chunks().0[..head_dim],
-    );
-    let mut sums = [[S::splat(0.0); TILES]; Q];
-    for d in 0..head_dim {
-        let mut keys = [S::splat(0.0); TILES];
-        for (keys, tile) in keys.iter_mut().zip(tiles) {
-            *keys = S::load(&tile[d]);
-        }
-        for (sums, q) in sums.iter_mut().zip(&q) {
-            let q = S::splat(q[d]);
-            for (sum, keys) in sums.iter_mut().zip(keys) {
-                *sum = S::fma(keys, q, *sum);
-            }
-        }
-    }
-    for (i, sums) in sums.into_iter().enumerate() {
-        let scores = &mut scores.values[i * scores.stride..][..TILES * LANES];
-        for (sum, scores) in sums.into_iter().zip(scores.as_chunks_mut::<LANES>().0) {
-            S::store(S::mul(sum, scale), scores);
-        }
-    }
-}
-
-/// Weights of queries, `[query, stride]`, for positions from `start` on.
-#[derive(Clone, Copy)]
-struct Weights<'a> {
-    values: &'a [f32],
-    stride: usize,
-    start: usize,
-}
-
-impl Weights<'_> {
-    #[inline(always)]
-    fn of(&self, query: usize, positions: Range<usize>) -> &[f32] {
-        &self.values[query * self.stride..]
-            [positions.start - self.start..positions.end - self.start]
-    }
-}
-
-/// One head's values in a block.
-struct Values<'a> {
-    /// `[position, head_dim]`.
-    values: &'a [f32],
-    /// Its first position.
-    start: usize,
-    head_dim: usize,
-}
-
-impl Values<'_> {
-    /// Adds what the first `Q` of `queries` see of `part`. Returns `Q`.
-    ///
-    /// The positions that all of them see are added to all at once; a window and the positions of the
-    /// chunk itself begin and end at different places.
-    #[inline(always)]
-    fn add<S: Simd, const Q: usize>(
-        &self,
-        queries: &[Query<'_>],
-        part: Range<usize>,
-        weights: Weights<'_>,
-        context: &mut [f32],
-    ) -> usize {
-        let clamp = |position: usize| position.clamp(part.start, part.end);
-        let start = clamp(queries[Q - 1].visible.start);
-        let end = clamp(queries[0].visible.end).max(start);
-        for i in 0..Q {
-            let first = clamp(queries[i].visible.start);
-            let end = clamp(queries[i].visible.end);
-            self.add_positions::<S, 1>(first..start.min(end), i, weights, context);
-        }
-        self.add_positions::<S, Q>(start..end, 0, weights, context);
-        for i in 0..Q {
-            let first = clamp(queries[i].visible.start).max(end);
-            self.add_positions::<S, 1>(first..clamp(queries[i].visible.end), i, weights, context);
-        }
-        Q
-    }
-
-    /// Adds `positions` to the context of `Q` queries from `query` on.
-    #[inline(always)]
-    fn add_positions<S: Simd, const Q: usize>(
-        &self,
-        positions: Range<usize>,
-        query: usize,
-        weights: Weights<'_>,
-        context: &mut [f32],
-    ) {
-        if positions.is_empty() {
-            return;
-        }
-        let head_dim = self.head_dim;
-        let values = &self.values[(positions.start - self.start) * head_dim..];
-        let weights: [&[f32]; Q] = std::array::from_fn(
-            #[inline(always)]
-            |i| weights.of(query + i, positions.clone()),
-        );
-        let context = &mut context[query * head_dim..][..Q * head_dim];
-        let mut column = 0;
-        while column + 4 * LANES <= head_dim {
-            add_weighted::<S, Q, 4>(weights, values, column, context);
-            column += 4 * LANES;
-        }
-        while column + LANES <= head_dim {
-            add_weighted::<S, Q, 1>(weights, values, column, context);
-            column += LANES;
-        }
-        for (context, weights) in context.chunks_exact_mut(head_dim).zip(weights) {
-            for (weight, values) in weights.iter().zip(values.chunks_exact(head_dim)) {
-                let sums = context[column..].iter_mut().zip(&values[column..]);
-                sums.for_each(|(sum, value)| *sum = value.mul_add(*weight, *sum));
-            }
-        }
-    }
-}
-
 /// `positions`, cut where columns end: each column with the positions that lie in it.
 #[inline(always)]
 fn columns(positions: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
@@ -433,50 +273,6 @@ fn columns(positions: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>
         let end = positions.end.min((column + 1) * BLOCK_POSITIONS);
         (column, start..end)
     })
-}
-
-/// `context += Σ weight · value` in order of the positions, for `Q` queries and `VECTORS` vectors of columns
-/// from `column` on; sums are in registers. `values`: `[position, head_dim]`, `context`: `[Q, head_dim]`.
-#[inline(always)]
-fn add_weighted<S: Simd, const Q: usize, const VECTORS: usize>(
-    weights: [&[f32]; Q],
-    values: &[f32],
-    column: usize,
-    context: &mut [f32],
-) {
-    let head_dim = context.len() / Q;
-    // Copied, so that no bound is checked and no pointer is loaded for each position.
-    let mut local = [[0.0; BLOCK_POSITIONS]; Q];
-    for (local, weights) in local.iter_mut().zip(weights) {
-        local[..weights.len()].copy_from_slice(weights);
-    }
-    let values = values.chunks_exact(head_dim).take(weights[0].len());
-    let mut sums = [[S::splat(0.0); VECTORS]; Q];
-    for (i, sums) in sums.iter_mut().enumerate() {
-        let context = &context[i * head_dim + column..];
-        for (sum, context) in sums.iter_mut().zip(context.as_chunks::<LANES>().0) {
-            *sum = S::load(context);
-        }
-    }
-    for (position, values) in (0..BLOCK_POSITIONS).zip(values) {
-        let values = values[column..].as_chunks::<LANES>().0;
-        let mut vectors = [S::splat(0.0); VECTORS];
-        for (vector, values) in vectors.iter_mut().zip(&values[..VECTORS]) {
-            *vector = S::load(values);
-        }
-        for (sums, weights) in sums.iter_mut().zip(&local) {
-            let weight = S::splat(weights[position]);
-            for (sum, vector) in sums.iter_mut().zip(vectors) {
-                *sum = S::fma(vector, weight, *sum);
-            }
-        }
-    }
-    for (i, sums) in sums.into_iter().enumerate() {
-        let context = &mut context[i * head_dim + column..];
-        for (sum, context) in sums.into_iter().zip(context.as_chunks_mut::<LANES>().0) {
-            S::store(sum, context);
-        }
-    }
 }
 
 /// Replaces scores by `exp(score - max)` and returns their sum.

@@ -145,10 +145,11 @@ impl Matrix {
             | GgmlDType::Q4_1
             | GgmlDType::Q5_0
             | GgmlDType::Q5_1
-            | GgmlDType::Q8_0 => Ok(Self::Packed(PackedMatrix::new(&tensor))),
-            GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K => {
-                Ok(Self::Blocks(BlockMatrix::new(&tensor)))
-            }
+            | GgmlDType::Q8_0
+            | GgmlDType::Q4K
+            | GgmlDType::Q5K
+            | GgmlDType::Q6K => Ok(Self::Packed(PackedMatrix::new(&tensor))),
+            GgmlDType::Q2K | GgmlDType::Q3K => Ok(Self::Blocks(BlockMatrix::new(&tensor))),
             GgmlDType::Q8_1 | GgmlDType::Q8K => Err(LoadError::TensorType {
                 tensor: tensor.name,
                 found: format!("{:?}", tensor.dtype),

@@ -16,6 +16,8 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 pub(crate) mod tile_unit;
 
@@ -86,10 +88,14 @@ pub trait Simd: Copy {
     /// `bits` (64 bytes) holds one 32-bit mask a lane. Adds 16 to byte `b` of a lane where bit
     /// `shift + b` of its mask is set (`b` = 0 to 3).
     fn add_fifth_bit(vector: Self::B, bits: Self::B, shift: u32) -> Self::B;
+    /// Adds to each byte, times 16, bits `shift` and `shift + 1` of the same byte of `pairs`.
+    fn add_bit_pairs(vector: Self::B, pairs: Self::B, shift: u32) -> Self::B;
+    /// Each lane's 32-bit word, moved down by `shift`, and of that the bits of `mask`.
+    fn bit_field(words: Self::B, shift: u32, mask: i32) -> Self::I;
     /// Makes signed weight bytes ready for [`Simd::dot_i8`].
     fn prepare_i8(vector: Self::B) -> Self::B;
-    /// Adds to each lane the dot product of its four weight bytes (0 to 31) with `activations`.
-    fn dot_u5(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I;
+    /// Adds to each lane the dot product of its four weight bytes (0 to 63) with `activations`.
+    fn dot_u6(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I;
     /// The same for weights from [`Simd::prepare_i8`], plus [`Simd::I8_BIAS`] times the sum of `activations`.
     fn dot_i8(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I;
 
@@ -122,6 +128,10 @@ enum Level {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     Portable,
 }
 
@@ -133,6 +143,15 @@ static LEVEL: LazyLock<Level> = LazyLock::new(|| {
         }
         if avx2::detected() {
             return Level::Avx2;
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        if neon::dot_detected() {
+            return Level::NeonDot;
+        }
+        if neon::detected() {
+            return Level::Neon;
         }
     }
     Level::Portable
@@ -147,6 +166,12 @@ pub fn dispatch<W: Work>(work: W) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level says that the instructions were detected.
         Level::Avx2 => unsafe { avx2::run(work) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the level says that the instructions were detected.
+        Level::NeonDot => unsafe { neon::run_dot(work) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the level says that the instructions were detected.
+        Level::Neon => unsafe { neon::run(work) },
         Level::Portable => work.run::<portable::Portable>(),
     }
 }
@@ -161,6 +186,10 @@ pub fn instruction_set() -> &'static str {
         Level::Avx512 => "avx512-vnni",
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => "avx2",
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonDot => "neon-dotprod",
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => "neon",
         Level::Portable => "portable",
     }
 }

@@ -13,9 +13,9 @@ pub const GROUP: usize = 32;
 pub struct Group<const ROWS: usize> {
     pub values: [[i8; GROUP]; ROWS],
     pub scales: [f32; ROWS],
-    /// Sums of each row's `values`.
-    pub sums: [i32; ROWS],
-    /// `scale · sum`.
+    /// Sums of each row's first and last 16 `values`.
+    pub sums: [[i32; 2]; ROWS],
+    /// `scale ·` sum of all.
     pub scaled_sums: [f32; ROWS],
 }
 
@@ -40,7 +40,7 @@ impl<const ROWS: usize> QuantizedRows<ROWS> {
             let zero = Group {
                 values: [[0; GROUP]; ROWS],
                 scales: [0.0; ROWS],
-                sums: [0; ROWS],
+                sums: [[0; 2]; ROWS],
                 scaled_sums: [0.0; ROWS],
             };
             this.groups.resize(len, zero);
@@ -83,18 +83,18 @@ impl<const ROWS: usize> Work for Quantize<'_, ROWS> {
     fn run<S: Simd>(self) {
         for (row, x) in self.x.chunks_exact(self.groups.len() * GROUP).enumerate() {
             for (x, group) in x.as_chunks::<GROUP>().0.iter().zip(self.groups.iter_mut()) {
-                let (scale, sum) = quantize_group::<S>(x, &mut group.values[row]);
+                let (scale, sums) = quantize_group::<S>(x, &mut group.values[row]);
                 group.scales[row] = scale;
-                group.sums[row] = sum;
-                group.scaled_sums[row] = scale * sum as f32;
+                group.sums[row] = sums;
+                group.scaled_sums[row] = scale * (sums[0] + sums[1]) as f32;
             }
         }
     }
 }
 
-/// Rounds a group to 8 bits, ties to even. Returns its scale and the sum of its values.
+/// Rounds a group to 8 bits, ties to even. Returns its scale and the sums of its halves.
 #[inline(always)]
-fn quantize_group<S: Simd>(x: &[f32; GROUP], values: &mut [i8; GROUP]) -> (f32, i32) {
+fn quantize_group<S: Simd>(x: &[f32; GROUP], values: &mut [i8; GROUP]) -> (f32, [i32; 2]) {
     // Adding 1.5 · 2^23 rounds to an integer, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     let (low, high) = (S::load(x), S::load(&x[LANES..]));
@@ -106,7 +106,7 @@ fn quantize_group<S: Simd>(x: &[f32; GROUP], values: &mut [i8; GROUP]) -> (f32, 
     let high = S::sub_i(S::bits(S::add(S::mul(high, inverse), round)), zero);
     S::store_low_bytes(low, values);
     S::store_low_bytes(high, &mut values[LANES..]);
-    (largest / 127.0, S::sum_i(S::add_i(low, high)))
+    (largest / 127.0, [S::sum_i(low), S::sum_i(high)])
 }
 
 /// Splits tiles for `rows` input rows: decode wants few hand-overs, prompts even shares.

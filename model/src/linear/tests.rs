@@ -40,7 +40,7 @@ fn forward(linear: &Linear, x: &[f32], rows: usize) -> Vec<f32> {
     out
 }
 
-const TYPES: [GgmlDType; 11] = [
+const TYPES: [GgmlDType; 13] = [
     GgmlDType::F32,
     GgmlDType::F16,
     GgmlDType::BF16,
@@ -49,6 +49,8 @@ const TYPES: [GgmlDType; 11] = [
     GgmlDType::Q5_0,
     GgmlDType::Q5_1,
     GgmlDType::Q8_0,
+    GgmlDType::Q2K,
+    GgmlDType::Q3K,
     GgmlDType::Q4K,
     GgmlDType::Q5K,
     GgmlDType::Q6K,

@@ -277,19 +277,43 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn add_bit_pairs(vector: Self::B, pairs: Self::B, shift: u32) -> Self::B {
+        // SAFETY: see above.
+        unsafe {
+            [
+                half::add_bit_pairs(vector[0], pairs[0], shift),
+                half::add_bit_pairs(vector[1], pairs[1], shift),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn bit_field(words: Self::B, shift: u32, mask: i32) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let shift = _mm_cvtsi32_si128(shift.cast_signed());
+            let mask = _mm256_set1_epi32(mask);
+            [
+                _mm256_and_si256(_mm256_srl_epi32(words[0], shift), mask),
+                _mm256_and_si256(_mm256_srl_epi32(words[1], shift), mask),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn prepare_i8(vector: Self::B) -> Self::B {
         vector
     }
 
     #[inline(always)]
-    fn dot_u5(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
+    fn dot_u6(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
         let activations = i32::from_le_bytes(activations.map(i8::cast_unsigned));
         // SAFETY: see above.
         unsafe {
             let activations = _mm256_set1_epi32(activations);
             [
-                half::dot_u5(accumulator[0], weights[0], activations),
-                half::dot_u5(accumulator[1], weights[1], activations),
+                half::dot_u6(accumulator[0], weights[0], activations),
+                half::dot_u6(accumulator[1], weights[1], activations),
             ]
         }
     }
@@ -346,9 +370,19 @@ mod half {
         }
     }
 
-    /// Two products of at most 31 * 128 fit 16 bits: `vpmaddubsw` does not saturate.
     #[inline(always)]
-    pub unsafe fn dot_u5(accumulator: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
+    pub unsafe fn add_bit_pairs(bytes: __m256i, pairs: __m256i, shift: u32) -> __m256i {
+        // SAFETY: the caller has AVX2.
+        unsafe {
+            let moved = _mm256_srl_epi16(pairs, _mm_cvtsi32_si128(shift.cast_signed()));
+            let two = _mm256_and_si256(moved, _mm256_set1_epi8(3));
+            _mm256_or_si256(bytes, _mm256_slli_epi16::<4>(two))
+        }
+    }
+
+    /// Two products of at most 63 * 128 fit 16 bits: `vpmaddubsw` does not saturate.
+    #[inline(always)]
+    pub unsafe fn dot_u6(accumulator: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
         // SAFETY: the caller has AVX2.
         unsafe {
             let pairs = _mm256_maddubs_epi16(weights, activations);
@@ -361,7 +395,7 @@ mod half {
     pub unsafe fn dot_i8(accumulator: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
         // SAFETY: the caller has AVX2.
         unsafe {
-            dot_u5(
+            dot_u6(
                 accumulator,
                 _mm256_abs_epi8(weights),
                 _mm256_sign_epi8(activations, weights),

@@ -209,13 +209,32 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn add_bit_pairs(vector: Self::B, pairs: Self::B, shift: u32) -> Self::B {
+        // SAFETY: see above.
+        unsafe {
+            let moved = _mm512_srl_epi16(pairs, _mm_cvtsi32_si128(shift.cast_signed()));
+            let two = _mm512_and_si512(moved, _mm512_set1_epi8(3));
+            _mm512_or_si512(vector, _mm512_slli_epi16::<4>(two))
+        }
+    }
+
+    #[inline(always)]
+    fn bit_field(words: Self::B, shift: u32, mask: i32) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let moved = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift.cast_signed()));
+            _mm512_and_si512(moved, _mm512_set1_epi32(mask))
+        }
+    }
+
+    #[inline(always)]
     fn prepare_i8(vector: Self::B) -> Self::B {
         // SAFETY: see above.
         unsafe { _mm512_xor_si512(vector, _mm512_set1_epi8(i8::MIN)) }
     }
 
     #[inline(always)]
-    fn dot_u5(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
+    fn dot_u6(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
         // SAFETY: see above.
         unsafe {
             let activations =
@@ -226,6 +245,6 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn dot_i8(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
-        Self::dot_u5(accumulator, weights, activations)
+        Self::dot_u6(accumulator, weights, activations)
     }
 }

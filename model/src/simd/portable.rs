@@ -169,12 +169,26 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn add_bit_pairs(vector: Self::B, pairs: Self::B, shift: u32) -> Self::B {
+        std::array::from_fn(|i| vector[i] | (((pairs[i] >> shift) & 3) << 4))
+    }
+
+    #[inline(always)]
+    fn bit_field(words: Self::B, shift: u32, mask: i32) -> Self::I {
+        let words = words.as_chunks::<4>().0;
+        std::array::from_fn(|lane| {
+            let moved = u32::from_le_bytes(words[lane]) >> shift;
+            moved.cast_signed() & mask
+        })
+    }
+
+    #[inline(always)]
     fn prepare_i8(vector: Self::B) -> Self::B {
         vector
     }
 
     #[inline(always)]
-    fn dot_u5(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
+    fn dot_u6(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
         std::array::from_fn(|lane| {
             (0..4).fold(accumulator[lane], |sum, b| {
                 sum + i32::from(weights[4 * lane + b]) * i32::from(activations[b])

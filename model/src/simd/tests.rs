@@ -19,6 +19,16 @@ pub(crate) fn on_every_instruction_set<W: Work>(make: impl Fn() -> W) {
         // SAFETY: just detected.
         unsafe { avx512::run(make()) };
     }
+    #[cfg(target_arch = "aarch64")]
+    if neon::detected() {
+        // SAFETY: just detected.
+        unsafe { neon::run(make()) };
+    }
+    #[cfg(target_arch = "aarch64")]
+    if neon::dot_detected() {
+        // SAFETY: just detected.
+        unsafe { neon::run_dot(make()) };
+    }
 }
 
 /// Every operation on fixed inputs: appends the bits of all results.
@@ -46,12 +56,15 @@ impl Work for EveryOperation<'_> {
         keep(S::load_f16(&bytes));
         let weights = S::load_b(&bytes);
         let five = S::add_fifth_bit(S::low_nibbles(weights), S::load_b(&bytes), 12);
-        keep(S::to_f(S::dot_u5(S::splat_i(-5), five, activations)));
-        keep(S::to_f(S::dot_u5(
+        keep(S::to_f(S::dot_u6(S::splat_i(-5), five, activations)));
+        keep(S::to_f(S::dot_u6(
             S::splat_i(9),
             S::high_nibbles(weights),
             activations,
         )));
+        let six = S::add_bit_pairs(S::low_nibbles(weights), S::load_b(&bytes), 4);
+        keep(S::to_f(S::dot_u6(S::splat_i(0), six, activations)));
+        keep(S::to_f(S::bit_field(weights, 10, 0xFF)));
         let start = S::splat_i(-S::I8_BIAS * sum);
         keep(S::to_f(S::dot_i8(
             start,

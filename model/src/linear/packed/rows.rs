@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use super::{PackedMatrix, unpack};
+use super::PackedMatrix;
+use super::format::{Format, Packing, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Scales, unpack};
 use crate::linear::DisjointOut;
-use crate::linear::activations::{GROUP, Group, QuantizedRows};
+use crate::linear::activations::{Group, QuantizedRows};
 use crate::simd::{LANES, Simd, Work};
 
 /// The product of `x` with some tiles of the matrix.
@@ -18,27 +19,36 @@ pub struct RowProduct<'a> {
 impl Work for RowProduct<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        match (self.matrix.format.bits, self.matrix.format.has_min) {
-            (4, false) => self.all_tiles::<S, 4, false>(),
-            (4, true) => self.all_tiles::<S, 4, true>(),
-            (5, false) => self.all_tiles::<S, 5, false>(),
-            (5, true) => self.all_tiles::<S, 5, true>(),
-            _ => self.all_tiles::<S, 8, false>(),
+        let Format {
+            bits,
+            has_min,
+            groups,
+            ..
+        } = self.matrix.format;
+        match (groups, bits, has_min) {
+            (1, 4, false) => self.all_tiles::<S, Q4_0>(),
+            (1, 4, true) => self.all_tiles::<S, Q4_1>(),
+            (1, 5, false) => self.all_tiles::<S, Q5_0>(),
+            (1, 5, true) => self.all_tiles::<S, Q5_1>(),
+            (1, ..) => self.all_tiles::<S, Q8_0>(),
+            (_, 4, _) => self.all_tiles::<S, Q4K>(),
+            (_, 5, _) => self.all_tiles::<S, Q5K>(),
+            _ => self.all_tiles::<S, Q6K>(),
         }
     }
 }
 
 impl RowProduct<'_> {
     #[inline(always)]
-    fn all_tiles<S: Simd, const BITS: usize, const MIN: bool>(self) {
+    fn all_tiles<S: Simd, P: Packing>(self) {
         for tile in self.tiles.clone() {
             let mut row = 0;
             while row + 4 <= self.x.rows {
-                self.tile_rows::<S, BITS, MIN, 4>(tile, row);
+                self.tile_rows::<S, P, 4>(tile, row);
                 row += 4;
             }
             while row < self.x.rows {
-                self.tile_rows::<S, BITS, MIN, 1>(tile, row);
+                self.tile_rows::<S, P, 1>(tile, row);
                 row += 1;
             }
         }
@@ -46,44 +56,21 @@ impl RowProduct<'_> {
 
     /// One tile of outputs for `ROWS` input rows from `row` on.
     #[inline(always)]
-    fn tile_rows<S: Simd, const BITS: usize, const MIN: bool, const ROWS: usize>(
-        &self,
-        tile: usize,
-        row: usize,
-    ) {
-        let format = self.matrix.format;
-        let value_bytes = LANES * if BITS == 8 { GROUP } else { GROUP / 2 };
-        let fifth_bytes = LANES * if BITS == 5 { 4 } else { 0 };
-        let tile_bytes = value_bytes + fifth_bytes + LANES * if MIN { 4 } else { 2 };
-        let data = self.matrix.tile(tile);
-        let bias = i32::from(format.offset) + if BITS == 8 { S::I8_BIAS } else { 0 };
+    fn tile_rows<S: Simd, P: Packing, const ROWS: usize>(&self, tile: usize, row: usize) {
+        let format = P::FORMAT;
         let x: [&[Group<1>]; ROWS] = std::array::from_fn(
             #[inline(always)]
             |r| self.x.block(row + r),
         );
         let mut sums = [S::splat(0.0); ROWS];
-        for (group, data) in data.chunks_exact(tile_bytes).enumerate() {
-            let mut weights = unpack::<S, BITS>(data);
-            if BITS == 8 {
-                for weights in &mut weights {
-                    *weights = S::prepare_i8(*weights);
-                }
-            }
-            let scale = S::load_f16(&data[value_bytes + fifth_bytes..]);
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let x = &x[r][group];
-                let mut dot = S::splat_i(-bias * x.sums[0]);
-                for (weights, values) in weights.iter().zip(x.values[0].as_chunks::<4>().0) {
-                    dot = if BITS == 8 {
-                        S::dot_i8(dot, *weights, *values)
-                    } else {
-                        S::dot_u5(dot, *weights, *values)
-                    };
-                }
-                *sum = S::fma(S::mul(scale, S::splat(x.scales[0])), S::to_f(dot), *sum);
-                if MIN {
-                    let min = S::load_f16(&data[value_bytes + fifth_bytes + 2 * LANES..]);
-                    *sum = S::fma(min, S::splat(x.scaled_sums[0]), *sum);
+        let blocks = self.matrix.tile(tile).chunks_exact(format.tile_bytes());
+        for (block, data) in blocks.enumerate() {
+            for (in_block, field) in (0..format.groups).zip(0_u32..) {
+                let weights = group_weights::<S, P>(data, in_block);
+                let scales = Scales::<S>::load::<P>(data, field);
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let x = &x[r][block * format.groups + in_block];
+                    *sum = add_group::<S, P>(*sum, &weights, &scales, x);
                 }
             }
         }
@@ -94,4 +81,59 @@ impl RowProduct<'_> {
             self.out.write(row + r, tile * LANES, &lanes[..outputs]);
         }
     }
+}
+
+/// The vectors of a group, ready for dot products.
+#[inline(always)]
+fn group_weights<S: Simd, P: Packing>(tile: &[u8], group: usize) -> [S::B; 8] {
+    let format = P::FORMAT;
+    let mut weights = unpack::<S, P>(&tile[LANES * group * format.group_bytes()..]);
+    if format.bits == 8 {
+        for weights in &mut weights {
+            *weights = S::prepare_i8(*weights);
+        }
+    }
+    weights
+}
+
+/// `sum` and the products of one group of one input row.
+#[inline(always)]
+fn add_group<S: Simd, P: Packing>(
+    sum: S::F,
+    weights: &[S::B; 8],
+    scales: &Scales<S>,
+    x: &Group<1>,
+) -> S::F {
+    let format = P::FORMAT;
+    let x_scale = S::splat(x.scales[0]);
+    let [first, second] = x.sums[0];
+    let bias = i32::from(format.offset) + if format.bits == 8 { S::I8_BIAS } else { 0 };
+    let values = x.values[0].as_chunks::<4>().0;
+    if format.scales_per_group() == 2 {
+        let dot = group_dot::<S, P>(-bias * first, &weights[..4], &values[..4]);
+        let sum = S::fma(S::mul(scales.scales[0], x_scale), dot, sum);
+        let dot = group_dot::<S, P>(-bias * second, &weights[4..], &values[4..]);
+        return S::fma(S::mul(scales.scales[1], x_scale), dot, sum);
+    }
+    let dot = group_dot::<S, P>(-bias * (first + second), weights, values);
+    let sum = S::fma(S::mul(scales.scales[0], x_scale), dot, sum);
+    if format.has_min {
+        S::fma(scales.min, S::splat(x.scaled_sums[0]), sum)
+    } else {
+        sum
+    }
+}
+
+/// `start + Σ weight · value`.
+#[inline(always)]
+fn group_dot<S: Simd, P: Packing>(start: i32, weights: &[S::B], values: &[[i8; 4]]) -> S::F {
+    let mut dot = S::splat_i(start);
+    for (weights, values) in weights.iter().zip(values) {
+        dot = if P::FORMAT.bits == 8 {
+            S::dot_i8(dot, *weights, *values)
+        } else {
+            S::dot_u6(dot, *weights, *values)
+        };
+    }
+    S::to_f(dot)
 }

@@ -2,10 +2,12 @@
 
 use std::cell::RefCell;
 
+use candle_core::quantized::GgmlDType;
+
 use super::*;
 use crate::linear::tests::{noise, tensor};
 use crate::simd::tests::on_every_instruction_set;
-use crate::simd::{Work, tile_unit};
+use crate::simd::{Simd, Work, tile_unit};
 
 /// A product, appended to `found` as bits.
 struct Bits<'a> {
@@ -53,9 +55,14 @@ fn the_tile_unit_gives_the_bits_of_the_plain_kernel() {
         GgmlDType::Q5_0,
         GgmlDType::Q5_1,
         GgmlDType::Q8_0,
+        GgmlDType::Q4K,
+        GgmlDType::Q5K,
+        GgmlDType::Q6K,
     ];
     for dtype in types {
-        for (rows, outputs, columns) in [(1, 40, 32), (7, 16, 64), (8, 33, 96), (37, 40, 288)] {
+        let block = Format::of(dtype).columns();
+        for (rows, outputs, blocks) in [(1, 40, 1), (7, 16, 2), (8, 33, 3), (37, 40, 9)] {
+            let columns = blocks * block;
             let matrix = PackedMatrix::new(&tensor(dtype, outputs, columns));
             let x = noise(rows * columns, 4);
             let plain = PackedInput::Rows(QuantizedRows::new(&x, rows, columns, Vec::new()));

@@ -7,7 +7,8 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use super::{PackedMatrix, unpack};
+use super::PackedMatrix;
+use super::format::{Format, Packing, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Scales, unpack};
 use crate::linear::DisjointOut;
 use crate::linear::activations::{GROUP, Group, QuantizedRows};
 use crate::simd::tile_unit::{DotTile, TileUnit, WeightTile};
@@ -21,7 +22,7 @@ pub struct TileProduct<'a> {
     pub tiles: Range<usize>,
 }
 
-/// One group of columns of a tile of weights.
+/// One group of columns of a tile of weights, or of those that share a scale.
 #[repr(C, align(64))]
 #[derive(Clone)]
 struct Unpacked {
@@ -38,70 +39,76 @@ thread_local! {
 impl Work for TileProduct<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let zero = Unpacked {
-            values: [[0; 4 * LANES]; GROUP / 4],
-            scales: [0.0; LANES],
-            minima: [0.0; LANES],
-        };
-        let mut unpacked = SPARE.take();
-        unpacked.resize(self.x.block(0).len(), zero);
         let mut pass = Pass {
             unit: TileUnit::new(),
             dots: [DotTile::default(); 2 * LEAD],
+            unpacked: SPARE.take(),
         };
+        let Format {
+            bits,
+            has_min,
+            groups,
+            ..
+        } = self.matrix.format;
         for tile in self.tiles.clone() {
-            let format = self.matrix.format;
-            match (format.bits, format.has_min) {
-                (4, false) => self.unpack::<S, 4, false>(tile, &mut unpacked),
-                (4, true) => self.unpack::<S, 4, true>(tile, &mut unpacked),
-                (5, false) => self.unpack::<S, 5, false>(tile, &mut unpacked),
-                (5, true) => self.unpack::<S, 5, true>(tile, &mut unpacked),
-                _ => self.unpack::<S, 8, false>(tile, &mut unpacked),
+            match (groups, bits, has_min) {
+                (1, 4, false) => unpack_tile::<S, Q4_0>(self.matrix.tile(tile), &mut pass.unpacked),
+                (1, 4, true) => unpack_tile::<S, Q4_1>(self.matrix.tile(tile), &mut pass.unpacked),
+                (1, 5, false) => unpack_tile::<S, Q5_0>(self.matrix.tile(tile), &mut pass.unpacked),
+                (1, 5, true) => unpack_tile::<S, Q5_1>(self.matrix.tile(tile), &mut pass.unpacked),
+                (1, ..) => unpack_tile::<S, Q8_0>(self.matrix.tile(tile), &mut pass.unpacked),
+                (_, 4, _) => unpack_tile::<S, Q4K>(self.matrix.tile(tile), &mut pass.unpacked),
+                (_, 5, _) => unpack_tile::<S, Q5K>(self.matrix.tile(tile), &mut pass.unpacked),
+                _ => unpack_tile::<S, Q6K>(self.matrix.tile(tile), &mut pass.unpacked),
             }
-            if format.has_min {
-                self.all_rows::<S, true>(tile, &unpacked, &mut pass);
-            } else {
-                self.all_rows::<S, false>(tile, &unpacked, &mut pass);
+            match (bits, has_min) {
+                (6, _) => self.all_rows::<S, false, 2>(tile, &mut pass),
+                (_, false) => self.all_rows::<S, false, 1>(tile, &mut pass),
+                (_, true) => self.all_rows::<S, true, 1>(tile, &mut pass),
             }
         }
-        SPARE.set(unpacked);
+        SPARE.set(pass.unpacked);
+    }
+}
+
+/// Unpacks all groups of a tile of weights: one entry for each scale, in order of their columns.
+#[inline(always)]
+fn unpack_tile<S: Simd, P: Packing>(blocks: &[u8], unpacked: &mut Vec<Unpacked>) {
+    let format = P::FORMAT;
+    let blocks = blocks.chunks_exact(format.tile_bytes());
+    let zero = Unpacked {
+        values: [[0; 4 * LANES]; GROUP / 4],
+        scales: [0.0; LANES],
+        minima: [0.0; LANES],
+    };
+    let parts = format.scales_per_group();
+    unpacked.resize(blocks.len() * format.groups * parts, zero);
+    let mut groups = unpacked.chunks_exact_mut(parts);
+    for block in blocks {
+        for ((group, field), unpacked) in (0..format.groups).zip(0_u32..).zip(&mut groups) {
+            let vectors = unpack::<S, P>(&block[LANES * group * format.group_bytes()..]);
+            let scales = Scales::<S>::load::<P>(block, field);
+            for (part, unpacked) in unpacked.iter_mut().enumerate() {
+                for (j, vector) in vectors.into_iter().enumerate() {
+                    // What another scale belongs to is zero.
+                    if parts == 1 || j / 4 == part {
+                        let vector = S::sub_b(vector, format.offset);
+                        S::store_b(vector, &mut unpacked.values[j]);
+                    } else {
+                        unpacked.values[j] = [0; 4 * LANES];
+                    }
+                }
+                S::store(scales.scales[part], &mut unpacked.scales);
+                S::store(scales.min, &mut unpacked.minima);
+            }
+        }
     }
 }
 
 impl TileProduct<'_> {
     #[inline(always)]
-    fn unpack<S: Simd, const BITS: usize, const MIN: bool>(
-        &self,
-        tile: usize,
-        unpacked: &mut [Unpacked],
-    ) {
-        let format = self.matrix.format;
-        let scales_at = LANES * (format.value_bytes() + format.fifth_bytes());
-        let data = self
-            .matrix
-            .tile(tile)
-            .chunks_exact(LANES * format.block_bytes());
-        for (data, unpacked) in data.zip(unpacked) {
-            let vectors = unpack::<S, BITS>(data);
-            for (vector, values) in vectors.into_iter().zip(&mut unpacked.values) {
-                S::store_b(S::sub_b(vector, format.offset), values);
-            }
-            S::store(S::load_f16(&data[scales_at..]), &mut unpacked.scales);
-            if MIN {
-                let minima = S::load_f16(&data[scales_at + 2 * LANES..]);
-                S::store(minima, &mut unpacked.minima);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn all_rows<S: Simd, const MIN: bool>(
-        &self,
-        tile: usize,
-        weights: &[Unpacked],
-        pass: &mut Pass,
-    ) {
-        let mut products = Products::new(pass, self.x.all(), weights);
+    fn all_rows<S: Simd, const MIN: bool, const PARTS: usize>(&self, tile: usize, pass: &mut Pass) {
+        let mut products = Products::<PARTS>::new(pass, self.x.all());
         for block in 0..self.x.rows.div_ceil(LANES) {
             let rows = block * LANES..self.x.rows.min((block + 1) * LANES);
             if rows.len() > LANES / 2 {
@@ -139,32 +146,36 @@ struct Pass {
     unit: TileUnit,
     /// Product `i` is in place `i % (2 · LEAD)`.
     dots: [DotTile; 2 * LEAD],
+    /// The tile of weights at hand, `[group, part]`.
+    unpacked: Vec<Unpacked>,
 }
 
-/// The products of one tile of weights with all blocks of rows, one after the other.
+/// The products of one tile of weights with all blocks of rows, one after the other; `PARTS` of each group.
 ///
 /// A product takes several times as long as it takes to start one. So they are started, written and read
 /// in three places of one loop, which goes on from block to block.
-struct Products<'a> {
-    pass: &'a mut Pass,
+struct Products<'a, const PARTS: usize> {
+    unit: &'a TileUnit,
+    dots: &'a mut [DotTile; 2 * LEAD],
+    /// `[group, part]`.
+    weights: &'a [Unpacked],
     /// `[block, group]`.
     x: &'a [Group<LANES>],
-    /// `[group]`.
-    weights: &'a [Unpacked],
-    /// The next product that is started, and its group.
+    /// The next product that is started, and its weights.
     next: usize,
-    next_group: usize,
+    next_weights: usize,
 }
 
-impl<'a> Products<'a> {
+impl<'a, const PARTS: usize> Products<'a, PARTS> {
     #[inline(always)]
-    fn new(pass: &'a mut Pass, x: &'a [Group<LANES>], weights: &'a [Unpacked]) -> Self {
+    fn new(pass: &'a mut Pass, x: &'a [Group<LANES>]) -> Self {
         let mut products = Self {
-            pass,
+            unit: &pass.unit,
+            dots: &mut pass.dots,
+            weights: &pass.unpacked,
             x,
-            weights,
             next: 0,
-            next_group: 0,
+            next_weights: 0,
         };
         products.start();
         for _ in 0..LEAD {
@@ -175,18 +186,18 @@ impl<'a> Products<'a> {
 
     #[inline(always)]
     fn start(&mut self) {
-        if let Some(x) = self.x.get(self.next) {
-            let weights = &self.weights[self.next_group];
+        if let Some(x) = self.x.get(self.next / PARTS) {
+            let weights = &self.weights[self.next_weights];
             if self.next.is_multiple_of(2) {
-                self.pass.unit.start::<0>(&x.values, &weights.values);
+                self.unit.start::<0>(&x.values, &weights.values);
             } else {
-                self.pass.unit.start::<1>(&x.values, &weights.values);
+                self.unit.start::<1>(&x.values, &weights.values);
             }
         }
         self.next += 1;
-        self.next_group += 1;
-        if self.next_group == self.weights.len() {
-            self.next_group = 0;
+        self.next_weights += 1;
+        if self.next_weights == self.weights.len() {
+            self.next_weights = 0;
         }
     }
 
@@ -195,11 +206,11 @@ impl<'a> Products<'a> {
     fn advance(&mut self) {
         self.start();
         let written = self.next - 2;
-        let dots = &mut self.pass.dots[written % (2 * LEAD)];
+        let dots = &mut self.dots[written % (2 * LEAD)];
         if written.is_multiple_of(2) {
-            self.pass.unit.finish::<0>(dots);
+            self.unit.finish::<0>(dots);
         } else {
-            self.pass.unit.finish::<1>(dots);
+            self.unit.finish::<1>(dots);
         }
     }
 
@@ -210,8 +221,8 @@ impl<'a> Products<'a> {
         for weights in self.weights {
             self.advance();
             let product = self.next - 2 - LEAD;
-            let dots = &self.pass.dots[product % (2 * LEAD)];
-            add::<S, MIN, ROWS>(dots, &self.x[product], weights, &mut sums);
+            let dots = &self.dots[product % (2 * LEAD)];
+            add::<S, MIN, ROWS>(dots, &self.x[product / PARTS], weights, &mut sums);
         }
         sums
     }
