@@ -7,9 +7,17 @@ use crate::kv_cache::table::KvTable;
 use crate::linear::DisjointOut;
 use crate::simd::{LANES, Simd, Work, dispatch};
 use crate::threads::parallel;
+use scores::{Strided, block_scores};
+use values::{Values, Weights};
+
+mod scores;
+mod values;
 
 /// Query-key products below which handing work to other threads costs more than it saves.
 const PARALLEL_PRODUCTS: usize = 1 << 17;
+
+/// Queries that pass over the blocks together.
+const GROUP_QUERIES: usize = 24;
 
 /// Sizes of the heads, and how far back they see.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +60,8 @@ impl AttentionShape {
         let first_position = cache.table.len();
         let products = rows * q_size * (first_position + rows);
         let out = DisjointOut::new(out, q_size);
+        let rows_per_item = (GROUP_QUERIES / self.queries_per_kv_head()).max(1);
+        let row_blocks = rows.div_ceil(rows_per_item);
         let work = |items: Range<usize>| {
             dispatch(Attend {
                 shape: self,
@@ -60,19 +70,26 @@ impl AttentionShape {
                 q_stride,
                 first_position,
                 out,
+                rows_per_item,
+                row_blocks,
                 items,
             });
         };
-        let items = rows * self.num_kv_heads;
+        let items = row_blocks * self.num_kv_heads;
         if products < PARALLEL_PRODUCTS {
             work(0..items)
         } else {
-            parallel(items, 4, work)
+            parallel(items, 8, work)
         }
+    }
+
+    const fn queries_per_kv_head(&self) -> usize {
+        self.num_attention_heads / self.num_kv_heads
     }
 }
 
-/// Some (row, key-value head) pairs; an item is `row · num_kv_heads + kv_head`.
+/// Some (row block, key-value head) pairs. Later rows see more and come first, so that the threads end
+/// together: an item is `blocks from the last · num_kv_heads + kv_head`.
 struct Attend<'a> {
     shape: AttentionShape,
     cache: LayerCache<'a>,
@@ -80,6 +97,8 @@ struct Attend<'a> {
     q_stride: usize,
     first_position: usize,
     out: DisjointOut<'a>,
+    rows_per_item: usize,
+    row_blocks: usize,
     items: Range<usize>,
 }
 
@@ -87,62 +106,95 @@ impl Work for Attend<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let AttentionShape {
-            num_attention_heads,
             num_kv_heads,
             head_dim,
-            window,
+            ..
         } = self.shape;
-        let group_size = num_attention_heads / num_kv_heads * head_dim;
+        let group_size = self.shape.queries_per_kv_head() * head_dim;
         let mut scores = Vec::new();
-        let mut context = vec![0.0; group_size];
+        let mut context = Vec::new();
         for item in self.items.clone() {
-            let (row, kv_head) = (item / num_kv_heads, item % num_kv_heads);
-            let position = self.first_position + row;
+            let row_block = self.row_blocks - 1 - item / num_kv_heads;
+            let kv_head = item % num_kv_heads;
+            let rows = row_block * self.rows_per_item
+                ..((row_block + 1) * self.rows_per_item).min(self.q.len() / self.q_stride);
             let group = Group {
                 cache: self.cache,
                 kv_head,
                 head_dim,
-                q: &self.q[row * self.q_stride + kv_head * group_size..][..group_size],
-                visible: window.map_or(0, |window| (position + 1).saturating_sub(window))
-                    ..position + 1,
+                queries: self.queries(rows.clone(), kv_head),
             };
+            context.clear();
+            context.resize(rows.len() * group_size, 0.0);
             group.attend::<S>(&mut scores, &mut context);
-            self.out.write(row, kv_head * group_size, &context);
+            for (row, context) in rows.zip(context.chunks_exact(group_size)) {
+                self.out.write(row, kv_head * group_size, context);
+            }
         }
     }
 }
 
-/// The queries of one position that share a key-value head.
+impl<'a> Attend<'a> {
+    /// The queries of `rows` that read `kv_head`, row by row.
+    fn queries(&self, rows: Range<usize>, kv_head: usize) -> Vec<Query<'a>> {
+        let shape = self.shape;
+        let group_size = shape.queries_per_kv_head() * shape.head_dim;
+        rows.flat_map(|row| {
+            let end = self.first_position + row + 1;
+            let start = shape.window.map_or(0, |window| end.saturating_sub(window));
+            let q = &self.q[row * self.q_stride + kv_head * group_size..][..group_size];
+            q.chunks_exact(shape.head_dim).map(move |q| Query {
+                q,
+                visible: start..end,
+            })
+        })
+        .collect()
+    }
+}
+
+/// One query head of one position.
+struct Query<'a> {
+    /// `[head_dim]`.
+    q: &'a [f32],
+    /// The positions that it sees; not empty.
+    visible: Range<usize>,
+}
+
+/// Queries of neighbouring positions that share a key-value head, in order of their positions.
 ///
-/// They pass over the blocks together, so that a block is read once for all of them. Tiles are aligned
+/// They pass over the blocks together, so that what is read once serves several of them. Tiles are aligned
 /// to absolute positions, and sums go on from block to block: the order of every sum depends on the
 /// position alone.
 struct Group<'a> {
     cache: LayerCache<'a>,
     kv_head: usize,
     head_dim: usize,
-    /// `[group, head_dim]`.
-    q: &'a [f32],
-    /// The positions that the queries see; not empty.
-    visible: Range<usize>,
+    queries: Vec<Query<'a>>,
 }
 
 impl Group<'_> {
-    /// Softmax attention. `context`: `[group, head_dim]`.
+    /// Softmax attention. `context`: `[query, head_dim]`, zeros at first.
     #[inline(always)]
     fn attend<S: Simd>(&self, scores: &mut Vec<f32>, context: &mut [f32]) {
-        let visible = self.visible.clone();
-        let tiled = visible.start / LANES * LANES..visible.end.next_multiple_of(LANES);
-        scores.clear();
-        scores.resize(self.q.len() / self.head_dim * tiled.len(), 0.0);
+        let (first, last) = (
+            &self.queries[0].visible,
+            &self.queries[self.queries.len() - 1].visible,
+        );
+        let tiled = first.start / LANES * LANES..last.end.next_multiple_of(LANES);
+        scores.resize(self.queries.len() * tiled.len(), 0.0);
         self.scores::<S>(tiled.clone(), scores);
-        let mut inverses = Vec::new();
-        for scores in scores.chunks_exact_mut(tiled.len()) {
-            scores[..visible.start - tiled.start].fill(f32::NEG_INFINITY);
-            scores[visible.end - tiled.start..].fill(f32::NEG_INFINITY);
-            inverses.push(1.0 / softmax_numerators::<S>(scores));
+        let mut inverses = Vec::with_capacity(self.queries.len());
+        for (query, scores) in self
+            .queries
+            .iter()
+            .zip(scores.chunks_exact_mut(tiled.len()))
+        {
+            let visible = query.visible.start - tiled.start..query.visible.end - tiled.start;
+            let tiles = visible.start / LANES * LANES..visible.end.next_multiple_of(LANES);
+            scores[tiles.start..visible.start].fill(f32::NEG_INFINITY);
+            scores[visible.end..tiles.end].fill(f32::NEG_INFINITY);
+            inverses.push(1.0 / softmax_numerators::<S>(&mut scores[tiles]));
         }
-        context.fill(0.0);
         self.add_values::<S>(tiled, scores, context);
         for (context, inverse) in context.chunks_exact_mut(self.head_dim).zip(inverses) {
             context.iter_mut().for_each(|value| *value *= inverse);
@@ -150,7 +202,7 @@ impl Group<'_> {
     }
 
     /// `scores = q · k / √head_dim` at the positions of `tiled`, whole tiles.
-    /// `scores`: `[group, tiled.len()]`.
+    /// `scores`: `[query, tiled.len()]`.
     #[inline(always)]
     #[expect(clippy::cast_precision_loss, reason = "head_dim is small")]
     fn scores<S: Simd>(&self, tiled: Range<usize>, scores: &mut [f32]) {
@@ -162,65 +214,53 @@ impl Group<'_> {
                 .store
                 .keys(self.cache.block(column), self.kv_head);
             let keys = &keys[part.start % BLOCK_POSITIONS * head_dim..];
-            let part = part.start - tiled.start..part.end - tiled.start;
-            let scores = scores.chunks_exact_mut(tiled.len());
-            for (q, scores) in self.q.chunks_exact(head_dim).zip(scores) {
-                block_scores::<S>(q, keys, scale, &mut scores[part.clone()]);
+            let tiles = part.len() / LANES;
+            let mut queries = self.queries.as_slice();
+            let mut scores = Strided {
+                values: &mut scores[part.start - tiled.start..],
+                stride: tiled.len(),
+            };
+            while let [_, ..] = queries {
+                let taken = match queries.len() {
+                    6.. => block_scores::<S, 6>(queries, keys, tiles, scale, &mut scores),
+                    3.. => block_scores::<S, 3>(queries, keys, tiles, scale, &mut scores),
+                    2.. => block_scores::<S, 2>(queries, keys, tiles, scale, &mut scores),
+                    _ => block_scores::<S, 1>(queries, keys, tiles, scale, &mut scores),
+                };
+                queries = &queries[taken..];
+                scores.skip(taken);
             }
         }
     }
 
-    /// `context += Σ weight · value` over the visible positions, in their order.
-    /// `weights`: `[group, tiled.len()]`.
+    /// `context += Σ weight · value` over each query's visible positions, in their order.
+    /// `weights`: `[query, tiled.len()]`.
     #[inline(always)]
     fn add_values<S: Simd>(&self, tiled: Range<usize>, weights: &[f32], context: &mut [f32]) {
-        let head_dim = self.head_dim;
-        for (column, part) in columns(self.visible.clone()) {
-            let values = self
-                .cache
-                .store
-                .values(self.cache.block(column), self.kv_head);
-            let values = &values[part.start % BLOCK_POSITIONS * head_dim..];
-            let part = part.start - tiled.start..part.end - tiled.start;
-            let contexts = context.chunks_exact_mut(head_dim);
-            for (weights, context) in weights.chunks_exact(tiled.len()).zip(contexts) {
-                add_weighted::<S>(&weights[part.clone()], values, context);
+        for (column, part) in columns(tiled.clone()) {
+            let block = self.cache.block(column);
+            let values = Values {
+                values: self.cache.store.values(block, self.kv_head),
+                start: column * BLOCK_POSITIONS,
+                head_dim: self.head_dim,
+            };
+            let mut first = 0;
+            while first < self.queries.len() {
+                let queries = &self.queries[first..];
+                let weights = Weights {
+                    values: &weights[first * tiled.len()..],
+                    stride: tiled.len(),
+                    start: tiled.start,
+                };
+                let context = &mut context[first * self.head_dim..];
+                first += match queries.len() {
+                    6.. => values.add::<S, 6>(queries, part.clone(), weights, context),
+                    3.. => values.add::<S, 3>(queries, part.clone(), weights, context),
+                    2.. => values.add::<S, 2>(queries, part.clone(), weights, context),
+                    _ => values.add::<S, 1>(queries, part.clone(), weights, context),
+                };
             }
         }
-    }
-}
-
-/// `scores = scale · q · k` for one query and some tiles of a block. `keys`: `[tile, head_dim, 16]`.
-///
-/// Two tiles at a time: either sum alone waits for its last product.
-#[inline(always)]
-fn block_scores<S: Simd>(q: &[f32], keys: &[f32], scale: S::F, scores: &mut [f32]) {
-    let tile_len = q.len() * LANES;
-    let mut keys = keys.chunks(2 * tile_len);
-    for scores in scores.chunks_mut(2 * LANES) {
-        let keys = keys.next().expect("a tile of keys for each tile of scores");
-        let [mut first, mut second] = [S::splat(0.0); 2];
-        if scores.len() == LANES {
-            for (keys, q) in keys.as_chunks::<LANES>().0.iter().zip(q) {
-                first = S::fma(S::load(keys), S::splat(*q), first);
-            }
-            S::store(S::mul(first, scale), scores);
-            continue;
-        }
-        let (first_keys, second_keys) = keys.split_at(tile_len);
-        let tiles = first_keys
-            .as_chunks::<LANES>()
-            .0
-            .iter()
-            .zip(second_keys.as_chunks::<LANES>().0);
-        for ((first_keys, second_keys), q) in tiles.zip(q) {
-            let q = S::splat(*q);
-            first = S::fma(S::load(first_keys), q, first);
-            second = S::fma(S::load(second_keys), q, second);
-        }
-        let (first_scores, second_scores) = scores.split_at_mut(LANES);
-        S::store(S::mul(first, scale), first_scores);
-        S::store(S::mul(second, scale), second_scores);
     }
 }
 
@@ -233,44 +273,6 @@ fn columns(positions: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>
         let end = positions.end.min((column + 1) * BLOCK_POSITIONS);
         (column, start..end)
     })
-}
-
-/// `context += Σ weight · value`, in order of the positions. `values`: `[position, head_dim]`.
-#[inline(always)]
-fn add_weighted<S: Simd>(weights: &[f32], values: &[f32], context: &mut [f32]) {
-    match context.len() {
-        64 => add_weighted_of::<S, 4>(weights, values, context),
-        128 => add_weighted_of::<S, 8>(weights, values, context),
-        head_dim => {
-            for (weight, values) in weights.iter().zip(values.chunks_exact(head_dim)) {
-                let sums = context.iter_mut().zip(values);
-                sums.for_each(|(sum, value)| *sum = value.mul_add(*weight, *sum));
-            }
-        }
-    }
-}
-
-/// [`add_weighted`] with `head_dim = 16 · VECTORS`, its sums in registers.
-#[inline(always)]
-fn add_weighted_of<S: Simd, const VECTORS: usize>(
-    weights: &[f32],
-    values: &[f32],
-    context: &mut [f32],
-) {
-    let context = context.as_chunks_mut::<LANES>().0;
-    let mut sums = [S::splat(0.0); VECTORS];
-    for (sum, context) in sums.iter_mut().zip(context.iter()) {
-        *sum = S::load(context);
-    }
-    for (weight, values) in weights.iter().zip(values.chunks_exact(VECTORS * LANES)) {
-        let weight = S::splat(*weight);
-        for (sum, values) in sums.iter_mut().zip(values.as_chunks::<LANES>().0) {
-            *sum = S::fma(S::load(values), weight, *sum);
-        }
-    }
-    for (sum, context) in sums.into_iter().zip(context) {
-        S::store(sum, context);
-    }
 }
 
 /// Replaces scores by `exp(score - max)` and returns their sum.

@@ -1,5 +1,7 @@
 //! One decoder layer: norm, attention, residual; norm, gated MLP, residual.
 
+use std::cell::RefCell;
+
 use crate::attention::{AttentionShape, LayerCache, exp};
 use crate::config::ModelConfig;
 use crate::decoder::Segment;
@@ -22,6 +24,7 @@ pub struct Block {
     gate_up: Linear,
     down: Linear,
     shape: AttentionShape,
+    hidden_size: usize,
     intermediate_size: usize,
 }
 
@@ -80,6 +83,7 @@ impl Block {
                 head_dim: config.head_dim,
                 window: config.window_of(layer),
             },
+            hidden_size: hidden,
             intermediate_size: inter,
         })
     }
@@ -104,23 +108,34 @@ impl Block {
         store: &mut KvStore,
         rope: &Rope,
     ) {
-        let rows = segments.iter().map(|segment| segment.rows).sum();
-        let mut normed = vec![0.0; hidden_states.len()];
-        self.attention_norm.forward(hidden_states, &mut normed);
-        let mut qkv = vec![0.0; rows * self.qkv.outputs()];
-        self.qkv.forward(&normed, rows, &mut qkv);
-        let mut context = vec![0.0; rows * self.shape.num_attention_heads * self.shape.head_dim];
-        self.attend(&mut qkv, &mut context, segments, store, rope);
-        self.output.forward(&context, rows, &mut normed);
-        add(hidden_states, &normed);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let rows = segments.iter().map(|segment| segment.rows).sum();
+            let normed = sized(&mut scratch.normed, hidden_states.len());
+            self.attention_norm.forward(hidden_states, normed);
+            let qkv = sized(&mut scratch.wide, rows * self.qkv.outputs());
+            self.qkv.forward(normed, rows, qkv);
+            let context = sized(&mut scratch.context, rows * self.q_size());
+            self.attend(qkv, context, segments, store, rope);
+            self.output.forward(context, rows, normed);
+            add(hidden_states, normed, self.hidden_size);
 
-        self.mlp_norm.forward(hidden_states, &mut normed);
-        let mut gate_up = vec![0.0; rows * 2 * self.intermediate_size];
-        self.gate_up.forward(&normed, rows, &mut gate_up);
-        let mut gated = vec![0.0; rows * self.intermediate_size];
-        silu_product(&gate_up, &mut gated, self.intermediate_size);
-        self.down.forward(&gated, rows, &mut normed);
-        add(hidden_states, &normed);
+            self.mlp_norm.forward(hidden_states, normed);
+            let chunk_len = MLP_ROWS * self.hidden_size;
+            let chunks = hidden_states.chunks_mut(chunk_len);
+            for (hidden_states, normed) in chunks.zip(normed.chunks_mut(chunk_len)) {
+                let rows = hidden_states.len() / self.hidden_size;
+                let gate_up = sized(&mut scratch.wide, rows * 2 * self.intermediate_size);
+                self.gate_up.forward(normed, rows, gate_up);
+                let gated = sized(&mut scratch.context, rows * self.intermediate_size);
+                silu_product(gate_up, gated, self.intermediate_size);
+                self.down.forward(gated, rows, normed);
+                add(hidden_states, normed, self.hidden_size);
+            }
+        });
+    }
+
+    const fn q_size(&self) -> usize {
+        self.shape.num_attention_heads * self.shape.head_dim
     }
 
     /// Rotates q and k, writes k and v to the store, and attends, session by session.
@@ -133,21 +148,27 @@ impl Block {
         rope: &Rope,
     ) {
         let stride = self.qkv.outputs();
-        let q_size = self.shape.num_attention_heads * self.shape.head_dim;
+        let q_size = self.q_size();
         let kv_size = self.shape.num_kv_heads * self.shape.head_dim;
         let mut row = 0;
         for segment in segments {
             let qkv = &mut qkv[row * stride..(row + segment.rows) * stride];
-            for (i, qkv) in qkv.chunks_exact_mut(stride).enumerate() {
-                let position = segment.table.len() + i;
-                let (qk, v) = qkv.split_at_mut(q_size + kv_size);
+            let first_position = segment.table.len();
+            for_rows(stride, qkv, |i, qkv| {
+                let (q, kv) = qkv.split_at_mut(q_size);
+                let k = &mut kv[..kv_size];
                 if let Some((q_norm, k_norm)) = &self.qk_norm {
-                    q_norm.forward_in_place(&mut qk[..q_size]);
-                    k_norm.forward_in_place(&mut qk[q_size..]);
+                    q_norm.forward_in_place(q);
+                    k_norm.forward_in_place(k);
                 }
-                rope.rotate(qk, position);
+                rope.rotate(q, first_position + i);
+                rope.rotate(k, first_position + i);
+            });
+            for (i, qkv) in qkv.chunks_exact(stride).enumerate() {
+                let position = first_position + i;
+                let (k, v) = qkv[q_size..].split_at(kv_size);
                 let block = segment.table.block(self.layer, position / BLOCK_POSITIONS);
-                store.write(block, position % BLOCK_POSITIONS, &qk[q_size..], v);
+                store.write(block, position % BLOCK_POSITIONS, k, v);
             }
             let context = &mut context[row * q_size..(row + segment.rows) * q_size];
             let cache = LayerCache {
@@ -209,8 +230,40 @@ pub(crate) fn tensors(config: &ModelConfig, layer: usize) -> Vec<(String, Vec<us
         .collect()
 }
 
-fn add(to: &mut [f32], from: &[f32]) {
-    to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+/// Memory for what a layer computes; some of it has two uses, one after the other.
+#[derive(Default)]
+struct Scratch {
+    /// `[rows, hidden_size]`.
+    normed: Vec<f32>,
+    /// q, k and v; then gate and up.
+    wide: Vec<f32>,
+    /// What attention gives; then what the gate lets through.
+    context: Vec<f32>,
+}
+
+thread_local! {
+    /// As large as the largest batch of this thread: clearing new memory for each layer takes a twentieth of
+    /// the time.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// The first `len` values of `memory`, which grows where it must; they are what was there last.
+fn sized(memory: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if memory.len() < len {
+        memory.resize(len, 0.0);
+    }
+    &mut memory[..len]
+}
+
+/// Rows that pass through the MLP together: what lies between its products stays in a core's own cache.
+const MLP_ROWS: usize = 128;
+
+/// `[rows, columns]` each.
+fn add(to: &mut [f32], from: &[f32], columns: usize) {
+    for_rows(columns, to, |row, to| {
+        let from = &from[row * columns..(row + 1) * columns];
+        to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+    });
 }
 
 /// `silu(gate) · up`; `gate_up`: `[rows, 2 · size]`, `out`: `[rows, size]`.
@@ -230,22 +283,38 @@ struct SiluProduct<'a> {
 impl Work for SiluProduct<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let chunks = self
-            .gate
-            .chunks(LANES)
-            .zip(self.up.chunks(LANES))
-            .zip(self.out.chunks_mut(LANES));
-        for ((gate, up), out) in chunks {
-            // exp(-|g|) never overflows: silu(g) = g / (1 + e^-g), or g e^g / (1 + e^g) below zero.
-            let mut e = [0.0; LANES];
-            e.iter_mut()
-                .zip(gate)
-                .for_each(|(e, gate)| *e = -gate.abs());
-            exp(&mut e, 0.0);
-            for (((out, gate), up), e) in out.iter_mut().zip(gate).zip(up).zip(e) {
-                let numerator = if *gate < 0.0 { gate * e } else { *gate };
-                *out = numerator / (1.0 + e) * up;
-            }
+        let (gates, last_gate) = self.gate.as_chunks::<LANES>();
+        let (ups, last_up) = self.up.as_chunks::<LANES>();
+        let (outs, last_out) = self.out.as_chunks_mut::<LANES>();
+        for ((gate, up), out) in gates.iter().zip(ups).zip(outs) {
+            *out = silu_times(*gate, *up);
         }
+        let mut gate = [0.0; LANES];
+        gate[..last_gate.len()].copy_from_slice(last_gate);
+        let mut up = [0.0; LANES];
+        up[..last_up.len()].copy_from_slice(last_up);
+        last_out.copy_from_slice(&silu_times(gate, up)[..last_out.len()]);
     }
+}
+
+/// `exp(-|g|)` never overflows: `silu(g) = g / (1 + e^-g)`, or `g e^g / (1 + e^g)` below zero.
+///
+/// By value, so that the compiler knows that nothing overlaps and keeps vectors.
+#[inline(always)]
+fn silu_times(gate: [f32; LANES], up: [f32; LANES]) -> [f32; LANES] {
+    let mut e = gate;
+    for e in &mut e {
+        *e = -e.abs();
+    }
+    exp(&mut e, 0.0);
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        let numerator = if gate[i] < 0.0 {
+            gate[i] * e[i]
+        } else {
+            gate[i]
+        };
+        out[i] = numerator / (1.0 + e[i]) * up[i];
+    }
+    out
 }

@@ -9,10 +9,9 @@ use candle_core::quantized::GgmlDType;
 
 use crate::error::LoadError;
 use crate::weights::{RawTensor, StoreAs};
-use activations::QuantizedRows;
 use blocks::BlockMatrix;
 use dense::DenseMatrix;
-use packed::PackedMatrix;
+use packed::{PackedInput, PackedMatrix};
 
 mod activations;
 mod blocks;
@@ -20,7 +19,7 @@ mod dense;
 mod disjoint_out;
 mod packed;
 
-pub(crate) use disjoint_out::{DisjointOut, for_rows};
+pub(crate) use disjoint_out::{DisjointOut, for_chunks, for_rows};
 
 /// `y = x Wᵀ + b`, for several matrices stacked along their outputs (q, k and v; gate and up).
 pub struct Linear {
@@ -101,7 +100,7 @@ impl Linear {
             .matrices
             .iter()
             .any(|matrix| matches!(matrix, Matrix::Packed(_)))
-            .then(|| QuantizedRows::new(x, rows, self.columns));
+            .then(|| PackedInput::new(x, rows, self.columns));
         let out = DisjointOut::new(out, self.outputs);
         let mut first_output = 0;
         for matrix in &self.matrices {
@@ -146,10 +145,11 @@ impl Matrix {
             | GgmlDType::Q4_1
             | GgmlDType::Q5_0
             | GgmlDType::Q5_1
-            | GgmlDType::Q8_0 => Ok(Self::Packed(PackedMatrix::new(&tensor))),
-            GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q4K | GgmlDType::Q5K | GgmlDType::Q6K => {
-                Ok(Self::Blocks(BlockMatrix::new(&tensor)))
-            }
+            | GgmlDType::Q8_0
+            | GgmlDType::Q4K
+            | GgmlDType::Q5K
+            | GgmlDType::Q6K => Ok(Self::Packed(PackedMatrix::new(&tensor))),
+            GgmlDType::Q2K | GgmlDType::Q3K => Ok(Self::Blocks(BlockMatrix::new(&tensor))),
             GgmlDType::Q8_1 | GgmlDType::Q8K => Err(LoadError::TensorType {
                 tensor: tensor.name,
                 found: format!("{:?}", tensor.dtype),

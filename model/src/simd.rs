@@ -11,10 +11,15 @@
 use std::sync::LazyLock;
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
+pub(crate) mod tile_unit;
 
 /// Lanes of every vector of 32-bit values; vectors of bytes have four times as many.
 pub const LANES: usize = 16;
@@ -48,14 +53,34 @@ pub trait Simd: Copy {
     fn add(a: Self::F, b: Self::F) -> Self::F;
     /// The larger of each pair of lanes.
     fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// Without the sign.
+    fn abs(vector: Self::F) -> Self::F;
+    /// The largest lane.
+    fn largest(vector: Self::F) -> f32;
 
     /// The same integer in every lane.
     fn splat_i(value: i32) -> Self::I;
+    /// The first 16 integers of `values`.
+    fn load_i(values: &[i32]) -> Self::I;
+    /// The bits of floats.
+    fn bits(vector: Self::F) -> Self::I;
+    /// `a + b`, modulo 2^32.
+    fn add_i(a: Self::I, b: Self::I) -> Self::I;
+    /// `a - b`, modulo 2^32.
+    fn sub_i(a: Self::I, b: Self::I) -> Self::I;
+    /// The sum of the lanes, modulo 2^32.
+    fn sum_i(vector: Self::I) -> i32;
+    /// Writes the low byte of each lane.
+    fn store_low_bytes(vector: Self::I, out: &mut [i8]);
     /// Integers to floats.
     fn to_f(vector: Self::I) -> Self::F;
 
     /// The first 64 bytes of `bytes`.
     fn load_b(bytes: &[u8]) -> Self::B;
+    /// Writes 64 bytes.
+    fn store_b(vector: Self::B, out: &mut [i8]);
+    /// Each byte less `value`, modulo 256.
+    fn sub_b(vector: Self::B, value: i8) -> Self::B;
     /// The low four bits of each byte.
     fn low_nibbles(vector: Self::B) -> Self::B;
     /// The high four bits of each byte.
@@ -63,10 +88,14 @@ pub trait Simd: Copy {
     /// `bits` (64 bytes) holds one 32-bit mask a lane. Adds 16 to byte `b` of a lane where bit
     /// `shift + b` of its mask is set (`b` = 0 to 3).
     fn add_fifth_bit(vector: Self::B, bits: Self::B, shift: u32) -> Self::B;
+    /// Adds to each byte, times 16, bits `shift` and `shift + 1` of the same byte of `pairs`.
+    fn add_bit_pairs(vector: Self::B, pairs: Self::B, shift: u32) -> Self::B;
+    /// Each lane's 32-bit word, moved down by `shift`, and of that the bits of `mask`.
+    fn bit_field(words: Self::B, shift: u32, mask: i32) -> Self::I;
     /// Makes signed weight bytes ready for [`Simd::dot_i8`].
     fn prepare_i8(vector: Self::B) -> Self::B;
-    /// Adds to each lane the dot product of its four weight bytes (0 to 31) with `activations`.
-    fn dot_u5(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I;
+    /// Adds to each lane the dot product of its four weight bytes (0 to 63) with `activations`.
+    fn dot_u6(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I;
     /// The same for weights from [`Simd::prepare_i8`], plus [`Simd::I8_BIAS`] times the sum of `activations`.
     fn dot_i8(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I;
 
@@ -99,6 +128,10 @@ enum Level {
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     Portable,
 }
 
@@ -110,6 +143,15 @@ static LEVEL: LazyLock<Level> = LazyLock::new(|| {
         }
         if avx2::detected() {
             return Level::Avx2;
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        if neon::dot_detected() {
+            return Level::NeonDot;
+        }
+        if neon::detected() {
+            return Level::Neon;
         }
     }
     Level::Portable
@@ -124,6 +166,12 @@ pub fn dispatch<W: Work>(work: W) {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the level says that the instructions were detected.
         Level::Avx2 => unsafe { avx2::run(work) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the level says that the instructions were detected.
+        Level::NeonDot => unsafe { neon::run_dot(work) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: the level says that the instructions were detected.
+        Level::Neon => unsafe { neon::run(work) },
         Level::Portable => work.run::<portable::Portable>(),
     }
 }
@@ -133,12 +181,18 @@ pub fn dispatch<W: Work>(work: W) {
 pub fn instruction_set() -> &'static str {
     match *LEVEL {
         #[cfg(target_arch = "x86_64")]
+        Level::Avx512 if tile_unit::detected() => "avx512-vnni, amx-int8",
+        #[cfg(target_arch = "x86_64")]
         Level::Avx512 => "avx512-vnni",
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => "avx2",
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonDot => "neon-dotprod",
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => "neon",
         Level::Portable => "portable",
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

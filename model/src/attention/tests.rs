@@ -1,3 +1,5 @@
+//! Attention over blocks is softmax attention, and a position has its own bits.
+
 use super::*;
 use crate::kv_cache::store::tests::store_of;
 use crate::layer_range::LayerRange;

@@ -1,3 +1,5 @@
+//! Where blocks lie, and who shares them, changes no bit.
+
 use std::path::Path;
 
 use super::*;

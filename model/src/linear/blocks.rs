@@ -1,12 +1,10 @@
-//! Weights in superblocks of 256 (GGML's k-quantisations), through candle's dot products.
+//! Weights in superblocks of 256 with 2 or 3 bits (GGML's Q2_K and Q3_K), through candle's dot products.
 //!
 //! candle's `QMatMul` repacks the weights into a second copy and sums in another order for large
 //! batches; the row kernel underneath does neither, and is what is used here.
 
 use candle_core::quantized::GgmlDType;
-use candle_core::quantized::k_quants::{
-    BlockQ2K, BlockQ3K, BlockQ4K, BlockQ5K, BlockQ6K, BlockQ8K, GgmlType,
-};
+use candle_core::quantized::k_quants::{BlockQ2K, BlockQ3K, BlockQ8K, GgmlType};
 
 use super::DisjointOut;
 use super::activations::over_tiles;
@@ -29,9 +27,6 @@ impl BlockMatrix {
         let rows: Box<dyn BlockRows> = match tensor.dtype {
             GgmlDType::Q2K => Box::new(to_blocks::<BlockQ2K>(data)),
             GgmlDType::Q3K => Box::new(to_blocks::<BlockQ3K>(data)),
-            GgmlDType::Q4K => Box::new(to_blocks::<BlockQ4K>(data)),
-            GgmlDType::Q5K => Box::new(to_blocks::<BlockQ5K>(data)),
-            GgmlDType::Q6K => Box::new(to_blocks::<BlockQ6K>(data)),
             other => unreachable!("{other:?} has no superblocks"),
         };
         Self {

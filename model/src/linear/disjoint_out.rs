@@ -10,20 +10,51 @@ const PARALLEL_ROWS: usize = 16;
 
 /// Calls `work` with each row of `out`, `[rows, columns]`, on all threads where there are many.
 pub(crate) fn for_rows(columns: usize, out: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sync) {
-    let rows = out.len() / columns;
+    for_chunks(columns, out.len() / columns, out, work);
+}
+
+/// Calls `work` with each chunk of `len` items of `out`, on all threads where they hold many rows.
+pub(crate) fn for_chunks<T: Send>(
+    len: usize,
+    rows: usize,
+    out: &mut [T],
+    work: impl Fn(usize, &mut [T]) + Sync,
+) {
+    assert!(out.len().is_multiple_of(len), "whole chunks");
+    let chunks = out.len() / len;
     if rows < PARALLEL_ROWS {
         return out
-            .chunks_exact_mut(columns)
+            .chunks_exact_mut(len)
             .enumerate()
-            .for_each(|(row, out)| work(row, out));
+            .for_each(|(index, chunk)| work(index, chunk));
     }
-    let out = DisjointOut::new(out, columns);
-    parallel(rows, 1, |rows| {
-        for row in rows {
-            // SAFETY: every row is in one piece only.
-            work(row, unsafe { out.row_mut(row) });
+    let out = Chunks(out.as_mut_ptr());
+    parallel(chunks, 1, |indices| {
+        for index in indices {
+            // SAFETY: inside `out`, which is borrowed for as long as this runs, and every chunk is in one
+            // piece only.
+            work(index, unsafe { out.chunk(index, len) });
         }
     });
+}
+
+/// The start of a slice whose chunks are shared out among threads.
+struct Chunks<T>(*mut T);
+
+// SAFETY: every chunk is given to one thread only.
+unsafe impl<T: Send> Sync for Chunks<T> {}
+
+impl<T> Chunks<T> {
+    /// # Safety
+    /// The chunk must lie in the slice, and no other reference to it may be alive.
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the chunks that threads take are disjoint"
+    )]
+    unsafe fn chunk(&self, index: usize, len: usize) -> &mut [T] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(index * len), len) }
+    }
 }
 
 /// A row-major output `[rows, stride]` that several threads fill, each its own columns.
@@ -76,20 +107,6 @@ impl<'a> DisjointOut<'a> {
             let to = self.values.add(row * self.stride + column);
             std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len());
         }
-    }
-
-    /// Row `row`, for writing.
-    ///
-    /// # Safety
-    /// No other reference to this row may be alive.
-    #[expect(
-        clippy::mut_from_ref,
-        reason = "the rows that threads take are disjoint"
-    )]
-    unsafe fn row_mut(&self, row: usize) -> &mut [f32] {
-        assert!((row + 1) * self.stride <= self.len);
-        // SAFETY: inside the output (asserted), and the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.stride), self.stride) }
     }
 
     /// Adds `bias`, `[stride]`, to every row. Called after the threads are done.

@@ -1,10 +1,12 @@
+//! Products with every type of weights.
+
 use super::*;
 use crate::weights::WeightDtype;
 use crate::weights::{dequantize, from_floats};
 use candle_core::quantized::GgmlDType;
 
 /// Numbers that look random and are the same in every run.
-fn noise(len: usize, seed: u32) -> Vec<f32> {
+pub(super) fn noise(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
         state ^= state << 13;
@@ -18,7 +20,7 @@ fn noise(len: usize, seed: u32) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-fn tensor(dtype: GgmlDType, outputs: usize, columns: usize) -> RawTensor {
+pub(super) fn tensor(dtype: GgmlDType, outputs: usize, columns: usize) -> RawTensor {
     let data = from_floats(&noise(outputs * columns, 7), dtype);
     RawTensor {
         name: "w".to_owned(),
@@ -38,7 +40,7 @@ fn forward(linear: &Linear, x: &[f32], rows: usize) -> Vec<f32> {
     out
 }
 
-const TYPES: [GgmlDType; 11] = [
+const TYPES: [GgmlDType; 13] = [
     GgmlDType::F32,
     GgmlDType::F16,
     GgmlDType::BF16,
@@ -47,6 +49,8 @@ const TYPES: [GgmlDType; 11] = [
     GgmlDType::Q5_0,
     GgmlDType::Q5_1,
     GgmlDType::Q8_0,
+    GgmlDType::Q2K,
+    GgmlDType::Q3K,
     GgmlDType::Q4K,
     GgmlDType::Q5K,
     GgmlDType::Q6K,

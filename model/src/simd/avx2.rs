@@ -114,9 +114,102 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn abs(vector: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            [
+                _mm256_andnot_ps(sign, vector[0]),
+                _mm256_andnot_ps(sign, vector[1]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn largest(vector: Self::F) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let eight = _mm256_max_ps(vector[0], vector[1]);
+            let four = _mm_max_ps(
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps::<1>(eight),
+            );
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            let one = _mm_max_ss(two, _mm_movehdup_ps(two));
+            _mm_cvtss_f32(one)
+        }
+    }
+
+    #[inline(always)]
+    fn bits(vector: Self::F) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            [
+                _mm256_castps_si256(vector[0]),
+                _mm256_castps_si256(vector[1]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn sub_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { [_mm256_sub_epi32(a[0], b[0]), _mm256_sub_epi32(a[1], b[1])] }
+    }
+
+    #[inline(always)]
+    fn sum_i(vector: Self::I) -> i32 {
+        // SAFETY: see above.
+        unsafe {
+            let eight = _mm256_add_epi32(vector[0], vector[1]);
+            let four = _mm_add_epi32(
+                _mm256_castsi256_si128(eight),
+                _mm256_extracti128_si256::<1>(eight),
+            );
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b00_00_11_10>(four));
+            let one = _mm_add_epi32(two, _mm_shuffle_epi32::<0b00_00_00_01>(two));
+            _mm_cvtsi128_si32(one)
+        }
+    }
+
+    #[inline(always)]
+    fn store_low_bytes(vector: Self::I, out: &mut [i8]) {
+        assert!(out.len() >= LANES);
+        let mut lanes = [0_i32; LANES];
+        // SAFETY: see above.
+        unsafe {
+            let to = lanes.as_mut_ptr().cast::<__m256i>();
+            _mm256_storeu_si256(to, vector[0]);
+            _mm256_storeu_si256(to.add(1), vector[1]);
+        }
+        for (out, lane) in out.iter_mut().zip(lanes) {
+            *out = lane.to_le_bytes()[0].cast_signed();
+        }
+    }
+
+    #[inline(always)]
     fn splat_i(value: i32) -> Self::I {
         // SAFETY: see above.
         [unsafe { _mm256_set1_epi32(value) }; 2]
+    }
+
+    #[inline(always)]
+    fn load_i(values: &[i32]) -> Self::I {
+        assert!(values.len() >= LANES);
+        // SAFETY: see above.
+        unsafe {
+            let values = values.as_ptr().cast::<__m256i>();
+            [
+                _mm256_loadu_si256(values),
+                _mm256_loadu_si256(values.add(1)),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -133,6 +226,29 @@ impl Simd for Avx2 {
             [
                 _mm256_loadu_si256(bytes.as_ptr().cast::<__m256i>()),
                 _mm256_loadu_si256(bytes.as_ptr().cast::<__m256i>().add(1)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn store_b(vector: Self::B, out: &mut [i8]) {
+        assert!(out.len() >= 4 * LANES);
+        // SAFETY: see above.
+        unsafe {
+            let out = out.as_mut_ptr().cast::<__m256i>();
+            _mm256_storeu_si256(out, vector[0]);
+            _mm256_storeu_si256(out.add(1), vector[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn sub_b(vector: Self::B, value: i8) -> Self::B {
+        // SAFETY: see above.
+        unsafe {
+            let value = _mm256_set1_epi8(value);
+            [
+                _mm256_sub_epi8(vector[0], value),
+                _mm256_sub_epi8(vector[1], value),
             ]
         }
     }
@@ -161,19 +277,43 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn add_bit_pairs(vector: Self::B, pairs: Self::B, shift: u32) -> Self::B {
+        // SAFETY: see above.
+        unsafe {
+            [
+                half::add_bit_pairs(vector[0], pairs[0], shift),
+                half::add_bit_pairs(vector[1], pairs[1], shift),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn bit_field(words: Self::B, shift: u32, mask: i32) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let shift = _mm_cvtsi32_si128(shift.cast_signed());
+            let mask = _mm256_set1_epi32(mask);
+            [
+                _mm256_and_si256(_mm256_srl_epi32(words[0], shift), mask),
+                _mm256_and_si256(_mm256_srl_epi32(words[1], shift), mask),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn prepare_i8(vector: Self::B) -> Self::B {
         vector
     }
 
     #[inline(always)]
-    fn dot_u5(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
+    fn dot_u6(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
         let activations = i32::from_le_bytes(activations.map(i8::cast_unsigned));
         // SAFETY: see above.
         unsafe {
             let activations = _mm256_set1_epi32(activations);
             [
-                half::dot_u5(accumulator[0], weights[0], activations),
-                half::dot_u5(accumulator[1], weights[1], activations),
+                half::dot_u6(accumulator[0], weights[0], activations),
+                half::dot_u6(accumulator[1], weights[1], activations),
             ]
         }
     }
@@ -230,9 +370,19 @@ mod half {
         }
     }
 
-    /// Two products of at most 31 * 128 fit 16 bits: `vpmaddubsw` does not saturate.
     #[inline(always)]
-    pub unsafe fn dot_u5(accumulator: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
+    pub unsafe fn add_bit_pairs(bytes: __m256i, pairs: __m256i, shift: u32) -> __m256i {
+        // SAFETY: the caller has AVX2.
+        unsafe {
+            let moved = _mm256_srl_epi16(pairs, _mm_cvtsi32_si128(shift.cast_signed()));
+            let two = _mm256_and_si256(moved, _mm256_set1_epi8(3));
+            _mm256_or_si256(bytes, _mm256_slli_epi16::<4>(two))
+        }
+    }
+
+    /// Two products of at most 63 * 128 fit 16 bits: `vpmaddubsw` does not saturate.
+    #[inline(always)]
+    pub unsafe fn dot_u6(accumulator: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
         // SAFETY: the caller has AVX2.
         unsafe {
             let pairs = _mm256_maddubs_epi16(weights, activations);
@@ -245,7 +395,7 @@ mod half {
     pub unsafe fn dot_i8(accumulator: __m256i, weights: __m256i, activations: __m256i) -> __m256i {
         // SAFETY: the caller has AVX2.
         unsafe {
-            dot_u5(
+            dot_u6(
                 accumulator,
                 _mm256_abs_epi8(weights),
                 _mm256_sign_epi8(activations, weights),

@@ -97,9 +97,64 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn abs(vector: Self::F) -> Self::F {
+        // SAFETY: see above.
+        unsafe { _mm512_abs_ps(vector) }
+    }
+
+    #[inline(always)]
+    fn largest(vector: Self::F) -> f32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_max_ps(vector) }
+    }
+
+    #[inline(always)]
+    fn bits(vector: Self::F) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_castps_si512(vector) }
+    }
+
+    #[inline(always)]
+    fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub_i(a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn sum_i(vector: Self::I) -> i32 {
+        // SAFETY: see above.
+        unsafe { _mm512_reduce_add_epi32(vector) }
+    }
+
+    #[inline(always)]
+    fn store_low_bytes(vector: Self::I, out: &mut [i8]) {
+        assert!(out.len() >= LANES);
+        // SAFETY: see above.
+        unsafe {
+            _mm_storeu_si128(
+                out.as_mut_ptr().cast::<__m128i>(),
+                _mm512_cvtepi32_epi8(vector),
+            );
+        }
+    }
+
+    #[inline(always)]
     fn splat_i(value: i32) -> Self::I {
         // SAFETY: see above.
         unsafe { _mm512_set1_epi32(value) }
+    }
+
+    #[inline(always)]
+    fn load_i(values: &[i32]) -> Self::I {
+        assert!(values.len() >= LANES);
+        // SAFETY: see above.
+        unsafe { _mm512_loadu_si512(values.as_ptr().cast()) }
     }
 
     #[inline(always)]
@@ -113,6 +168,19 @@ impl Simd for Avx512 {
         assert!(bytes.len() >= 4 * LANES);
         // SAFETY: see above.
         unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn store_b(vector: Self::B, out: &mut [i8]) {
+        assert!(out.len() >= 4 * LANES);
+        // SAFETY: see above.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), vector) }
+    }
+
+    #[inline(always)]
+    fn sub_b(vector: Self::B, value: i8) -> Self::B {
+        // SAFETY: see above.
+        unsafe { _mm512_sub_epi8(vector, _mm512_set1_epi8(value)) }
     }
 
     #[inline(always)]
@@ -141,13 +209,32 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn add_bit_pairs(vector: Self::B, pairs: Self::B, shift: u32) -> Self::B {
+        // SAFETY: see above.
+        unsafe {
+            let moved = _mm512_srl_epi16(pairs, _mm_cvtsi32_si128(shift.cast_signed()));
+            let two = _mm512_and_si512(moved, _mm512_set1_epi8(3));
+            _mm512_or_si512(vector, _mm512_slli_epi16::<4>(two))
+        }
+    }
+
+    #[inline(always)]
+    fn bit_field(words: Self::B, shift: u32, mask: i32) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let moved = _mm512_srl_epi32(words, _mm_cvtsi32_si128(shift.cast_signed()));
+            _mm512_and_si512(moved, _mm512_set1_epi32(mask))
+        }
+    }
+
+    #[inline(always)]
     fn prepare_i8(vector: Self::B) -> Self::B {
         // SAFETY: see above.
         unsafe { _mm512_xor_si512(vector, _mm512_set1_epi8(i8::MIN)) }
     }
 
     #[inline(always)]
-    fn dot_u5(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
+    fn dot_u6(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
         // SAFETY: see above.
         unsafe {
             let activations =
@@ -158,6 +245,6 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn dot_i8(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
-        Self::dot_u5(accumulator, weights, activations)
+        Self::dot_u6(accumulator, weights, activations)
     }
 }

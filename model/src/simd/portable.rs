@@ -64,8 +64,61 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn abs(vector: Self::F) -> Self::F {
+        vector.map(f32::abs)
+    }
+
+    #[inline(always)]
+    fn largest(vector: Self::F) -> f32 {
+        let mut lanes = vector;
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                if lanes[i + width] >= lanes[i] {
+                    lanes[i] = lanes[i + width];
+                }
+            }
+            width /= 2;
+        }
+        lanes[0]
+    }
+
+    #[inline(always)]
+    fn bits(vector: Self::F) -> Self::I {
+        vector.map(|value| value.to_bits().cast_signed())
+    }
+
+    #[inline(always)]
+    fn add_i(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+
+    #[inline(always)]
+    fn sub_i(a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_sub(b[i]))
+    }
+
+    #[inline(always)]
+    fn sum_i(vector: Self::I) -> i32 {
+        vector.into_iter().fold(0, i32::wrapping_add)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the low byte is wanted")]
+    fn store_low_bytes(vector: Self::I, out: &mut [i8]) {
+        for (out, value) in out[..LANES].iter_mut().zip(vector) {
+            *out = value as i8;
+        }
+    }
+
+    #[inline(always)]
     fn splat_i(value: i32) -> Self::I {
         [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load_i(values: &[i32]) -> Self::I {
+        std::array::from_fn(|i| values[i])
     }
 
     #[inline(always)]
@@ -80,6 +133,18 @@ impl Simd for Portable {
     #[inline(always)]
     fn load_b(bytes: &[u8]) -> Self::B {
         std::array::from_fn(|i| bytes[i])
+    }
+
+    #[inline(always)]
+    fn store_b(vector: Self::B, out: &mut [i8]) {
+        for (out, byte) in out[..4 * LANES].iter_mut().zip(vector) {
+            *out = byte.cast_signed();
+        }
+    }
+
+    #[inline(always)]
+    fn sub_b(vector: Self::B, value: i8) -> Self::B {
+        vector.map(|byte| byte.wrapping_sub(value.cast_unsigned()))
     }
 
     #[inline(always)]
@@ -104,12 +169,26 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn add_bit_pairs(vector: Self::B, pairs: Self::B, shift: u32) -> Self::B {
+        std::array::from_fn(|i| vector[i] | (((pairs[i] >> shift) & 3) << 4))
+    }
+
+    #[inline(always)]
+    fn bit_field(words: Self::B, shift: u32, mask: i32) -> Self::I {
+        let words = words.as_chunks::<4>().0;
+        std::array::from_fn(|lane| {
+            let moved = u32::from_le_bytes(words[lane]) >> shift;
+            moved.cast_signed() & mask
+        })
+    }
+
+    #[inline(always)]
     fn prepare_i8(vector: Self::B) -> Self::B {
         vector
     }
 
     #[inline(always)]
-    fn dot_u5(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
+    fn dot_u6(accumulator: Self::I, weights: Self::B, activations: [i8; 4]) -> Self::I {
         std::array::from_fn(|lane| {
             (0..4).fold(accumulator[lane], |sum, b| {
                 sum + i32::from(weights[4 * lane + b]) * i32::from(activations[b])
