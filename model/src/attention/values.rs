@@ -47,15 +47,15 @@ impl Values<'_> {
         let clamp = |position: usize| position.clamp(part.start, part.end);
         let start = clamp(queries[Q - 1].visible.start);
         let end = clamp(queries[0].visible.end).max(start);
-        for i in 0..Q {
-            let first = clamp(queries[i].visible.start);
-            let end = clamp(queries[i].visible.end);
+        for (i, query) in queries[..Q].iter().enumerate() {
+            let first = clamp(query.visible.start);
+            let end = clamp(query.visible.end);
             self.add_positions::<S, 1>(first..start.min(end), i, weights, context);
         }
         self.add_positions::<S, Q>(start..end, 0, weights, context);
-        for i in 0..Q {
-            let first = clamp(queries[i].visible.start).max(end);
-            self.add_positions::<S, 1>(first..clamp(queries[i].visible.end), i, weights, context);
+        for (i, query) in queries[..Q].iter().enumerate() {
+            let first = clamp(query.visible.start).max(end);
+            self.add_positions::<S, 1>(first..clamp(query.visible.end), i, weights, context);
         }
         Q
     }

@@ -238,11 +238,11 @@ fn add<S: Simd, const MIN: bool, const ROWS: usize>(
 ) {
     let scales = S::load(&weights.scales);
     let minima = S::load(&weights.minima);
-    for r in 0..ROWS {
+    for (r, sum) in sums.iter_mut().enumerate() {
         let dot = S::to_f(S::load_i(&dots.0[r]));
-        sums[r] = S::fma(S::mul(scales, S::splat(x.scales[r])), dot, sums[r]);
+        *sum = S::fma(S::mul(scales, S::splat(x.scales[r])), dot, *sum);
         if MIN {
-            sums[r] = S::fma(minima, S::splat(x.scaled_sums[r]), sums[r]);
+            *sum = S::fma(minima, S::splat(x.scaled_sums[r]), *sum);
         }
     }
 }
