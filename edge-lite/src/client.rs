@@ -121,21 +121,19 @@ fn choose(manifest: &Manifest, config: &ClientConfig) -> Result<Choice, Error> {
         }
         .into());
     }
-    let codecs = manifest
-        .codecs
-        .iter()
-        .map(|name| name.parse::<Codec>())
-        .collect::<Result<Vec<_>, _>>();
+    // A later tail may offer codecs that this version does not know beside those that it does.
+    let known = |name: &String| name.parse::<Codec>().ok();
+    let codecs: Vec<_> = manifest.codecs.iter().filter_map(known).collect();
     let offered = || manifest.codecs.join(", ");
-    let codecs = codecs.map_err(|_| TailError::Manifest {
-        field: "codecs",
-        got: offered(),
-        expected: "names that this version knows".to_owned(),
-    })?;
-    let codec = config
-        .codec
-        .or(codecs.first().copied())
-        .unwrap_or(Codec::F32);
+    if codecs.is_empty() {
+        return Err(TailError::Manifest {
+            field: "codecs",
+            got: offered(),
+            expected: "at least one name that this version knows".to_owned(),
+        }
+        .into());
+    }
+    let codec = config.codec.unwrap_or(codecs[0]);
     // Group sizes are the device's choice; the manifest lists kinds.
     let kind = std::mem::discriminant(&codec);
     if !codecs

@@ -9,7 +9,9 @@ use headway_wire::{Codec, PROTOCOL_VERSION, codec};
 
 /// File name without `.bin`, and the frame.
 pub fn client_frames() -> Vec<(String, ClientFrame)> {
-    let codecs = ["f32", "f16", "bf16", "int8", "int4", "int8:5", "int4:5"];
+    let codecs = [
+        "f32", "f16", "bf16", "int8", "int4", "int8:5", "int4:5", "tcq4", "tcq3",
+    ];
     let mut frames: Vec<_> = codecs.iter().map(|name| activations_step(name)).collect();
     frames.extend([
         ("open".to_owned(), open().into()),

@@ -46,6 +46,6 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         println!();
         Ok(())
     };
-    eval("f32,f16,bf16,int8,int4", "none")?;
+    eval("f32,f16,bf16,int8,int4,tcq4,tcq3", "none")?;
     eval("f32", "none,q8_0,q6_k,q5_1,q5_0,q5_k,q4_1,q4_0,q4_k")
 }

@@ -108,7 +108,7 @@ pub struct HeadArgs {
     /// Layers to run here; auto takes what the tail recommends
     #[arg(long, default_value = "auto", value_parser = split_layer)]
     pub split_layer: SplitLayer,
-    /// How hidden states go up: f32, f16, bf16, int8 or int4 [default: what the tail recommends]
+    /// How hidden states go up: f32, f16, bf16, int8, int4, tcq4 or tcq3 [default: what the tail recommends]
     #[arg(long)]
     pub codec: Option<Codec>,
     /// How head weights are quantised: none, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0 or q4_k [default: what the tail recommends]
