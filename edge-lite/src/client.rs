@@ -23,6 +23,7 @@ use crate::generation::Generation;
 use crate::head_layers::HeadLayers;
 use crate::local::{LocalConfig, LocalModel};
 use crate::on_device::{Backoff, Reporter};
+use crate::prefill::Prefill;
 use crate::report::Route;
 use crate::request::GenerateRequest;
 use crate::session::{self, SessionConfig};
@@ -120,6 +121,11 @@ fn choose(manifest: &Manifest, config: &ClientConfig) -> Result<Choice, Error> {
             max: split.max,
         }
         .into());
+    }
+    let needs_all_layers = split_layer > 0 && !answers_alone;
+    let takes_prompts = split.min == 0 && manifest.token_upload;
+    if config.prefill == Prefill::TokenIds && needs_all_layers && !takes_prompts {
+        return Err(RequestError::TokenPrefill.into());
     }
     // A later tail may offer codecs that this version does not know beside those that it does.
     let known = |name: &String| name.parse::<Codec>().ok();
@@ -260,6 +266,7 @@ impl Client {
             vocabulary,
             prompt_chunk_positions: config.prompt_chunk_positions.max(1),
             max_replay_bytes: config.max_replay_bytes,
+            prefill_token_ids: config.prefill == Prefill::TokenIds,
             reuse_prefix: config.reuse_prefix,
             drafting: config.drafting,
             reconnect: config.reconnect,

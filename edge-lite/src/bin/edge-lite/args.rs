@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edge_lite::{
-    ChatMessage, ClientCertificate, Codec, Credentials, Drafting, GenerateRequest, Place, Prompt,
-    Quantization, SamplingParams, Token, WeightDtype,
+    ChatMessage, ClientCertificate, Codec, Credentials, Drafting, GenerateRequest, Place, Prefill,
+    Prompt, Quantization, SamplingParams, Token, WeightDtype,
 };
 
 /// Runs the head of a language model here and its tail on a tail server.
@@ -62,6 +62,15 @@ pub struct EngineArgs {
         conflicts_with = "model"
     )]
     pub draft: Drafting,
+    /// How the prompt goes up: auto, hidden-states, or token-ids, which are small, and the tail runs all layers on
+    /// them. The last needs a tail that holds all layers
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value = "auto",
+        conflicts_with = "model"
+    )]
+    pub prefill: Prefill,
     /// Do not tell the tail how many tokens were answered here with all layers
     #[arg(long, conflicts_with = "model")]
     pub no_on_device_reports: bool,

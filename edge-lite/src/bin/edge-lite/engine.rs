@@ -32,6 +32,7 @@ impl Engine {
                 max_positions: args.max_positions,
                 reuse_prefix: args.reuse_prefix,
                 drafting: args.draft,
+                prefill: args.prefill,
                 report_on_device_answers: !args.no_on_device_reports,
                 ..client_config(&args.head, &args.credentials)
             };

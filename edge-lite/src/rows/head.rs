@@ -1,0 +1,103 @@
+//! The head layers at work for one generation, on a thread of their own.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use super::Span;
+use crate::error::DeviceError;
+use crate::head_layers::{HeadPass, HeadRows};
+use crate::replay::ReplayBuffer;
+
+/// The head layers' side, where there is one.
+pub(super) struct Head {
+    pub(super) pass: Pass,
+    pub(super) replay: ReplayBuffer,
+    /// To be computed once the layers have caught up.
+    queued: Option<Span>,
+    /// While somebody waits for these layers.
+    is_wanted: Arc<()>,
+}
+
+pub(super) enum Pass {
+    Idle(Box<HeadPass>),
+    /// Computes; gives the pass back with the rows.
+    Busy(JoinHandle<(Box<HeadPass>, Span, Result<HeadRows, DeviceError>)>),
+    /// Computes what went up as token ids; gives the pass back with the time it took.
+    CatchingUp(JoinHandle<(Box<HeadPass>, Result<Duration, DeviceError>)>),
+    /// A worker thread panicked and took the pass along; `ready` has reported it.
+    Lost,
+}
+
+impl Head {
+    pub(super) fn new(pass: HeadPass, replay: ReplayBuffer) -> Self {
+        Self {
+            pass: Pass::Idle(Box::new(pass)),
+            replay,
+            queued: None,
+            is_wanted: Arc::new(()),
+        }
+    }
+
+    /// True where rows are being made, or wait for the layers to catch up.
+    pub(super) fn is_started(&self) -> bool {
+        matches!(self.pass, Pass::Busy(_)) || self.queued.is_some()
+    }
+
+    /// Starts to make the rows of `span`; where the layers catch up, once they have.
+    pub(super) fn start(&mut self, span: Span) {
+        match std::mem::replace(&mut self.pass, Pass::Lost) {
+            Pass::Idle(mut pass) => {
+                self.pass = Pass::Busy(tokio::task::spawn_blocking(move || {
+                    let known = span.token_ids.len() - span.guesses;
+                    let rows = pass.run(span.position, &span.token_ids, known);
+                    (pass, span, rows)
+                }));
+            }
+            catching_up @ Pass::CatchingUp(_) => {
+                self.pass = catching_up;
+                self.queued = Some(span);
+            }
+            other => self.pass = other,
+        }
+    }
+
+    /// Starts to compute what is lacking of the keys and values of `token_ids`, `max_rows` at a time.
+    pub(super) fn catch_up(&mut self, token_ids: &[u32], max_rows: usize) {
+        match std::mem::replace(&mut self.pass, Pass::Lost) {
+            Pass::Idle(mut pass) if pass.len() < token_ids.len() => {
+                let lacking = token_ids[pass.len()..].to_vec();
+                let is_wanted = Arc::downgrade(&self.is_wanted);
+                self.pass = Pass::CatchingUp(tokio::task::spawn_blocking(move || {
+                    let chunks = lacking.chunks(max_rows);
+                    let compute = chunks
+                        .take_while(|_| Weak::strong_count(&is_wanted) > 0)
+                        .map(|chunk| pass.advance(chunk))
+                        .sum();
+                    (pass, compute)
+                }));
+            }
+            other => self.pass = other,
+        }
+    }
+
+    /// Where rows wait for the layers to catch up: until these have, and the rows are started. Returns the time that
+    /// the layers took. Cancel safe.
+    pub(super) async fn caught_up(&mut self) -> Result<Duration, DeviceError> {
+        let (Pass::CatchingUp(worker), Some(_)) = (&mut self.pass, &self.queued) else {
+            return Ok(Duration::ZERO);
+        };
+        let outcome = worker.await;
+        // From here to the end nothing is awaited, so that a cancelled call loses nothing.
+        self.pass = Pass::Lost;
+        let span = self.queued.take();
+        let (pass, compute) = outcome?;
+        self.pass = Pass::Idle(pass);
+        let compute = compute?;
+        if let Some(span) = span {
+            self.start(span);
+        }
+        Ok(compute)
+    }
+}
