@@ -24,6 +24,7 @@ use crate::generation::Generation;
 use crate::head_layers::HeadLayers;
 use crate::local::{LocalConfig, LocalModel};
 use crate::on_device::{Backoff, Reporter};
+use crate::prefill::Prefill;
 use crate::report::Route;
 use crate::request::GenerateRequest;
 use crate::session::{self, SessionConfig};
@@ -122,21 +123,24 @@ fn choose(manifest: &Manifest, config: &ClientConfig) -> Result<Choice, Error> {
         }
         .into());
     }
-    let codecs = manifest
-        .codecs
-        .iter()
-        .map(|name| name.parse::<Codec>())
-        .collect::<Result<Vec<_>, _>>();
+    let needs_all_layers = split_layer > 0 && !answers_alone;
+    let takes_prompts = split.min == 0 && manifest.token_upload;
+    if config.prefill == Prefill::TokenIds && needs_all_layers && !takes_prompts {
+        return Err(RequestError::TokenPrefill.into());
+    }
+    // A later tail may offer codecs that this version does not know beside those that it does.
+    let known = |name: &String| name.parse::<Codec>().ok();
+    let codecs: Vec<_> = manifest.codecs.iter().filter_map(known).collect();
     let offered = || manifest.codecs.join(", ");
-    let codecs = codecs.map_err(|_| TailError::Manifest {
-        field: "codecs",
-        got: offered(),
-        expected: "names that this version knows".to_owned(),
-    })?;
-    let codec = config
-        .codec
-        .or(codecs.first().copied())
-        .unwrap_or(Codec::F32);
+    if codecs.is_empty() {
+        return Err(TailError::Manifest {
+            field: "codecs",
+            got: offered(),
+            expected: "at least one name that this version knows".to_owned(),
+        }
+        .into());
+    }
+    let codec = config.codec.unwrap_or(codecs[0]);
     // Group sizes are the device's choice; the manifest lists kinds.
     let kind = std::mem::discriminant(&codec);
     if !codecs
@@ -274,6 +278,7 @@ impl Client {
             vocabulary,
             prompt_chunk_positions: config.prompt_chunk_positions.max(1),
             max_replay_bytes: config.max_replay_bytes,
+            prefill_token_ids: config.prefill == Prefill::TokenIds,
             reuse_prefix: config.reuse_prefix,
             drafting: config.drafting,
             draft_model,

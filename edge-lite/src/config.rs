@@ -10,6 +10,7 @@ use headway_wire::{Codec, Limits};
 use crate::credentials::Credentials;
 use crate::drafting::Drafting;
 use crate::place::Place;
+use crate::prefill::Prefill;
 
 pub use crate::artifact_cache::{Progress, ProgressCallback};
 
@@ -64,6 +65,8 @@ pub struct ClientConfig {
     pub place: Place,
     /// The most positions of a session; `None`: the tail's limit.
     pub max_positions: Option<usize>,
+    /// How the prompt goes up.
+    pub prefill: Prefill,
     /// Positions of the prompt that are computed and sent at a time.
     pub prompt_chunk_positions: usize,
     /// Bytes of sent activations that a generation keeps, to send them again on another tail. What does not
@@ -112,6 +115,7 @@ impl Default for ClientConfig {
             dtype: None,
             place: Place::default(),
             max_positions: None,
+            prefill: Prefill::default(),
             prompt_chunk_positions: 256,
             max_replay_bytes: 64 << 20,
             reuse_prefix: false,

@@ -65,6 +65,12 @@ pub enum RequestError {
          leave repetition, presence and frequency penalties out"
     )]
     TokenUpload,
+    /// The tail cannot begin with token ids where layers run here.
+    #[error(
+        "this tail takes no prompt as token ids beside head layers: it must hold all layers and accept token ids; \
+         send hidden states"
+    )]
+    TokenPrefill,
     /// The tail does not take this codec.
     #[error("codec {got} is not served; this tail takes {offered}")]
     Codec {

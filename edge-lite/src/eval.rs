@@ -10,13 +10,15 @@ use headway_model::layer_range::LayerRange;
 use headway_model::quantization::Quantization;
 use headway_model::weights::{WeightDtype, Weights};
 use headway_wire::{Codec, Limits, codec};
-use serde::Serialize;
 
 use crate::error::{Error, RequestError};
 
 mod metrics;
+mod table;
 
-use metrics::{Divergence, LogProbs, Perplexity};
+pub use table::{EvalRow, EvalTable};
+
+use metrics::{Divergence, LogProbs, Perplexity, Reference};
 
 /// Rows of logits held at a time for the unsplit model and for one setting.
 const LOGIT_ROWS: usize = 32;
@@ -40,44 +42,6 @@ pub struct EvalConfig {
     pub window: usize,
     /// Tokens of the text that are used; `None`: all.
     pub max_tokens: Option<usize>,
-}
-
-/// The measured table.
-#[derive(Clone, Debug, Serialize)]
-pub struct EvalTable {
-    /// The model's name.
-    pub model: String,
-    /// Tokens whose probability was measured.
-    pub tokens: usize,
-    /// Positions of a window.
-    pub window: usize,
-    /// Perplexity of the unsplit model.
-    pub reference_perplexity: f64,
-    /// One row for each setting.
-    pub rows: Vec<EvalRow>,
-}
-
-/// What one setting costs.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct EvalRow {
-    /// Layers before the cut.
-    pub split_layer: usize,
-    /// How head weights are quantised.
-    pub head_quantization: Quantization,
-    /// How hidden states go up.
-    pub codec: String,
-    /// Perplexity of the split model.
-    pub perplexity: f64,
-    /// Relative to the unsplit model, in percent.
-    pub perplexity_change_percent: f64,
-    /// Positions at which both models have the same most likely token, in percent.
-    pub top1_agreement_percent: f64,
-    /// Mean over positions of KL(unsplit ‖ split), in nats.
-    pub mean_kl: f64,
-    /// Mean bytes of one encoded position.
-    pub bytes_per_position: f64,
-    /// Bytes of the head's weights in memory: the embedding and the layers before the largest cut asked for.
-    pub head_weight_bytes: usize,
 }
 
 /// Measures every combination of split layer, codec and head quantisation. Blocks.
@@ -258,17 +222,16 @@ impl Eval {
         )?;
         let mut split = Vec::new();
         for head in heads.iter_mut() {
-            for setting in &mut head.settings {
-                split.push(setting.hidden_states(head.decoder.as_ref(), reference, inputs)?);
-            }
+            split.extend(head.hidden_states(reference, inputs)?);
         }
         let hidden_size = reference.config().hidden_size;
         let vocab_size = reference.config().vocab_size;
         for (chunk, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
             let rows = chunk * LOGIT_ROWS * hidden_size
                 ..(chunk * LOGIT_ROWS + targets.len()) * hidden_size;
-            let expected = LogProbs::new(reference.logits(&expected[rows.clone()])?, vocab_size);
-            reference_perplexity.add(&expected, targets);
+            let expected = reference.logits(&expected[rows.clone()])?;
+            let expected = Reference::new(LogProbs::new(expected, vocab_size));
+            reference_perplexity.add(expected.log_probs(), targets);
             let settings = heads.iter_mut().flat_map(|head| &mut head.settings);
             for (setting, hidden_states) in settings.zip(&split) {
                 let got =
@@ -297,6 +260,34 @@ impl Eval {
     }
 }
 
+impl Head {
+    /// For each setting, hidden states behind the last layer: `[inputs.len(), hidden_size]`.
+    fn hidden_states(
+        &mut self,
+        reference: &Decoder,
+        inputs: &[u32],
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        let decoder = self.decoder.as_ref().unwrap_or(reference);
+        // From one cut to the next, so that each of the head's layers runs once.
+        let mut order: Vec<usize> = (0..self.settings.len()).collect();
+        order.sort_by_key(|&at| self.settings[at].split_layer);
+        let mut hidden_states = decoder.embed(inputs)?;
+        let mut layers_done = 0;
+        let mut behind_tail = vec![Vec::new(); self.settings.len()];
+        for at in order {
+            let setting = &mut self.settings[at];
+            decoder.forward(
+                LayerRange::new(layers_done, setting.split_layer),
+                &mut hidden_states,
+                &mut decoder.new_cache(inputs.len()),
+            )?;
+            layers_done = setting.split_layer;
+            behind_tail[at] = setting.behind_tail(reference, &hidden_states)?;
+        }
+        Ok(behind_tail)
+    }
+}
+
 impl Setting {
     fn new(split_layer: usize, codec: Codec) -> Self {
         let (perplexity, divergence) = (Perplexity::default(), Divergence::default());
@@ -310,39 +301,28 @@ impl Setting {
         }
     }
 
-    /// Hidden states behind the last layer, by way of the head and the codec: `[inputs.len(), hidden_size]`.
-    fn hidden_states(
+    /// What comes out of the tail for these hidden states by way of the codec. Both: `[positions, hidden_size]`.
+    fn behind_tail(
         &mut self,
-        head: Option<&Decoder>,
         reference: &Decoder,
-        inputs: &[u32],
+        hidden_states: &[f32],
     ) -> Result<Vec<f32>, Error> {
-        let head = head.unwrap_or(reference);
-        let (hidden_size, num_layers) = (
-            reference.config().hidden_size,
-            reference.config().num_layers,
-        );
-        let mut hidden_states = head.embed(inputs)?;
-        let head_range = LayerRange::new(0, self.split_layer);
-        head.forward(
-            head_range,
-            &mut hidden_states,
-            &mut head.new_cache(inputs.len()),
-        )?;
-        let activations = codec::encode(self.codec, &hidden_states, hidden_size)?;
+        let hidden_size = reference.config().hidden_size;
+        let positions = hidden_states.len() / hidden_size;
+        let activations = codec::encode(self.codec, hidden_states, hidden_size)?;
         self.encoded_bytes += activations.data.len() as u64;
-        self.positions += inputs.len() as u64;
+        self.positions += positions as u64;
         // A window is one step here, however long it is.
         let limits = Limits {
             max_step_positions: u32::MAX,
             ..Limits::default()
         };
         let mut hidden_states = codec::decode(&activations, self.codec, hidden_size, &limits)?;
-        let tail_range = LayerRange::new(self.split_layer, num_layers);
+        let tail_range = LayerRange::new(self.split_layer, reference.config().num_layers);
         reference.forward(
             tail_range,
             &mut hidden_states,
-            &mut reference.new_cache(inputs.len()),
+            &mut reference.new_cache(positions),
         )?;
         Ok(hidden_states)
     }
@@ -360,36 +340,5 @@ impl Setting {
             bytes_per_position: self.encoded_bytes as f64 / self.positions.max(1) as f64,
             head_weight_bytes: head.weight_bytes,
         }
-    }
-}
-
-impl EvalTable {
-    /// The table for a document.
-    #[must_use]
-    pub fn to_markdown(&self) -> String {
-        use std::fmt::Write as _;
-        let mut text = format!(
-            "{}: {} tokens in windows of {}; unsplit perplexity {:.4}\n\n\
-             | split layer | head | codec | perplexity | change | top-1 agreement | mean KL | bytes/position | head MiB |\n\
-             |---:|---|---|---:|---:|---:|---:|---:|---:|\n",
-            self.model, self.tokens, self.window, self.reference_perplexity
-        );
-        for row in &self.rows {
-            // Writing to a String cannot fail.
-            let _ = writeln!(
-                text,
-                "| {} | {} | {} | {:.4} | {:+.3} % | {:.2} % | {:.3e} | {:.0} | {:.1} |",
-                row.split_layer,
-                row.head_quantization,
-                row.codec,
-                row.perplexity,
-                row.perplexity_change_percent,
-                row.top1_agreement_percent,
-                row.mean_kl,
-                row.bytes_per_position,
-                row.head_weight_bytes as f64 / f64::from(1 << 20),
-            );
-        }
-        text
     }
 }

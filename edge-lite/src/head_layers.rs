@@ -156,6 +156,18 @@ impl HeadPass {
         })
     }
 
+    /// Positions whose keys and values are here.
+    pub(crate) fn len(&self) -> usize {
+        self.sequence.len()
+    }
+
+    /// Runs the layers on the next positions, for their keys and values only. Blocks.
+    pub(crate) fn advance(&mut self, token_ids: &[u32]) -> Result<Duration, DeviceError> {
+        let started = Instant::now();
+        self.hidden_states(self.sequence.len(), token_ids)?;
+        Ok(started.elapsed())
+    }
+
     /// Digests the rows at `position` and after it, as far as they were not yet.
     pub(crate) fn digest(&mut self, position: usize, activations: &Activations) {
         if let Some(digests) = &mut self.digests {

@@ -41,6 +41,7 @@ pub mod head_layers;
 pub mod local;
 mod on_device;
 pub mod place;
+pub mod prefill;
 mod prefix;
 mod recovery;
 mod replay;
@@ -66,6 +67,7 @@ pub use event::{Event, TokenEvent};
 pub use generation::Generation;
 pub use local::{LocalConfig, LocalModel};
 pub use place::Place;
+pub use prefill::Prefill;
 pub use report::{FinishReason, Report, Route, Timings};
 pub use request::{GenerateRequest, Prompt, TraceContext};
 

@@ -8,7 +8,7 @@ use headway_wire::{Codec, codec};
 
 use crate::rows::wire_u32;
 
-/// Encoded rows from position 0 on, without gaps, within a bound.
+/// Encoded rows from one position on, without gaps, within a bound.
 ///
 /// What comes after the bound was reached is not kept: those rows are computed again. The first rows are
 /// kept rather than the last ones, because the rows after them can be computed again from the KV cache
@@ -16,6 +16,8 @@ use crate::rows::wire_u32;
 #[derive(Debug)]
 pub(crate) struct ReplayBuffer {
     codec: Codec,
+    /// The first position that is kept.
+    start: usize,
     steps: Vec<Recorded>,
     max_bytes: usize,
     bytes: usize,
@@ -58,10 +60,11 @@ impl Recorded {
 const STEP_OVERHEAD_BYTES: usize = size_of::<Recorded>();
 
 impl ReplayBuffer {
-    /// For rows that are encoded with `codec`.
-    pub(crate) fn new(codec: Codec, max_bytes: usize) -> Self {
+    /// For rows from position `start` on that are encoded with `codec`.
+    pub(crate) fn new(codec: Codec, start: usize, max_bytes: usize) -> Self {
         Self {
             codec,
+            start,
             steps: Vec::new(),
             max_bytes,
             bytes: 0,
@@ -71,7 +74,7 @@ impl ReplayBuffer {
 
     /// Keeps the rows from `position` on, if they continue what is kept and fit.
     pub(crate) fn record(&mut self, position: usize, activations: &Activations) {
-        if self.is_full || position != self.len() {
+        if self.is_full || position != self.end() {
             return;
         }
         if !self.has_room(activations.data.len()) {
@@ -94,9 +97,9 @@ impl ReplayBuffer {
         !self.is_full && bytes <= self.max_bytes
     }
 
-    /// Number of positions kept.
-    pub(crate) fn len(&self) -> usize {
-        self.steps.last().map_or(0, Recorded::end)
+    /// One past the last position kept.
+    pub(crate) fn end(&self) -> usize {
+        self.steps.last().map_or(self.start, Recorded::end)
     }
 
     /// The rows from `position` on, at most `max_rows`; `None` where that one is not kept.
@@ -104,7 +107,10 @@ impl ReplayBuffer {
     /// Steps are cut and joined, because rows follow each other without gaps in every codec. What was made in one
     /// step and goes up in one is not copied.
     pub(crate) fn rows_from(&self, position: usize, max_rows: usize) -> Option<Activations> {
-        let range = position..self.len().min(position.saturating_add(max_rows));
+        if position < self.start {
+            return None;
+        }
+        let range = position..self.end().min(position.saturating_add(max_rows));
         let first = self.steps.partition_point(|step| step.end() <= position);
         let pieces: Vec<Bytes> = self.steps[first..]
             .iter()
@@ -145,7 +151,7 @@ mod tests {
     }
 
     fn buffer(max_bytes: usize) -> ReplayBuffer {
-        ReplayBuffer::new(Codec::F32, max_bytes)
+        ReplayBuffer::new(Codec::F32, 0, max_bytes)
     }
 
     #[test]
@@ -164,6 +170,17 @@ mod tests {
     }
 
     #[test]
+    fn what_lies_before_its_first_position_is_not_kept() {
+        let mut replay = ReplayBuffer::new(Codec::F32, 7, 1 << 20);
+        replay.record(0, &rows(0, 7));
+        assert_eq!(replay.rows_from(0, 7), None);
+        replay.record(7, &rows(1, 2));
+        assert_eq!(replay.rows_from(6, 2), None);
+        assert_eq!(replay.rows_from(7, 2), Some(rows(1, 2)));
+        assert_eq!(replay.end(), 9);
+    }
+
+    #[test]
     fn beyond_its_bound_it_keeps_the_first_rows_and_no_more_bytes() {
         let max_bytes = 2 * (40 + STEP_OVERHEAD_BYTES);
         let mut replay = buffer(max_bytes);
@@ -171,11 +188,11 @@ mod tests {
         for step in 0..5 {
             replay.record(step * 10, &rows(0, 10));
         }
-        assert_eq!(replay.len(), 20);
+        assert_eq!(replay.end(), 20);
         assert!(replay.bytes <= max_bytes);
         // A step that would fit again leaves no gap.
         replay.record(50, &rows(0, 1));
-        assert_eq!(replay.len(), 20);
+        assert_eq!(replay.end(), 20);
         assert_eq!(replay.rows_from(20, 10), None);
         assert!(!replay.has_room(0));
     }
@@ -201,10 +218,11 @@ mod tests {
             Codec::Bf16,
             Codec::Int8 { group_size: 32 },
             Codec::Int4 { group_size: 32 },
+            Codec::Tcq4,
         ] {
             let encoded =
                 |range: Range<usize>| codec::encode(codec, &values(range), columns).unwrap();
-            let mut replay = ReplayBuffer::new(codec, 1 << 20);
+            let mut replay = ReplayBuffer::new(codec, 0, 1 << 20);
             replay.record(0, &encoded(0..50));
             replay.record(50, &encoded(50..51));
             replay.record(51, &encoded(51..90));
@@ -220,6 +238,6 @@ mod tests {
         let mut replay = buffer(1 << 20);
         replay.record(0, &rows(0, 2));
         replay.record(0, &rows(0, 2));
-        assert_eq!(replay.len(), 2);
+        assert_eq!(replay.end(), 2);
     }
 }

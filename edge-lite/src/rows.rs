@@ -1,44 +1,37 @@
 //! What goes up for each position: encoded hidden states from the head layers, or bare token ids.
 
+mod head;
+
 use std::time::Duration;
 
 use bytes::Bytes;
 use headway_wire::message::{Activations, Step, TokenIds, step};
 use headway_wire::{Codec, codec};
-use tokio::task::JoinHandle;
 
+use self::head::{Head, Pass};
 use crate::drafting::{Draft, DraftPass, Guessing};
 use crate::error::DeviceError;
-use crate::head_layers::{HeadLayers, HeadPass, HeadRows};
+use crate::head_layers::{HeadLayers, HeadRows};
 use crate::prefix::PrefixDigests;
 use crate::replay::ReplayBuffer;
 
 /// Makes the steps of one generation, one at a time, off the async threads.
 pub(crate) struct Rows {
     head: Option<Head>,
+    /// Positions before this one go up as token ids, although there are head layers.
+    token_positions: usize,
+    /// That many may, where the tail takes them.
+    wanted_token_positions: usize,
     /// Of token ids; those of hidden states are made with them.
     token_digests: Option<PrefixDigests>,
     codec: Codec,
     hidden_size: usize,
+    max_replay_bytes: usize,
     sends_history: bool,
     ready: Option<Made>,
     /// Rows that were made for a step with guesses whose result is not there yet; the first one's position.
     unverified: Option<(usize, Activations)>,
     compute: Duration,
-}
-
-/// The head layers' side, where there is one.
-struct Head {
-    pass: Pass,
-    replay: ReplayBuffer,
-}
-
-enum Pass {
-    Idle(Box<HeadPass>),
-    /// Computes; gives the pass back with the rows.
-    Busy(JoinHandle<(Box<HeadPass>, Result<(Made, Duration), DeviceError>)>),
-    /// A worker thread panicked and took the pass along; `ready` has reported it.
-    Lost,
 }
 
 /// Consecutive positions and their tokens.
@@ -93,6 +86,8 @@ pub(crate) struct RowsConfig {
     pub(crate) max_replay_bytes: usize,
     /// What is sent is digested, too.
     pub(crate) digests: bool,
+    /// So many positions go up as token ids although there are head layers, where the tail takes them.
+    pub(crate) token_positions: usize,
 }
 
 impl Rows {
@@ -108,23 +103,21 @@ impl Rows {
                 .digests
                 .then(|| PrefixDigests::new(wire_u32(split_layer), codec))
         };
+        let digests_token_ids = head_layers.is_none() || config.token_positions > 0;
         let head = head_layers.map(|layers| {
             let split_layer = layers.layers().num_layers();
-            let digests = digests(split_layer, Some(codec));
-            Head {
-                pass: Pass::Idle(Box::new(layers.pass(
-                    config.capacity,
-                    codec,
-                    digests,
-                    draft,
-                ))),
-                replay: ReplayBuffer::new(codec, config.max_replay_bytes),
-            }
+            let digests = digests(split_layer, Some(codec)).filter(|_| !digests_token_ids);
+            let max_bytes = config.max_replay_bytes;
+            let replay = ReplayBuffer::new(codec, config.token_positions, max_bytes);
+            Head::new(layers.pass(config.capacity, codec, digests, draft), replay)
         });
         Self {
             sends_history: config.sends_history && head.is_some(),
-            token_digests: digests(0, None).filter(|_| head.is_none()),
+            token_digests: digests(0, None).filter(|_| digests_token_ids),
             head,
+            token_positions: 0,
+            wanted_token_positions: config.token_positions,
+            max_replay_bytes: config.max_replay_bytes,
             codec: config.codec,
             hidden_size: config.hidden_size,
             ready: None,
@@ -133,16 +126,30 @@ impl Rows {
         }
     }
 
+    /// A tail takes the first positions as token ids, or does not.
+    pub(crate) fn prefill_by_token_ids(&mut self, granted: bool) {
+        self.token_positions = if granted {
+            self.wanted_token_positions
+        } else {
+            0
+        };
+        if let Some(head) = &mut self.head
+            && self.wanted_token_positions > 0
+            && !granted
+        {
+            // All rows are computed from the first one on, so that none that is kept is behind a gap.
+            head.replay = ReplayBuffer::new(self.codec, 0, self.max_replay_bytes);
+        }
+    }
+
+    /// True where this position goes up as a token id although there are head layers.
+    pub(crate) fn takes_token_ids(&self, position: usize) -> bool {
+        self.head.is_some() && position < self.token_positions
+    }
+
     /// True between `start` and the `next` that gives the result.
     pub(crate) fn is_started(&self) -> bool {
-        self.ready.is_some()
-            || matches!(
-                &self.head,
-                Some(Head {
-                    pass: Pass::Busy(_),
-                    ..
-                })
-            )
+        self.ready.is_some() || self.head.as_ref().is_some_and(Head::is_started)
     }
 
     /// Time in which layers ran here.
@@ -153,13 +160,20 @@ impl Rows {
     /// Starts to make a step of at most `max_rows` rows from `position` on. To be called when nothing is
     /// started; `sequence` is all tokens of the generation, and `position` lies before its end.
     pub(crate) fn start(&mut self, sequence: &[u32], position: usize, max_rows: usize) {
-        let end = sequence.len().min(position + max_rows);
+        let mut end = sequence.len().min(position + max_rows);
+        if let Some(head) = &mut self.head
+            && position < self.token_positions
+        {
+            end = end.min(self.token_positions);
+            head.catch_up(&sequence[..self.token_positions], max_rows);
+        }
         let span = |end: usize| Span {
             position,
             token_ids: sequence[position..end].to_vec(),
             guesses: 0,
         };
-        let Some(head) = &mut self.head else {
+        let head = self.head.as_mut();
+        let Some(head) = head.filter(|_| position >= self.token_positions) else {
             let span = span(end);
             let input = step::Input::TokenIds(TokenIds {
                 ids: span.token_ids.clone(),
@@ -245,9 +259,13 @@ impl Rows {
         if let Some(made) = self.ready.take() {
             return Ok(made);
         }
+        if let Some(head) = &mut self.head {
+            self.compute += head.caught_up().await?;
+        }
         let Some(Head {
             pass: pass @ Pass::Busy(_),
             replay,
+            ..
         }) = &mut self.head
         else {
             return std::future::pending().await;
@@ -288,7 +306,11 @@ impl Rows {
     ) -> Result<Bytes, DeviceError> {
         let sequence = &sequence[..positions];
         if let Some(digests) = &mut self.token_digests {
-            digests.extend_token_ids(sequence);
+            let positions = match self.head {
+                Some(_) => positions.min(self.wanted_token_positions),
+                None => positions,
+            };
+            digests.extend_token_ids(&sequence[..positions]);
             return Ok(digests.offer(positions));
         }
         while let Some(position) = self.next_to_digest(positions, max_rows) {
@@ -298,13 +320,13 @@ impl Rows {
         let Some((digests, replay)) = self.digested() else {
             return Ok(Bytes::new());
         };
-        Ok(digests.offer(positions.min(replay.len())))
+        Ok(digests.offer(positions.min(replay.end())))
     }
 
     /// Where hidden states are still to be made before `positions` positions can be offered.
     fn next_to_digest(&self, positions: usize, max_rows: usize) -> Option<usize> {
         let (_, replay) = self.digested()?;
-        let position = replay.len();
+        let position = replay.end();
         let rows = positions.saturating_sub(position).min(max_rows);
         let bytes = self.codec.encoded_bytes_max(rows, self.hidden_size);
         (rows > 0 && replay.has_room(bytes)).then_some(position)
@@ -334,7 +356,8 @@ impl Rows {
         let draft = (span.guesses > 0).then(|| TokenIds {
             ids: span.token_ids[known..].to_vec(),
         });
-        let history = self.sends_history.then_some(TokenIds {
+        let needs_history = self.sends_history && matches!(input, step::Input::Activations(_));
+        let history = needs_history.then_some(TokenIds {
             ids: span.token_ids,
         });
         Step {
@@ -343,24 +366,6 @@ impl Rows {
             sample,
             history,
             draft,
-        }
-    }
-}
-
-impl Head {
-    /// Lets `work` make a step, off the async threads.
-    fn start(
-        &mut self,
-        work: impl FnOnce(&mut HeadPass) -> Result<(Made, Duration), DeviceError> + Send + 'static,
-    ) {
-        match std::mem::replace(&mut self.pass, Pass::Lost) {
-            Pass::Idle(mut pass) => {
-                self.pass = Pass::Busy(tokio::task::spawn_blocking(move || {
-                    let made = work(&mut pass);
-                    (pass, made)
-                }));
-            }
-            other => self.pass = other,
         }
     }
 }

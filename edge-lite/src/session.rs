@@ -49,6 +49,7 @@ pub(crate) struct SessionConfig {
     pub(crate) vocabulary: Arc<Vocabulary>,
     pub(crate) prompt_chunk_positions: usize,
     pub(crate) max_replay_bytes: usize,
+    pub(crate) prefill_token_ids: bool,
     pub(crate) reuse_prefix: bool,
     pub(crate) drafting: Drafting,
     pub(crate) draft_model: Option<DraftModel>,
@@ -127,6 +128,11 @@ impl<'a> Session<'a> {
             sends_history: plan.sampling.needs_history(),
             max_replay_bytes: config.max_replay_bytes,
             digests: offers_prefix(config, plan),
+            token_positions: if asks_token_prefill(config) {
+                plan.prompt.len()
+            } else {
+                0
+            },
         };
         Self {
             config,
@@ -213,7 +219,9 @@ impl<'a> Session<'a> {
     fn guess(&mut self, tokens_left: usize, granted: usize) -> Option<Guessing> {
         let (drafter, connection) = self.drafter.as_mut().zip(self.connection.as_ref())?;
         let end = self.sequence.len();
-        if connection.sent() + 1 != end || connection.unanswered() > 0 {
+        // What goes up as token ids has no guesses behind it: those would be hidden states on another tail.
+        let is_prompt = self.rows.takes_token_ids(end - 1);
+        if is_prompt || connection.sent() + 1 != end || connection.unanswered() > 0 {
             return None;
         }
         // The token behind the guesses is one of those that are left.
@@ -253,8 +261,11 @@ impl<'a> Session<'a> {
             tracestate: self.plan.trace.tracestate.clone(),
             prefix_digests,
             keep_prefix: self.config.reuse_prefix,
+            prefill_token_ids: asks_token_prefill(self.config),
         };
         let connection = Connection::open(&self.config.dialer, open).await?;
+        self.rows
+            .prefill_by_token_ids(connection.opened.prefill_token_ids);
         // Nothing is sent yet: what stands as sent was there.
         self.totals.reused_positions += connection.sent() as u64;
         if self.was_open {
@@ -406,6 +417,11 @@ fn draft_pass(config: &SessionConfig, plan: &Plan) -> Option<DraftPass> {
 /// the digests would be for nothing.
 fn offers_prefix(config: &SessionConfig, plan: &Plan) -> bool {
     config.reuse_prefix && !plan.sampling.needs_history()
+}
+
+/// True where the prompt is to go up as token ids although layers run here.
+fn asks_token_prefill(config: &SessionConfig) -> bool {
+    config.prefill_token_ids && config.head_layers.is_some()
 }
 
 /// Rows that are made at a time: within the client's chunk and half a frame, which leaves room for everything that

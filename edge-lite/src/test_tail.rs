@@ -103,7 +103,8 @@ impl TestTail {
                 default: 2,
             },
             dtype: WeightDtype::Native,
-            codecs: vec!["f32".to_owned(), "int8".to_owned()],
+            // The last is of a later version, which devices pass over.
+            codecs: ["f32", "int8", "wavelet"].map(str::to_owned).to_vec(),
             quantizations: vec![Quantization::None],
             max_positions: 64,
             token_upload: true,
@@ -317,6 +318,7 @@ async fn serve_session(tail: TestTail, mut socket: WebSocket) -> Option<()> {
         max_step_positions: tail.max_step_positions,
         reused_positions,
         max_draft_tokens: tail.max_draft_tokens,
+        prefill_token_ids: false,
     };
     send(&mut socket, opened).await?;
     while let Some(client_frame::Message::Step(step)) = receive(&mut socket).await {

@@ -59,6 +59,8 @@ pub(crate) struct Admitted {
     pub(crate) split_layer: usize,
     /// `None` where token ids come instead of activations.
     pub(crate) codec: Option<Codec>,
+    /// Token ids come before the first activations; they pass all layers.
+    pub(crate) prefill_token_ids: bool,
     pub(crate) sampler: Sampler,
     /// The sampler must see every token id, so activations come with them.
     pub(crate) needs_history: bool,
@@ -67,7 +69,7 @@ pub(crate) struct Admitted {
     /// Positions before this one are prompt, or are sent again after a move.
     pub(crate) prefill_positions: usize,
     pub(crate) is_resumed: bool,
-    /// From `split_layer` to the last one.
+    /// To the last one, from the first one that any of its rows passes.
     pub(crate) layers: LayerRange,
     /// Digests of its first blocks, as far as they may be reused: a row is left to be sent.
     pub(crate) prefix: Vec<PrefixDigest>,
@@ -80,6 +82,17 @@ pub(crate) struct Admission {
     manifest: Manifest,
     codecs: Vec<Codec>,
     limits: Limits,
+}
+
+impl Admitted {
+    /// The split layer and the codec of the rows that are digested; no codec: token ids.
+    pub(crate) fn digested(&self) -> (usize, Option<Codec>) {
+        if self.prefill_token_ids {
+            (0, None)
+        } else {
+            (self.split_layer, self.codec)
+        }
+    }
 }
 
 impl Admission {
@@ -163,16 +176,26 @@ impl Admission {
         let prompt_tokens = open.prompt_tokens as usize;
         let model_config = &self.manifest.identity.config;
         let prefill_positions = prompt_tokens.max(open.resume_positions as usize);
+        let prefill_token_ids =
+            open.prefill_token_ids && split_layer > 0 && min == 0 && token_upload;
+        let first_layer = if prefill_token_ids { 0 } else { split_layer };
+        // Of a session with two kinds of rows, those of token ids only.
+        let digested_positions = if prefill_token_ids {
+            prefill_positions.min(prompt_tokens)
+        } else {
+            prefill_positions
+        };
         Ok(Admitted {
             split_layer,
             codec: self.accepted_codec(open, split_layer)?,
             sampler: Sampler::new(sampling, prompt_tokens)?,
+            prefill_token_ids,
             needs_history,
             max_positions,
             prefill_positions,
             is_resumed: open.resume_positions > 0,
-            layers: LayerRange::new(split_layer, model_config.num_layers),
-            prefix: reusable_prefix(open, prefill_positions, needs_history),
+            layers: LayerRange::new(first_layer, model_config.num_layers),
+            prefix: reusable_prefix(open, digested_positions, needs_history),
             keeps_prefix: open.keep_prefix,
         })
     }
@@ -248,13 +271,13 @@ impl Admission {
 /// the sampler must see every token id, all are sent.
 fn reusable_prefix(
     open: &Open,
-    prefill_positions: usize,
+    digested_positions: usize,
     needs_history: bool,
 ) -> Vec<PrefixDigest> {
     if needs_history {
         return Vec::new();
     }
-    let blocks = prefill_positions.saturating_sub(1) / PREFIX_BLOCK_POSITIONS;
+    let blocks = digested_positions.saturating_sub(1) / PREFIX_BLOCK_POSITIONS;
     prefix::digests(&open.prefix_digests)
         .take(blocks)
         .copied()

@@ -106,7 +106,11 @@ pub struct Args {
     #[arg(long, default_value = "none,q8_0,q6_k,q4_k", value_delimiter = ',')]
     pub head_quantizations: Vec<String>,
     /// Activation codecs accepted; the first is recommended. Only f32 loses nothing.
-    #[arg(long, default_value = "f32,bf16,f16,int8,int4", value_delimiter = ',')]
+    #[arg(
+        long,
+        default_value = "f32,bf16,f16,int8,int4,tcq4,tcq3",
+        value_delimiter = ','
+    )]
     pub codecs: Vec<String>,
 }
 
@@ -307,7 +311,7 @@ impl TryFrom<Args> for Config {
             codecs: list(
                 "codecs",
                 &codecs,
-                "f32, f16, bf16, int8[:group size] or int4[:group size]".to_owned(),
+                "f32, f16, bf16, int8[:group size], int4[:group size], tcq4 or tcq3".to_owned(),
             )?,
             access,
             timeouts: Timeouts::default(),

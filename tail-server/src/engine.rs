@@ -65,7 +65,7 @@ pub(crate) enum EngineError {
 
 /// What a session is to the engine.
 pub(crate) struct OpenSession {
-    /// The first layer its rows pass.
+    /// The first layer that its hidden states pass. Token ids pass all, and come before them.
     pub(crate) entry_layer: usize,
     pub(crate) sampler: Sampler,
     /// Its blocks of the KV cache; given back when the engine has done with the session.
@@ -128,7 +128,7 @@ enum Command {
     },
     Step {
         session: SessionId,
-        /// Where its rows enter.
+        /// Where its rows enter that are hidden states.
         entry_layer: usize,
         request: Box<StepRequest>,
         reply: oneshot::Sender<StepReply>,

@@ -123,6 +123,7 @@ impl SessionService {
         let reused_positions = room.reused_positions();
         let checker = StepChecker::new(&admitted, &self.admission, reused_positions);
         let prompt_positions = admitted.prefill_positions;
+        let prefill_token_ids = admitted.prefill_token_ids;
         let session = self.open(admitted, room).await?;
 
         let session_id = session.id().0;
@@ -162,6 +163,7 @@ impl SessionService {
             // Bounded by the session's positions, which came as a u32.
             reused_positions: u32::try_from(reused_positions).unwrap_or(u32::MAX),
             max_draft_tokens: self.admission.max_draft_tokens(),
+            prefill_token_ids,
         };
         running.run(granted, stage, access).instrument(span).await
     }
@@ -182,7 +184,7 @@ impl SessionService {
     async fn take_room(&self, admitted: &Admitted, tenant: &Tenant) -> Result<SessionRoom, Error> {
         let request = KvRequest {
             tenant,
-            codec: admitted.codec,
+            codec: admitted.digested().1,
             layers: admitted.layers,
             positions: admitted.max_positions,
             prefix: &admitted.prefix,

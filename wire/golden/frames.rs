@@ -9,12 +9,22 @@ use headway_wire::{Codec, PROTOCOL_VERSION, codec};
 
 /// File name without `.bin`, and the frame.
 pub fn client_frames() -> Vec<(String, ClientFrame)> {
-    let codecs = ["f32", "f16", "bf16", "int8", "int4", "int8:5", "int4:5"];
+    let codecs = [
+        "f32", "f16", "bf16", "int8", "int4", "int8:5", "int4:5", "tcq4", "tcq3",
+    ];
     let mut frames: Vec<_> = codecs.iter().map(|name| activations_step(name)).collect();
     frames.extend([
         ("open".to_owned(), open().into()),
         ("open_least".to_owned(), open_least().into()),
         ("open_with_prefix".to_owned(), open_with_prefix().into()),
+        (
+            "open_with_token_prefill".to_owned(),
+            Open {
+                prefill_token_ids: true,
+                ..open()
+            }
+            .into(),
+        ),
         ("step_token_ids".to_owned(), token_ids_step().into()),
         ("step_draft".to_owned(), draft_step().into()),
         ("close".to_owned(), Close {}.into()),
@@ -44,6 +54,14 @@ pub fn server_frames() -> Vec<(String, ServerFrame)> {
     vec![
         ("opened".to_owned(), opened.into()),
         ("opened_with_prefix".to_owned(), opened_with_prefix.into()),
+        (
+            "opened_with_token_prefill".to_owned(),
+            Opened {
+                prefill_token_ids: true,
+                ..opened
+            }
+            .into(),
+        ),
         ("step_result".to_owned(), step_result().into()),
         ("step_result_of_draft".to_owned(), draft_result().into()),
         (

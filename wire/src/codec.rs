@@ -1,4 +1,4 @@
-//! How hidden states become bytes: `[rows, columns]` f32, row-major, in one of five codecs.
+//! How hidden states become bytes: `[rows, columns]` f32, row-major, in one of seven codecs.
 //!
 //! All numbers are little-endian. Rows follow each other without gaps.
 //!
@@ -25,31 +25,48 @@
 //! magnitude of the row's other values (about 6.4 standard deviations of a normal distribution), the largest
 //! first, ties to the lower column.
 //!
+//! `tcq4`, `tcq3`: a row is a scale and `columns` codes.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 2 | bf16 scale, ≥ 0 |
+//! | the rest | codes, from the highest bit of a byte on; the last byte is filled up with zeros |
+//!
+//! A code is an integer, and the value is `scale * integer`. Which integers a code can be depends on a state from 0
+//! to 3, 0 before the first column: even ones in the states 0 and 1, odd ones in 2 and 3. With `b` for bit 1 of the
+//! integer in two's complement, the state after it is `state / 2 + 2 * (b xor state mod 2)`. How an integer becomes
+//! bits is in `trellis/prefix_code.rs`, where the two codecs differ. A row takes at most 6 bits a value behind its
+//! scale.
+//!
+//! The encoder takes the scale as a part of the mean magnitude of the values that are no outliers: a sixth, which
+//! makes 4.2 bits a value of a language model's hidden states, or a third for 3.2. Outliers need no list, a large
+//! integer has a long code. No decoded value is further from its own than two scales.
+//!
 //! Invariant: a row stands alone. Its bytes depend on its values and the codec only, never on the rows
 //! beside it, so that a replay in other chunks gives the tail the same hidden states.
 
 mod float;
 mod group;
 mod grouped;
+mod naming;
 mod outliers;
 mod reader;
 #[cfg(test)]
 mod tests;
-
-use std::fmt;
-use std::str::FromStr;
+mod trellis;
 
 use crate::error::CodecError;
 use crate::limits::Limits;
-use crate::message::{self, Activations, CodecKind};
+use crate::message::Activations;
 
 use self::grouped::Width;
+use self::trellis::Rate;
 
 /// The group size of `int8` and `int4` where none is named.
 pub const DEFAULT_GROUP_SIZE: u16 = 32;
 
-/// How hidden states are written. Reads and prints as `f32`, `f16`, `bf16`, `int8`, `int4`, and with a group
-/// size other than [`DEFAULT_GROUP_SIZE`] as `int8:64`.
+/// How hidden states are written. Reads and prints as `f32`, `f16`, `bf16`, `int8`, `int4`, `tcq4`, `tcq3`, and
+/// with a group size other than [`DEFAULT_GROUP_SIZE`] as `int8:64`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Codec {
     /// 32 bits a value; the only codec that loses nothing.
@@ -68,6 +85,10 @@ pub enum Codec {
         /// Columns that share one scale; not 0.
         group_size: u16,
     },
+    /// About 4.2 bits a value: integers on a trellis in a prefix code, and a scale for each row.
+    Tcq4,
+    /// As [`Codec::Tcq4`] with about 3.2 bits a value.
+    Tcq3,
 }
 
 impl Codec {
@@ -77,7 +98,8 @@ impl Codec {
     }
 
     /// The most bytes that `rows` rows of `columns` columns take; exact but for `int8` and `int4`, whose
-    /// rows have between 0 and max(1, `columns` / 64) outliers of 6 bytes.
+    /// rows have between 0 and max(1, `columns` / 64) outliers of 6 bytes, and for `tcq4` and `tcq3`, whose rows
+    /// have 3 to 6 and 2 to 6 bits a value.
     pub fn encoded_bytes_max(self, rows: usize, columns: usize) -> usize {
         rows.saturating_mul(self.row_bytes(columns).1)
     }
@@ -93,133 +115,9 @@ impl Codec {
             Self::F16 | Self::Bf16 => fixed(2),
             Self::Int8 { group_size } => grouped::row_bytes(Width::Eight, group_size, columns),
             Self::Int4 { group_size } => grouped::row_bytes(Width::Four, group_size, columns),
+            Self::Tcq4 => trellis::row_bytes(Rate::Four, columns),
+            Self::Tcq3 => trellis::row_bytes(Rate::Three, columns),
         }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
-            Self::Int8 { .. } => "int8",
-            Self::Int4 { .. } => "int4",
-        }
-    }
-
-    /// Refuses the group size 0, which the type allows.
-    fn checked(self) -> Result<Self, CodecError> {
-        match self {
-            Self::Int8 { group_size: 0 } | Self::Int4 { group_size: 0 } => {
-                Err(CodecError::GroupSize {
-                    codec: self.name(),
-                    expected: GROUP_SIZES,
-                    got: 0,
-                })
-            }
-            _ => Ok(self),
-        }
-    }
-}
-
-const GROUP_SIZES: &str = "1 to 65535";
-
-impl fmt::Display for Codec {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Int8 { group_size } | Self::Int4 { group_size }
-                if group_size != DEFAULT_GROUP_SIZE =>
-            {
-                write!(formatter, "{}:{group_size}", self.name())
-            }
-            _ => formatter.write_str(self.name()),
-        }
-    }
-}
-
-impl FromStr for Codec {
-    type Err = CodecError;
-
-    fn from_str(text: &str) -> Result<Self, CodecError> {
-        let unknown = || CodecError::UnknownName {
-            got: text.chars().take(32).collect(),
-        };
-        let (name, group_size) = match text.split_once(':') {
-            Some((name, digits)) => (name, Some(digits.parse::<u16>().map_err(|_| unknown())?)),
-            None => (text, None),
-        };
-        match (name, group_size) {
-            ("f32", None) => Ok(Self::F32),
-            ("f16", None) => Ok(Self::F16),
-            ("bf16", None) => Ok(Self::Bf16),
-            ("int8", _) => Self::Int8 {
-                group_size: group_size.unwrap_or(DEFAULT_GROUP_SIZE),
-            }
-            .checked(),
-            ("int4", _) => Self::Int4 {
-                group_size: group_size.unwrap_or(DEFAULT_GROUP_SIZE),
-            }
-            .checked(),
-            _ => Err(unknown()),
-        }
-    }
-}
-
-impl From<Codec> for message::Codec {
-    fn from(codec: Codec) -> Self {
-        let (kind, group_size) = match codec {
-            Codec::F32 => (CodecKind::F32, 0),
-            Codec::F16 => (CodecKind::F16, 0),
-            Codec::Bf16 => (CodecKind::Bf16, 0),
-            Codec::Int8 { group_size } => (CodecKind::Int8, group_size),
-            Codec::Int4 { group_size } => (CodecKind::Int4, group_size),
-        };
-        Self {
-            kind: kind.into(),
-            group_size: group_size.into(),
-        }
-    }
-}
-
-impl TryFrom<message::Codec> for Codec {
-    type Error = CodecError;
-
-    fn try_from(codec: message::Codec) -> Result<Self, CodecError> {
-        let unknown = CodecError::UnknownKind { got: codec.kind };
-        let kind = CodecKind::try_from(codec.kind).map_err(|_| unknown.clone())?;
-        let grouped = |name| {
-            u16::try_from(codec.group_size).map_err(|_| CodecError::GroupSize {
-                codec: name,
-                expected: GROUP_SIZES,
-                got: codec.group_size,
-            })
-        };
-        let ungrouped = match kind {
-            CodecKind::Unspecified => return Err(unknown),
-            CodecKind::Int8 => {
-                return Self::Int8 {
-                    group_size: grouped("int8")?,
-                }
-                .checked();
-            }
-            CodecKind::Int4 => {
-                return Self::Int4 {
-                    group_size: grouped("int4")?,
-                }
-                .checked();
-            }
-            CodecKind::F32 => Self::F32,
-            CodecKind::F16 => Self::F16,
-            CodecKind::Bf16 => Self::Bf16,
-        };
-        if codec.group_size != 0 {
-            let (codec, got) = (ungrouped.name(), codec.group_size);
-            return Err(CodecError::GroupSize {
-                codec,
-                expected: "0",
-                got,
-            });
-        }
-        Ok(ungrouped)
     }
 }
 
@@ -258,6 +156,8 @@ pub fn encode(
         Codec::Int4 { group_size } => {
             grouped::encode(Width::Four, group_size, hidden_states, columns)?
         }
+        Codec::Tcq4 => trellis::encode(Rate::Four, hidden_states, columns)?,
+        Codec::Tcq3 => trellis::encode(Rate::Three, hidden_states, columns)?,
     };
     Ok(Activations {
         codec: Some(codec.into()),
@@ -271,7 +171,7 @@ pub fn encode(
 /// Returns `[rows, columns]`, row-major, f32; every value is finite.
 ///
 /// Takes memory only after the shape has been found within `limits` and the data's size possible for it: at
-/// most eight bytes for each byte of data.
+/// most 16 bytes for each byte of data.
 ///
 /// # Errors
 /// Any [`CodecError`] that names what the data should have been and what it is.
@@ -305,30 +205,34 @@ pub fn decode(
         Codec::Int4 { group_size } => {
             grouped::decode(Width::Four, group_size, &activations.data, rows, columns)
         }
+        Codec::Tcq4 => trellis::decode(Rate::Four, &activations.data, rows, columns),
+        Codec::Tcq3 => trellis::decode(Rate::Three, &activations.data, rows, columns),
     }
 }
 
 /// The bytes of each row, in order, of activations that [`decode`] has accepted.
 pub fn encoded_rows(activations: &Activations, codec: Codec) -> impl Iterator<Item = &[u8]> {
-    let (row_bytes, outlier_bytes) = match codec {
-        Codec::F32 | Codec::F16 | Codec::Bf16 => {
-            (codec.row_bytes(activations.columns as usize).0, 0)
-        }
-        Codec::Int8 { .. } | Codec::Int4 { .. } => (
-            codec.row_bytes(activations.columns as usize).0,
-            outliers::OUTLIER_BYTES,
-        ),
-    };
+    let columns = activations.columns as usize;
     let mut rest: &[u8] = &activations.data;
     std::iter::from_fn(move || {
-        let outliers = match (outlier_bytes, rest.first_chunk()) {
-            (0, _) | (_, None) => 0,
-            (_, Some(count)) => usize::from(u16::from_le_bytes(*count)),
-        };
-        let (row, behind) = rest.split_at_checked(row_bytes + outliers * outlier_bytes)?;
+        let (row, behind) = rest.split_at_checked(first_row_bytes(codec, rest, columns)?)?;
         rest = behind;
         (!row.is_empty()).then_some(row)
     })
+}
+
+/// Bytes of the first row of `data`; `None` behind the last one.
+fn first_row_bytes(codec: Codec, data: &[u8], columns: usize) -> Option<usize> {
+    let (min_bytes, _) = codec.row_bytes(columns);
+    match codec {
+        Codec::F32 | Codec::F16 | Codec::Bf16 => Some(min_bytes),
+        Codec::Int8 { .. } | Codec::Int4 { .. } => {
+            let outliers = u16::from_le_bytes(*data.first_chunk()?);
+            Some(min_bytes + usize::from(outliers) * outliers::OUTLIER_BYTES)
+        }
+        Codec::Tcq4 => trellis::first_row_bytes(Rate::Four, data, columns),
+        Codec::Tcq3 => trellis::first_row_bytes(Rate::Three, data, columns),
+    }
 }
 
 /// Checks codec and shape against the limits, and the data's size against both. Reads no data, takes no memory.

@@ -78,14 +78,14 @@ impl FrameError {
 pub enum CodecError {
     /// The codec's name is not one of those that [`Codec`] reads.
     #[error(
-        "unknown codec {got:?}; know f32, f16, bf16, int8 and int4, the last two also as int8:<group size>"
+        "unknown codec {got:?}; know f32, f16, bf16, int8, int4, tcq4 and tcq3, the integers also as int8:<group size>"
     )]
     UnknownName {
         /// The name.
         got: String,
     },
     /// The codec's kind is unspecified, or from a later version of the protocol.
-    #[error("unknown codec kind {got}; know 1 to 5")]
+    #[error("unknown codec kind {got}; know 1 to 7")]
     UnknownKind {
         /// The number in the message.
         got: i32,
@@ -238,6 +238,20 @@ pub enum CodecError {
         row: usize,
         /// The group within its row.
         group: usize,
+    },
+    /// Bits of tcq4 or tcq3 that are an integer beyond the largest.
+    #[error("row {row}, column {column} holds a code that the codec does not have")]
+    Code {
+        /// The row.
+        row: usize,
+        /// The column.
+        column: usize,
+    },
+    /// A row of tcq4 or tcq3 whose last byte is not filled up with zeros.
+    #[error("the bits behind the last code of row {row} are not 0")]
+    Padding {
+        /// The row.
+        row: usize,
     },
 }
 

@@ -11,6 +11,10 @@
 //! Numbers are little-endian. A row is the bytes of its encoded activations, or its token id as u32 where token
 //! ids go up (codec kind and group size are 0 then).
 //!
+//! A session that begins with token ids beside head layers (`Opened.prefill_token_ids`) is digested as one with
+//! split layer 0, and no further than its token ids go: the blocks of those are the same in both, and behind them the
+//! tail lacks the keys and values of the layers below the split.
+//!
 //! The tail computes the digests of what it *receives*, and finds by them what it has computed from those very
 //! bytes. So a reused prefix gives the same answer, bit for bit, as a prefix that was sent, whatever
 //! quantisation or machine made the rows; and no device can put one content under the digest of another, as long

@@ -53,6 +53,34 @@ fn summarize(logits: &[f32]) -> (f64, usize) {
     (largest + sum.ln(), best)
 }
 
+/// What others are compared with: its probabilities are needed for each of them.
+pub(super) struct Reference {
+    log_probs: LogProbs,
+    /// `[rows, vocab_size]`
+    probabilities: Vec<f64>,
+}
+
+impl Reference {
+    pub(super) fn new(log_probs: LogProbs) -> Self {
+        let rows = log_probs.logits.par_chunks(log_probs.vocab_size);
+        let probabilities = rows
+            .zip(&log_probs.log_sums)
+            .flat_map_iter(|(row, log_sum)| {
+                row.iter()
+                    .map(move |&logit| (f64::from(logit) - log_sum).exp())
+            })
+            .collect();
+        Self {
+            log_probs,
+            probabilities,
+        }
+    }
+
+    pub(super) const fn log_probs(&self) -> &LogProbs {
+        &self.log_probs
+    }
+}
+
 /// `exp(mean of -log p(token))`
 #[derive(Default)]
 pub(super) struct Perplexity {
@@ -88,9 +116,9 @@ pub(super) struct Divergence {
 }
 
 impl Divergence {
-    pub(super) fn add(&mut self, expected: &LogProbs, got: &LogProbs) {
-        assert_eq!(expected.rows(), got.rows(), "both have the same rows");
-        let rows = expected.rows();
+    pub(super) fn add(&mut self, expected: &Reference, got: &LogProbs) {
+        let rows = expected.log_probs.rows();
+        assert_eq!(rows, got.rows(), "both have the same rows");
         // Collected before summing: the order of a parallel sum is not fixed, and neither is its result.
         let kls: Vec<f64> = (0..rows)
             .into_par_iter()
@@ -98,7 +126,7 @@ impl Divergence {
             .collect();
         self.kl_sum += kls.iter().sum::<f64>();
         self.agreed += (0..rows)
-            .filter(|&row| expected.best[row] == got.best[row])
+            .filter(|&row| expected.log_probs.best[row] == got.best[row])
             .count();
         self.rows += rows;
     }
@@ -113,13 +141,17 @@ impl Divergence {
 }
 
 /// KL(expected ‖ got) of one row, in nats. Rounding can make it a hair negative; it is then 0.
-fn kl(expected: &LogProbs, got: &LogProbs, row: usize) -> f64 {
-    let (expected_sum, got_sum) = (expected.log_sums[row], got.log_sums[row]);
-    let pairs = expected.row(row).iter().zip(got.row(row));
-    let sum: f64 = pairs
-        .map(|(&expected, &got)| {
+fn kl(expected: &Reference, got: &LogProbs, row: usize) -> f64 {
+    let vocab_size = got.vocab_size;
+    let probabilities = &expected.probabilities[row * vocab_size..(row + 1) * vocab_size];
+    let (expected_sum, got_sum) = (expected.log_probs.log_sums[row], got.log_sums[row]);
+    let logits = expected.log_probs.row(row).iter().zip(got.row(row));
+    let sum: f64 = probabilities
+        .iter()
+        .zip(logits)
+        .map(|(probability, (&expected, &got))| {
             let log_expected = f64::from(expected) - expected_sum;
-            log_expected.exp() * (log_expected - (f64::from(got) - got_sum))
+            probability * (log_expected - (f64::from(got) - got_sum))
         })
         .sum();
     sum.max(0.0)
@@ -143,7 +175,8 @@ mod tests {
         let mut divergence = Divergence::default();
         // A constant on all logits of a row changes nothing.
         let shifted = logits.iter().map(|logit| logit + 2.0).collect();
-        divergence.add(&LogProbs::new(logits, 3), &LogProbs::new(shifted, 3));
+        let expected = Reference::new(LogProbs::new(logits, 3));
+        divergence.add(&expected, &LogProbs::new(shifted, 3));
         assert!(divergence.mean_kl() < 1e-6);
         assert!((divergence.agreement() - 1.0).abs() < f64::EPSILON);
     }
@@ -153,7 +186,7 @@ mod tests {
         let logits = |p: f32| vec![p.ln(), (1.0 - p).ln()];
         let mut divergence = Divergence::default();
         divergence.add(
-            &LogProbs::new(logits(0.5), 2),
+            &Reference::new(LogProbs::new(logits(0.5), 2)),
             &LogProbs::new(logits(0.25), 2),
         );
         let expected = 0.5 * (0.5_f64 / 0.25).ln() + 0.5 * (0.5_f64 / 0.75).ln();

@@ -82,6 +82,8 @@ pub enum Codec {
     F16,
     Int8,
     Int4,
+    Tcq4,
+    Tcq3,
 }
 
 impl Codec {
@@ -94,6 +96,8 @@ impl Codec {
             Self::F16 => "f16",
             Self::Int8 => "int8",
             Self::Int4 => "int4",
+            Self::Tcq4 => "tcq4",
+            Self::Tcq3 => "tcq3",
         }
     }
 }
@@ -114,6 +118,8 @@ fn codecs() -> Vec<Codec> {
         Codec::F16,
         Codec::Int8,
         Codec::Int4,
+        Codec::Tcq4,
+        Codec::Tcq3,
     ]
 }
 

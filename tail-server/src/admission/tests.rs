@@ -304,3 +304,48 @@ fn a_wide_model_takes_shorter_steps_and_keeps_the_frame_limit() {
     assert!(limits.max_frame_bytes <= Limits::default().max_frame_bytes);
     assert!((1..512).contains(&limits.max_step_positions));
 }
+
+#[test]
+fn token_ids_beside_head_layers_need_all_layers_and_leave_to_send_them() {
+    let asked = |admission: &Admission| {
+        let open = Open {
+            prefill_token_ids: true,
+            ..open(admission, 4)
+        };
+        let admitted = admission
+            .admit(&open)
+            .unwrap_or_else(|error| panic!("{error}"));
+        (admitted.prefill_token_ids, admitted.layers)
+    };
+    assert_eq!(asked(&admission(0)), (true, LayerRange::new(0, 8)));
+    assert_eq!(asked(&admission(1)), (false, LayerRange::new(4, 8)));
+    assert_eq!(
+        asked(&admission_without_token_upload()),
+        (false, LayerRange::new(4, 8))
+    );
+}
+
+#[test]
+fn behind_token_ids_no_hidden_states_are_reused() {
+    let admission = admission(0);
+    let open = Open {
+        prefill_token_ids: true,
+        prompt_tokens: 40,
+        resume_positions: 90,
+        prefix_digests: vec![7; 2 * 32].into(),
+        ..open(&admission, 4)
+    };
+    let reused = |open: &Open| {
+        let admitted = admission.admit(open);
+        admitted
+            .unwrap_or_else(|error| panic!("{error}"))
+            .prefix
+            .len()
+    };
+    assert_eq!(reused(&open), 1);
+    let all_hidden = Open {
+        prefill_token_ids: false,
+        ..open
+    };
+    assert_eq!(reused(&all_hidden), 2);
+}

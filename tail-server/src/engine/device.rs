@@ -81,7 +81,7 @@ pub(crate) struct Member<'a> {
     /// At least one.
     pub(crate) rows: usize,
     pub(crate) input: MemberRows<'a>,
-    /// Over the layers from `entry_layer` to the last one; has blocks for `rows` more.
+    /// Over the layers from `entry_layer` or a lower one to the last one; has blocks for `rows` more.
     pub(crate) table: &'a mut KvTable,
     /// Set where tokens are to be sampled.
     pub(crate) sampling: Option<Sampling<'a>>,

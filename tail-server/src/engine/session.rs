@@ -17,6 +17,7 @@ use crate::capacity::{OutOfRoom, SessionRoom};
 
 /// One session. Dropping it gives its room back.
 pub(super) struct Session {
+    /// Where hidden states enter.
     entry_layer: usize,
     sampler: Sampler,
     room: SessionRoom,
@@ -74,8 +75,17 @@ impl Session {
         }
     }
 
+    /// Where the rows of the first step that waits enter: token ids pass all layers.
     pub(super) fn entry_layer(&self) -> usize {
-        self.entry_layer
+        match self.waiting.front().map(|first| &first.request.input) {
+            Some(StepInput::TokenIds(_)) => 0,
+            Some(StepInput::HiddenStates(_)) | None => self.entry_layer,
+        }
+    }
+
+    /// The first layer that any of its rows passes.
+    pub(super) fn first_layer(&self) -> usize {
+        self.room.table().layers().start
     }
 
     /// Positions that came with the room.
@@ -105,7 +115,7 @@ impl Session {
         let rows = first.request.rows - first.rows_done;
         Some(Ready {
             session: id,
-            entry_layer: self.entry_layer,
+            entry_layer: self.entry_layer(),
             rows,
             phase: first.request.phase,
         })
@@ -145,7 +155,7 @@ impl Session {
         let first = self.waiting.front();
         let sampled = first.filter(|first| first.samples_after(rows));
         Rows {
-            entry_layer: self.entry_layer,
+            entry_layer: self.entry_layer(),
             rows,
             sampled: sampled.map_or(0, |first| first.request.draft.len() + 1),
             phase: first.map_or(Phase::Prefill, |first| first.request.phase),
@@ -154,6 +164,7 @@ impl Session {
 
     /// The session's next `rows` rows, for the device.
     pub(super) fn member(&mut self, rows: usize) -> Option<Member<'_>> {
+        let entry_layer = self.entry_layer();
         let first = self.waiting.front()?;
         let (start, end) = (first.rows_done, first.rows_done + rows);
         let input = match &first.request.input {
@@ -169,7 +180,7 @@ impl Session {
             draft: &first.request.draft,
         });
         Some(Member {
-            entry_layer: self.entry_layer,
+            entry_layer,
             rows,
             input,
             table: self.room.table_mut(),

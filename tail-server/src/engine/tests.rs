@@ -80,8 +80,25 @@ impl Rig {
         self.open_with(entry_layer, 64, sampler).await
     }
 
+    /// A session whose token ids pass `layers`, and whose hidden states enter at `entry_layer`.
+    async fn open_through(&self, layers: LayerRange, entry_layer: usize) -> EngineSession {
+        let sampler = Sampler::new(SamplingParams::default(), PROMPT.len()).unwrap();
+        self.open_at(layers, entry_layer, 64, sampler).await
+    }
+
     async fn open_with(
         &self,
+        entry_layer: usize,
+        positions: usize,
+        sampler: Sampler,
+    ) -> EngineSession {
+        let layers = LayerRange::new(entry_layer, 3);
+        self.open_at(layers, entry_layer, positions, sampler).await
+    }
+
+    async fn open_at(
+        &self,
+        layers: LayerRange,
         entry_layer: usize,
         positions: usize,
         sampler: Sampler,
@@ -89,7 +106,7 @@ impl Rig {
         let request = KvRequest {
             tenant: &Tenant::anonymous(),
             codec: None,
-            layers: LayerRange::new(entry_layer, 3),
+            layers,
             positions,
             prefix: &[],
             keeps_prefix: false,
@@ -294,4 +311,35 @@ async fn closing_gives_the_room_back_and_the_last_handle_ends_the_thread() {
         .await
         .unwrap();
     assert_eq!((metrics.sessions.get(), metrics.kv_bytes.get()), (0, 0));
+}
+
+#[tokio::test]
+async fn token_ids_before_hidden_states_give_the_same_tokens() {
+    let rig = Rig::new(4);
+    let expected = rig.tokens(0, 12).await;
+    for entry_layer in [1, 2] {
+        let head_layers = LayerRange::new(0, entry_layer);
+        let head = Decoder::load(&rig.weights, head_layers, WeightDtype::Native).unwrap();
+        let mut head_cache = head.new_cache(64);
+        let session = rig.open_through(LayerRange::new(0, 3), entry_layer).await;
+        let mut next_ids = PROMPT.to_vec();
+        let mut tokens = Vec::new();
+        for _ in 0..12 {
+            let mut hidden_states = head.embed(&next_ids).unwrap();
+            head.forward(head_layers, &mut hidden_states, &mut head_cache)
+                .unwrap();
+            let input = if tokens.is_empty() {
+                StepInput::TokenIds(next_ids.clone())
+            } else {
+                StepInput::HiddenStates(hidden_states)
+            };
+            let step = request(input, next_ids.len());
+            let output = run_step(&session, step).await.unwrap();
+            // Nothing is saved by rows that pass all layers.
+            assert!(!tokens.is_empty() || output.saved_us == 0);
+            tokens.push(output.sampled[0].token_id);
+            next_ids = tokens[tokens.len() - 1..].to_vec();
+        }
+        assert_eq!(tokens, expected, "entry layer {entry_layer}");
+    }
 }

@@ -172,7 +172,7 @@ impl<D: Device> Engine<D> {
             Command::Open { session, open } => {
                 let open = Session::new(*open);
                 self.savings
-                    .count_reused_prefix(open.entry_layer(), open.reused_positions());
+                    .count_reused_prefix(open.first_layer(), open.reused_positions());
                 self.sessions.insert(session, open);
             }
             Command::Step {

@@ -61,6 +61,8 @@ pub(crate) enum StepError {
 pub(super) struct StepChecker {
     split_layer: usize,
     codec: Option<Codec>,
+    /// No activations have come yet, before which token ids may.
+    prefill_token_ids: bool,
     needs_history: bool,
     token_upload: bool,
     max_positions: usize,
@@ -99,9 +101,10 @@ impl StepChecker {
     /// `admitted.prefix` names.
     pub(super) fn new(admitted: &Admitted, admission: &Admission, reused_positions: usize) -> Self {
         let hasher = admitted.keeps_prefix.then(|| {
+            let (split_layer, codec) = admitted.digested();
             // Checked at admission to be a u32.
-            let split_layer = u32::try_from(admitted.split_layer).unwrap_or(u32::MAX);
-            let mut hasher = PrefixHasher::new(split_layer, admitted.codec);
+            let split_layer = u32::try_from(split_layer).unwrap_or(u32::MAX);
+            let mut hasher = PrefixHasher::new(split_layer, codec);
             let blocks = reused_positions / PREFIX_BLOCK_POSITIONS;
             if let Some(last) = blocks.checked_sub(1) {
                 hasher.skip_to(blocks, &admitted.prefix[last]);
@@ -111,6 +114,7 @@ impl StepChecker {
         Self {
             split_layer: admitted.split_layer,
             codec: admitted.codec,
+            prefill_token_ids: admitted.prefill_token_ids,
             needs_history: admitted.needs_history,
             token_upload: admission.token_upload(),
             max_positions: admitted.max_positions,
@@ -174,6 +178,11 @@ impl StepChecker {
             });
         }
         self.received = end;
+        if self.prefill_token_ids && matches!(input, StepInput::HiddenStates(_)) {
+            // The layers below have no keys and values of these positions, and nobody may find them by a digest.
+            self.prefill_token_ids = false;
+            self.hasher = None;
+        }
         if draft.is_empty() {
             self.digest(&bytes);
         } else {
@@ -228,7 +237,9 @@ impl StepChecker {
         history: Option<TokenIds>,
     ) -> Result<CheckedRows, StepError> {
         match (input, self.codec) {
-            (Some(step::Input::TokenIds(TokenIds { ids })), None) => {
+            (Some(step::Input::TokenIds(TokenIds { ids })), codec)
+                if codec.is_none() || self.prefill_token_ids =>
+            {
                 self.check_token_ids(&ids)?;
                 let history = if self.needs_history {
                     ids.clone()

@@ -250,5 +250,6 @@ pub fn open_frame(answer: &Answer, opening: &Opening) -> Open {
         tracestate: String::new(),
         prefix_digests: Bytes::from(prefix_digests),
         keep_prefix: opening.keep_prefix,
+        prefill_token_ids: false,
     }
 }

@@ -113,7 +113,7 @@ pub(super) fn decode_int4(
 }
 
 /// Refuses what would decode to an infinity, and a scale that turns the codes around.
-fn checked_scale(place: Place, scale: [u8; 2]) -> Result<f32, CodecError> {
+pub(super) fn checked_scale(place: Place, scale: [u8; 2]) -> Result<f32, CodecError> {
     let scale = bf16::from_le_bytes(scale).to_f32();
     if scale.is_sign_positive() && scale <= MAGNITUDE_MAX {
         return Ok(scale);
@@ -162,7 +162,7 @@ fn least_and_greatest(group: &[f32]) -> (f32, f32) {
 }
 
 /// Where all values are equal, every code is 0 whatever it is divided by, except by 0.
-fn divisor(scale: bf16) -> f32 {
+pub(super) fn divisor(scale: bf16) -> f32 {
     if scale == bf16::ZERO {
         1.0
     } else {
@@ -171,7 +171,7 @@ fn divisor(scale: bf16) -> f32 {
 }
 
 /// The least bf16 not below `value`, which is not negative.
-fn rounded_up(value: f32) -> bf16 {
+pub(super) fn rounded_up(value: f32) -> bf16 {
     away_from_zero(value)
 }
 

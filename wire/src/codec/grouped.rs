@@ -128,7 +128,7 @@ pub(super) fn decode(
 }
 
 /// Refuses what the codec cannot hold; returns the sum of the magnitudes.
-fn check_row(codec: Codec, row: usize, values: &[f32]) -> Result<f64, CodecError> {
+pub(super) fn check_row(codec: Codec, row: usize, values: &[f32]) -> Result<f64, CodecError> {
     // Eight independent sums: vector code, in an order that is the same on every machine.
     let mut sums = [0.0_f64; 8];
     let mut holds = true;

@@ -30,7 +30,7 @@ impl Outliers {
     /// Chooses the outliers of one row of finite values, whose magnitudes sum to `magnitude_sum`.
     pub(super) fn choose(&mut self, row: &[f32], magnitude_sum: f64) -> &[(u16, f32)] {
         self.by_column.clear();
-        let Some(threshold) = threshold(row, magnitude_sum) else {
+        let Some(threshold) = inliers(row, magnitude_sum).threshold else {
             return &self.by_column;
         };
         for (chunk, start) in row.chunks(CHUNK).zip((0..=u16::MAX).step_by(CHUNK)) {
@@ -99,10 +99,24 @@ impl Outliers {
     }
 }
 
-/// The magnitude above which a value is an outlier; `None` where no value is.
-///
+/// The mean magnitude of a row's values without those that are outliers. `magnitude_sum` is that of all.
+pub(super) fn typical_magnitude(row: &[f32], magnitude_sum: f64) -> f64 {
+    let Inliers { sum, count, .. } = inliers(row, magnitude_sum);
+    sum / count as f64
+}
+
+/// The values of a row that are no outliers.
+struct Inliers {
+    /// The magnitude above which a value is an outlier; `None` where no value is.
+    threshold: Option<f32>,
+    /// Of the magnitudes.
+    sum: f64,
+    /// Not 0: no mean is below all values.
+    count: usize,
+}
+
 /// Massive values lift the mean and hide lesser ones, so the mean is taken again without them.
-fn threshold(row: &[f32], magnitude_sum: f64) -> Option<f32> {
+fn inliers(row: &[f32], magnitude_sum: f64) -> Inliers {
     let (mut sum, mut count) = (magnitude_sum, row.len());
     let mut threshold = None;
     for _ in 0..ROUNDS {
@@ -121,7 +135,11 @@ fn threshold(row: &[f32], magnitude_sum: f64) -> Option<f32> {
             break;
         }
     }
-    threshold
+    Inliers {
+        threshold,
+        sum,
+        count,
+    }
 }
 
 /// Sum and number of the magnitudes that are at most `threshold`.

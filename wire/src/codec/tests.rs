@@ -1,8 +1,9 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::message;
 
-const ALL: [Codec; 8] = [
+const ALL: [Codec; 10] = [
     Codec::F32,
     Codec::F16,
     Codec::Bf16,
@@ -11,6 +12,8 @@ const ALL: [Codec; 8] = [
     Codec::Int8 { group_size: 7 },
     Codec::Int4 { group_size: 7 },
     Codec::Int4 { group_size: 1 },
+    Codec::Tcq4,
+    Codec::Tcq3,
 ];
 
 const INT8: Codec = Codec::Int8 { group_size: 32 };
@@ -32,13 +35,20 @@ fn listed(activations: &Activations) -> Vec<(u16, f32)> {
         .to_vec()
 }
 
-/// What the docs of `group.rs` promise, for a row that may list outliers.
+/// The scale of a row of tcq4 or tcq3.
+fn trellis_scale(activations: &Activations) -> f32 {
+    half::bf16::from_le_bytes([activations.data[0], activations.data[1]]).to_f32()
+}
+
+/// What the docs of `group.rs` and `codec.rs` promise, for a row that may list outliers.
 fn max_error(codec: Codec, activations: &Activations, row: &[f32], column: usize) -> f32 {
     let group_size = match codec {
         Codec::F32 => return 0.0,
         Codec::F16 => return (row[column].abs() / 2048.0).max(2.0_f32.powi(-25)),
         Codec::Bf16 => return (row[column].abs() / 256.0).max(2.0_f32.powi(-134)),
         Codec::Int8 { group_size } | Codec::Int4 { group_size } => usize::from(group_size),
+        // An eighth for the rounding of a value that is 2^20 scales.
+        Codec::Tcq4 | Codec::Tcq3 => return 2.125 * trellis_scale(activations),
     };
     let outliers = listed(activations);
     let is_outlier = |at: usize| {
@@ -123,7 +133,7 @@ proptest! {
 
     #[test]
     fn no_bytes_make_decoding_panic(
-        (kind, group_size, rows, columns) in (0..7_i32, 0..70_u32, 0..4_u32, 0..140_u32),
+        (kind, group_size, rows, columns) in (0..9_i32, 0..70_u32, 0..4_u32, 0..140_u32),
         mut data in prop::collection::vec(any::<u8>(), 0..600),
         exact in any::<bool>(),
     ) {
@@ -149,6 +159,7 @@ fn names_read_back_as_they_print() {
     }
     assert_eq!("int8".parse(), Ok(INT8));
     assert_eq!("int4:64".parse(), Ok(Codec::Int4 { group_size: 64 }));
+    assert_eq!("tcq4".parse(), Ok(Codec::Tcq4));
     for name in [
         "",
         "F32",
@@ -158,6 +169,9 @@ fn names_read_back_as_they_print() {
         "int8:65536",
         "int4:-1",
         "int2",
+        "tcq",
+        "tcq2",
+        "tcq4:32",
     ] {
         assert!(
             matches!(name.parse::<Codec>(), Err(CodecError::UnknownName { .. })),
@@ -172,7 +186,7 @@ fn names_read_back_as_they_print() {
 
 #[test]
 fn a_codec_of_a_later_version_is_unsupported() {
-    for kind in [0, 6, -1] {
+    for kind in [0, 8, -1] {
         let error = Codec::try_from(message::Codec {
             kind,
             group_size: 0,
@@ -181,7 +195,7 @@ fn a_codec_of_a_later_version_is_unsupported() {
         assert_eq!(error, CodecError::UnknownKind { got: kind });
         assert_eq!(error.refusal_code(), message::RefusalCode::Unsupported);
     }
-    for (kind, group_size) in [(1, 32), (4, 0), (5, 65_536)] {
+    for (kind, group_size) in [(1, 32), (4, 0), (5, 65_536), (6, 32), (7, 1)] {
         let error = Codec::try_from(message::Codec { kind, group_size }).unwrap_err();
         assert!(matches!(error, CodecError::GroupSize { got, .. } if got == group_size));
     }
@@ -252,12 +266,17 @@ fn groups_of_outliers_zeros_and_equal_values_decode() {
             .flatten()
             .all(|value| *value == 0.0)
     );
-    assert!(
-        every_codec(&[-1.5; 40])
-            .iter()
-            .flatten()
-            .all(|value| (value + 1.5).abs() < 0.01)
-    );
+    for (codec, decoded) in ALL.iter().zip(every_codec(&[-1.5; 40])) {
+        let bound = match codec {
+            Codec::Tcq4 => 1.5 / 3.0,
+            Codec::Tcq3 => 1.5 / 1.5,
+            _ => 0.01,
+        };
+        assert!(
+            decoded.iter().all(|value| (value + 1.5).abs() <= bound),
+            "{codec}"
+        );
+    }
     let mut row = [0.0; 64];
     row[63] = 7.0;
     // The last group of one column is the outlier and nothing else.
@@ -275,10 +294,11 @@ fn huge_and_tiny_values_stay_finite_and_near() {
         let row: Vec<f32> = (-20..21_i8)
             .map(|step| largest * f32::from(step) / 20.0)
             .collect();
-        for codec in [INT8, INT4] {
+        // Two scales of a sixth of the mean magnitude, which is half the largest.
+        for (codec, part) in [(INT8, 0.08), (INT4, 0.08), (Codec::Tcq4, 0.18)] {
             for (value, decoded) in row.iter().zip(round_trip(codec, &row, row.len())) {
                 assert!(
-                    (value - decoded).abs() <= largest * 0.08,
+                    (value - decoded).abs() <= largest * part,
                     "{codec}: {value} became {decoded}"
                 );
             }
@@ -311,6 +331,8 @@ fn values_that_a_codec_cannot_hold_are_named() {
         (Codec::Bf16, f32::MAX),
         (INT8, 2e36),
         (INT4, -2e36),
+        (Codec::Tcq4, 2e36),
+        (Codec::Tcq3, -2e36),
     ] {
         let mut values = [1.0; 60];
         values[42] = bad;
@@ -447,6 +469,52 @@ fn limits_and_the_session_bound_the_shape() {
     );
 }
 
+#[test]
+fn a_trellis_row_of_few_typical_values_stays_within_its_bytes() {
+    // Two thirds of the row are 10,000 times the others: too many to be outliers, and at a scale for the others too
+    // many bits.
+    for codec in [Codec::Tcq4, Codec::Tcq3] {
+        for (columns, every) in [(2, 2), (3, 2), (90, 3), (576, 7), (576, 64)] {
+            let row: Vec<f32> = (0..columns)
+                .map(|column| if column % every == 0 { 1e-4 } else { 1.0 })
+                .map(|value: f32| value.powi(if every > 3 { -1 } else { 1 }))
+                .collect();
+            let activations = encode(codec, &row, columns).unwrap();
+            assert!(activations.data.len() <= codec.encoded_bytes_max(1, columns));
+            let decoded = decode(&activations, codec, columns, &Limits::default()).unwrap();
+            let bound = 2.125 * trellis_scale(&activations);
+            for (value, decoded) in row.iter().zip(decoded) {
+                assert!(
+                    (value - decoded).abs() <= bound,
+                    "{codec}: {value} became {decoded}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn normal_values_take_the_bytes_that_the_rates_say() {
+    // The sum of 12 even numbers is close to a normal distribution.
+    let mut state = 1_u32;
+    let mut even = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+    };
+    let row: Vec<f32> = (0..4096).map(|_| (0..12).map(|_| even()).sum()).collect();
+    for (codec, most_bits, most_error) in [(Codec::Tcq4, 4.25, 0.005), (Codec::Tcq3, 3.25, 0.02)] {
+        let activations = encode(codec, &row, row.len()).unwrap();
+        let bits = activations.data.len() as f32 * 8.0 / row.len() as f32;
+        let decoded = decode(&activations, codec, row.len(), &Limits::default()).unwrap();
+        let squares = row.iter().zip(decoded).map(|(a, b)| (a - b) * (a - b));
+        let error = squares.sum::<f32>() / row.len() as f32;
+        assert!(
+            bits < most_bits && error < most_error,
+            "{codec}: {bits} bits, error {error}"
+        );
+    }
+}
+
 /// One row of `columns` columns in `codec`, byte by byte.
 fn decode_row(codec: Codec, columns: u32, data: &[u8]) -> Result<Vec<f32>, CodecError> {
     let data = data.to_vec().into();
@@ -471,6 +539,55 @@ fn the_documented_layout_decodes_as_documented() {
         1, 0, 1, 0, 0, 0, 0xc8, 0x42, 0, 0x3f, 0x80, 0xbf, 0x01, 0x0f,
     ];
     assert_eq!(decode_row(INT4, 3, &row), Ok(vec![-0.5, 100.0, 6.5]));
+}
+
+#[test]
+fn the_documented_trellis_decodes_as_documented() {
+    // Scale 0.5 (bf16 3f00). Even symbol 1 is 00, odd symbol 0 is 00, even symbol 16 is 111101.
+    // State 0: 2 (00, sign 0), to state 2: -1 (00, sign 1), to state 3: 3 (01, sign 0), to state 1: 34, which is
+    // 111101, gamma 010 for 2, sign 0.
+    let codes = [0b0000_0101, 0b0111_1010, 0b1000_0000];
+    let row = [&[0, 0x3f], &codes[..]].concat();
+    assert_eq!(
+        decode_row(Codec::Tcq4, 4, &row),
+        Ok(vec![1.0, -0.5, 1.5, 17.0])
+    );
+}
+
+#[test]
+fn malformed_trellis_rows_are_refused_by_what_is_wrong() {
+    let row = |scale: [u8; 2], codes: &[u8]| {
+        decode_row(Codec::Tcq4, 4, &[&scale, codes].concat()).unwrap_err()
+    };
+    let good = [0b0000_0101, 0b0111_1010, 0b1000_0000];
+    // Negative, infinite, NaN, and finite but beyond the largest.
+    for scale in [[0, 0xbf], [0x80, 0x7f], [0xc0, 0x7f], [0x7f, 0x7f]] {
+        let error = row(scale, &good);
+        assert!(matches!(
+            error,
+            CodecError::GroupHeader { part: "scale", .. }
+        ));
+    }
+    let padded = [good[0], good[1], good[2] | 1];
+    assert_eq!(row([0, 0x3f], &padded), CodecError::Padding { row: 0 });
+    // The escape and 20 zeros.
+    let error = row([0, 0x3f], &[0b1111_0100, 0, 0]);
+    assert_eq!(error, CodecError::Code { row: 0, column: 0 });
+    // 2^20 + 30 times 2^120, and 19 codes of three zeros.
+    let mut large = [0; 15];
+    (large[0], large[1], large[2], large[5]) = (0x80, 0x7b, 0b1111_0100, 0b0100_0000);
+    let error = decode_row(Codec::Tcq4, 20, &large).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            CodecError::NotFinite {
+                row: 0,
+                column: 0,
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -551,7 +668,9 @@ fn encoded_rows_are_the_rows_each_alone() {
     // The second row has outliers, which change its length.
     let mut values = vec![0.25; 3 * 72];
     values[72 + 5] = 300.0;
-    for name in ["f32", "f16", "bf16", "int8", "int4", "int8:5", "int4:5"] {
+    for name in [
+        "f32", "f16", "bf16", "int8", "int4", "int8:5", "int4:5", "tcq4", "tcq3",
+    ] {
         let codec: Codec = name.parse().unwrap();
         let together = encode(codec, &values, 72).unwrap();
         let alone: Vec<_> = values

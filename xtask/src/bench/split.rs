@@ -33,7 +33,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     processes::build()?;
     let tail = Tail::start(
         &model::fetch()?,
-        &["--threads", "1", "--codecs", "f32,f16,bf16,int8,int4"],
+        &["--threads", "1", "--codecs", "f32,f16,bf16,int8,int4,tcq4"],
     )?;
     let relays = Relays::to(&tail.url)?;
     println!(
@@ -68,7 +68,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             uplink_bits_per_second: Some(megabits * 1_000_000),
         };
         let url = relays.url(network)?;
-        for codec in ["f32", "f16", "int8", "int4"] {
+        for codec in ["f32", "f16", "int8", "int4", "tcq4"] {
             row(
                 &format!("{megabits} Mbit/s"),
                 codec,
@@ -77,7 +77,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
     }
     println!("\n| codec | bytes up a decoded token | bytes down a token |\n|---|---|---|");
-    for codec in ["f32", "f16", "bf16", "int8", "int4"] {
+    for codec in ["f32", "f16", "bf16", "int8", "int4", "tcq4"] {
         let (up, down) = bytes_per_token(arguments, &tail.url, codec)?;
         println!("| {codec} | {up:.0} | {down:.0} |");
     }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edge_lite::{
-    ChatMessage, ClientCertificate, Codec, Credentials, Drafting, GenerateRequest, Place, Prompt,
-    Quantization, SamplingParams, Token, WeightDtype,
+    ChatMessage, ClientCertificate, Codec, Credentials, Drafting, GenerateRequest, Place, Prefill,
+    Prompt, Quantization, SamplingParams, Token, WeightDtype,
 };
 
 /// Runs the head of a language model here and its tail on a tail server.
@@ -71,6 +71,15 @@ pub struct EngineArgs {
     /// A smaller model of the same tokens that guesses the next ones: a GGUF file or a folder
     #[arg(long, value_name = "PATH", conflicts_with = "model")]
     pub companion: Option<PathBuf>,
+    /// How the prompt goes up: auto, hidden-states, or token-ids, which are small, and the tail runs all layers on
+    /// them. The last needs a tail that holds all layers
+    #[arg(
+        long,
+        value_name = "HOW",
+        default_value = "auto",
+        conflicts_with = "model"
+    )]
+    pub prefill: Prefill,
     /// Do not tell the tail how many tokens were answered here with all layers
     #[arg(long, conflicts_with = "model")]
     pub no_on_device_reports: bool,
@@ -117,7 +126,7 @@ pub struct HeadArgs {
     /// Layers to run here; auto takes what the tail recommends
     #[arg(long, default_value = "auto", value_parser = split_layer)]
     pub split_layer: SplitLayer,
-    /// How hidden states go up: f32, f16, bf16, int8 or int4 [default: what the tail recommends]
+    /// How hidden states go up: f32, f16, bf16, int8, int4, tcq4 or tcq3 [default: what the tail recommends]
     #[arg(long)]
     pub codec: Option<Codec>,
     /// How head weights are quantised: none, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0 or q4_k [default: what the tail recommends]

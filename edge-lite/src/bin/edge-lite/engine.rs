@@ -36,6 +36,7 @@ impl Engine {
                 reuse_prefix: args.reuse_prefix,
                 drafting: args.draft,
                 draft_model: draft_model(args)?,
+                prefill: args.prefill,
                 report_on_device_answers: !args.no_on_device_reports,
                 ..client_config(&args.head, &args.credentials)
             };

@@ -294,3 +294,43 @@ fn guesses_are_part_of_a_digest_once_they_are_accepted() {
     drafted.answered(31);
     assert_eq!(digests(&mut drafted, token_ids(31, &ids[31..])), expected);
 }
+
+/// A session with head layers that begins with token ids, and keeps its prefix.
+fn beginning_with_token_ids() -> StepChecker {
+    let admission = admission(0);
+    let open = headway_wire::message::Open {
+        keep_prefix: true,
+        prefill_token_ids: true,
+        ..open(&admission, 4)
+    };
+    let admitted = admission
+        .admit(&open)
+        .unwrap_or_else(|error| panic!("{error}"));
+    StepChecker::new(&admitted, &admission, 0)
+}
+
+#[test]
+fn token_ids_come_before_the_first_activations_and_not_after() {
+    let mut checker = beginning_with_token_ids();
+    assert!(check(&mut checker, token_ids(0, &[1, 2, 3])).is_ok());
+    assert!(check(&mut checker, token_ids(3, &[4])).is_ok());
+    assert!(check(&mut checker, activations(4, 2, 64)).is_ok());
+    assert!(matches!(
+        refused(&mut checker, token_ids(6, &[5])),
+        StepError::Input {
+            split_layer: 4,
+            expected: "activations",
+            got: "token ids"
+        }
+    ));
+}
+
+#[test]
+fn of_two_kinds_of_rows_only_token_ids_are_digested() {
+    let ids: Vec<u32> = (0..40).collect();
+    let mut plain = keeping(0, 0, &[]);
+    let expected = digests(&mut plain, token_ids(0, &ids));
+    let mut mixed = beginning_with_token_ids();
+    assert_eq!(digests(&mut mixed, token_ids(0, &ids)), expected);
+    assert!(digests(&mut mixed, activations(40, 60, 64)).is_empty());
+}
