@@ -21,6 +21,7 @@ use crate::device_layers::Holding;
 use crate::error::{DeviceError, Error, RequestError, TailError};
 use crate::generation::Generation;
 use crate::head_layers::HeadLayers;
+use crate::link::{Link, SharedLink};
 use crate::local::{LocalConfig, LocalModel};
 use crate::on_device::{Backoff, Reporter};
 use crate::report::Route;
@@ -252,6 +253,7 @@ impl Client {
                 limits: config.limits,
                 connect_timeout: config.connect_timeout,
                 result_timeout: config.result_timeout,
+                link: SharedLink::default(),
             },
             model_digest: manifest.model_digest.clone(),
             split_layer: choice.split_layer,
@@ -285,6 +287,12 @@ impl Client {
     #[must_use]
     pub fn choice(&self) -> Choice {
         self.choice
+    }
+
+    /// What the traffic of this client's sessions told of the link to the tail.
+    #[must_use]
+    pub fn link(&self) -> Link {
+        self.session.dialer.link.link()
     }
 
     /// Where this client's layers run.
