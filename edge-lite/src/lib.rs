@@ -23,7 +23,12 @@
 //! - No forward pass runs on a thread of the async runtime.
 //! - Nothing is loaded whose digest was not checked in this process.
 //!
-//! Deliberately absent: Kubernetes, and any choice of the split layer by measurement.
+//! - Nothing lossy is used that was not asked for by name.
+//!
+//! Beside the path: what this device can do ([`profile`]), what the way to the tail is like ([`link`]), and what to run
+//! here ([`planner`]).
+//!
+//! Deliberately absent: Kubernetes.
 
 mod answer;
 mod artifact_cache;
@@ -42,7 +47,9 @@ pub mod link;
 pub mod local;
 mod on_device;
 pub mod place;
+pub mod planner;
 mod prefix;
+pub mod profile;
 mod recovery;
 mod replay;
 pub mod report;

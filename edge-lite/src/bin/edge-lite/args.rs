@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use edge_lite::planner::Objective;
 use edge_lite::{
     ChatMessage, ClientCertificate, Codec, Credentials, Drafting, GenerateRequest, Place, Prompt,
     Quantization, SamplingParams, Token, WeightDtype,
@@ -32,6 +33,10 @@ pub enum Command {
     Chat(ChatArgs),
     /// Fetch and check what this device needs of a tail's model
     Pull(PullArgs),
+    /// Measure what this device can do with a model, and the way to a tail
+    Profile(ProfileArgs),
+    /// Say what should run here of a tail's model, and what that is predicted to give
+    Plan(PlanArgs),
     /// Measure what a split costs in quality
     Eval(EvalArgs),
 }
@@ -47,6 +52,11 @@ pub struct EngineArgs {
     pub model: Option<String>,
     #[command(flatten)]
     pub head: HeadArgs,
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Tokens of an answer that --split-layer plan expects [default: --max-tokens, at most 128]
+    #[arg(long, conflicts_with = "model")]
+    pub answer_tokens: Option<usize>,
     #[command(flatten)]
     pub credentials: CredentialArgs,
     /// Let the tail keep what this session sends for a while, and send nothing that it still has: the turns of a
@@ -105,7 +115,8 @@ impl CredentialArgs {
 /// What runs here of a tail's model.
 #[derive(Debug, Args)]
 pub struct HeadArgs {
-    /// Layers to run here; auto takes what the tail recommends
+    /// Layers to run here; auto takes what the tail recommends, plan what is predicted to be best on this device and
+    /// this network
     #[arg(long, default_value = "auto", value_parser = split_layer)]
     pub split_layer: SplitLayer,
     /// How hidden states go up: f32, f16, bf16, int8 or int4 [default: what the tail recommends]
@@ -114,31 +125,65 @@ pub struct HeadArgs {
     /// How head weights are quantised: none, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0 or q4_k [default: what the tail recommends]
     #[arg(long)]
     pub head_quantization: Option<Quantization>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+/// Where layers run, and how their weights are held and kept.
+#[derive(Debug, Args)]
+pub struct PlaceArgs {
     /// The type in which weights are held: native, f32, f16 or bf16 [default: the tail's for unquantised weights]
     #[arg(long)]
     pub dtype: Option<WeightDtype>,
     /// Where the layers run: cpu, cuda:N for an NVIDIA GPU, or auto for the first GPU where there is one
     #[arg(long, default_value = "auto")]
     pub device: Place,
-    /// Where weights are kept [default: the user's cache folder]
+    /// Where weights and profiles are kept [default: the user's cache folder]
     #[arg(long)]
     pub cache_dir: Option<PathBuf>,
 }
 
-/// A number of layers, or the tail's recommendation.
+/// What a plan is to be best at, and what it may use.
+#[derive(Debug, Args)]
+pub struct PolicyArgs {
+    /// What a plan is best at: latency, cost=W for latency with W milliseconds for each millisecond of the tail's compute,
+    /// bound=MS for the least compute of the tail with an answer in MS milliseconds
+    #[arg(long, default_value = "latency")]
+    pub objective: Objective,
+    /// Codecs that a plan may use, separated by commas; those other than f32 are lossy
+    #[arg(
+        long,
+        value_name = "CODECS",
+        value_delimiter = ',',
+        default_value = "f32"
+    )]
+    pub allow_codecs: Vec<Codec>,
+    /// Head quantisations that a plan may use, separated by commas; those other than none are lossy
+    #[arg(
+        long,
+        value_name = "QUANTIZATIONS",
+        value_delimiter = ',',
+        default_value = "none"
+    )]
+    pub allow_head_quantizations: Vec<Quantization>,
+}
+
+/// A number of layers, the tail's recommendation, or a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SplitLayer {
     /// What the tail recommends.
     Auto,
+    /// What is predicted to be best.
+    Plan,
     /// This many.
     Layers(usize),
 }
 
 impl SplitLayer {
-    /// `None` for the tail's recommendation.
+    /// `None` for the tail's recommendation, and for a plan.
     pub const fn layers(self) -> Option<usize> {
         match self {
-            Self::Auto => None,
+            Self::Auto | Self::Plan => None,
             Self::Layers(layers) => Some(layers),
         }
     }
@@ -147,10 +192,11 @@ impl SplitLayer {
 fn split_layer(text: &str) -> Result<SplitLayer, String> {
     match text {
         "auto" => Ok(SplitLayer::Auto),
+        "plan" => Ok(SplitLayer::Plan),
         digits => digits
             .parse()
             .map(SplitLayer::Layers)
-            .map_err(|_| "expected a number of layers or auto".to_owned()),
+            .map_err(|_| "expected a number of layers, auto or plan".to_owned()),
     }
 }
 
@@ -290,6 +336,67 @@ pub struct PullArgs {
     pub credentials: CredentialArgs,
 }
 
+/// `edge-lite profile`
+#[derive(Debug, Args)]
+pub struct ProfileArgs {
+    /// A tail's address: ws://HOST:PORT or wss://HOST; measures a few layers of its model here, and the way there
+    #[arg(long, required_unless_present = "model", conflicts_with = "model")]
+    pub tail: Option<String>,
+    /// A model to measure here: a GGUF file, a folder, hf://org/repo or https://host/file.gguf
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Head quantisations to measure, separated by commas
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "none",
+        conflicts_with = "model"
+    )]
+    pub head_quantizations: Vec<Quantization>,
+    /// Seconds that measuring the layers may take, for each quantisation
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub seconds: u64,
+    /// How it is written
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+    pub format: OutputFormat,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
+}
+
+/// `edge-lite plan`
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// A tail's address: ws://HOST:PORT or wss://HOST
+    #[arg(long)]
+    pub tail: String,
+    /// Tokens of the prompt
+    #[arg(long, default_value_t = 64)]
+    pub prompt_tokens: usize,
+    /// Tokens of the answer
+    #[arg(long, default_value_t = 128)]
+    pub answer_tokens: usize,
+    /// Of the prompt, the part that the tail holds from before, 0 to 1
+    #[arg(long, default_value_t = 0.0)]
+    pub cached_share: f64,
+    /// How likely a guess of the next token is right, 0 to 1
+    #[arg(long, default_value_t = 0.0)]
+    pub right_share: f64,
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Print every split layer's best alternative, and why others are not possible
+    #[arg(long)]
+    pub explain: bool,
+    /// How it is written
+    #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
+    pub format: OutputFormat,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    #[command(flatten)]
+    pub credentials: CredentialArgs,
+}
+
 /// `edge-lite eval`
 #[derive(Debug, Args)]
 pub struct EvalArgs {
@@ -364,7 +471,7 @@ mod tests {
         );
         assert!(!args.engine.reuse_prefix);
         assert_eq!(args.engine.draft, Drafting::PromptLookup);
-        assert_eq!(args.engine.head.device, Place::Auto);
+        assert_eq!(args.engine.head.place.device, Place::Auto);
         let request = args.request();
         assert!(matches!(request.prompt, Prompt::Chat(messages) if messages.len() == 1));
         assert_eq!(request.sampling, SamplingParams::default());
@@ -396,6 +503,26 @@ mod tests {
             (5, 7, 4)
         );
         assert_eq!(request.stop, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_plan_loses_nothing_unless_told_what_it_may_lose() {
+        let line = "edge-lite generate --tail ws://h:1 --prompt hi --split-layer plan";
+        let Command::Generate(args) = parse(line).unwrap().command else {
+            panic!("generate is generate")
+        };
+        assert_eq!(args.engine.head.split_layer, SplitLayer::Plan);
+        let policy = args.engine.policy;
+        assert_eq!(policy.objective, Objective::LATENCY);
+        assert_eq!(policy.allow_codecs, [Codec::F32]);
+        assert_eq!(policy.allow_head_quantizations, [Quantization::None]);
+        let line = "edge-lite plan --tail ws://h --prompt-tokens 9 --objective bound=250 --allow-codecs f16,int8 --explain";
+        let Command::Plan(args) = parse(line).unwrap().command else {
+            panic!("plan is plan")
+        };
+        let bound = Objective::Bound { latency_ms: 250.0 };
+        assert_eq!((args.prompt_tokens, args.policy.objective), (9, bound));
+        assert_eq!(args.policy.allow_codecs.len(), 2);
     }
 
     #[test]
@@ -443,6 +570,11 @@ mod tests {
             "edge-lite generate --tail wss://h --prompt hi --client-cert c",
             "edge-lite generate --model m --prompt hi --reuse-prefix",
             "edge-lite eval --model m --text t",
+            "edge-lite profile",
+            "edge-lite profile --tail ws://h --model m",
+            "edge-lite plan",
+            "edge-lite plan --tail ws://h --objective fastest",
+            "edge-lite plan --tail ws://h --objective cost=-1",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

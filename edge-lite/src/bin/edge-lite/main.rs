@@ -14,6 +14,8 @@ mod chat;
 mod engine;
 mod eval;
 mod generate;
+mod plan;
+mod profile;
 mod pull;
 
 /// Threads that wait for the network. Layers run on the threads of `--threads`, so two are plenty, and each
@@ -53,6 +55,8 @@ fn run(cli: Cli) -> Result<()> {
             Command::Generate(args) => generate::run(args).await,
             Command::Chat(args) => chat::run(args).await,
             Command::Pull(args) => pull::run(args).await,
+            Command::Profile(args) => profile::run(args).await,
+            Command::Plan(args) => plan::run(args).await,
             Command::Eval(_) => Ok(()),
         }
     })
