@@ -232,16 +232,20 @@ impl<'a> AnswerOf<'a> {
 
     fn prompt(&self) -> PromptTimes {
         let workload = self.input.workload;
+        let tokens = workload.prompt_tokens;
         if is_here(self.config, self.plan) {
             return PromptTimes {
-                first_token_ms: self.head_of_prompt() + self.lm_head(),
+                // The last row goes alone, for its logits.
+                first_token_ms: self.head_of_prompt(tokens - 1)
+                    + self.head(1, tokens - 1)
+                    + self.lm_head(),
                 head_left_ms: 0.0,
                 tail_ms: 0.0,
                 up_bytes: 0.0,
             };
         }
         let cached = cached_tokens(workload);
-        let rows = workload.prompt_tokens - cached;
+        let rows = tokens - cached;
         let open = self.measured.rtt * f64::from(self.input.open_round_trips);
         let Piped {
             arrived_ms,
@@ -250,13 +254,13 @@ impl<'a> AnswerOf<'a> {
         } = self.piped(cached, rows);
         // What the tail holds is known by digests of what would be sent, so all of it is computed before.
         let before = if cached > 0 && self.plan.prefill == Prefill::HiddenStates {
-            self.head_of_prompt()
+            self.head_of_prompt(tokens)
         } else {
             0.0
         };
         let first_token_ms = before + open + arrived_ms + self.measured.rtt / 2.0;
         let head_left_ms = match self.plan.prefill {
-            Prefill::TokenIds => (open + self.head_of_prompt() - first_token_ms).max(0.0),
+            Prefill::TokenIds => (open + self.head_of_prompt(tokens) - first_token_ms).max(0.0),
             Prefill::HiddenStates | Prefill::Nothing => 0.0,
         };
         PromptTimes {
@@ -267,11 +271,9 @@ impl<'a> AnswerOf<'a> {
         }
     }
 
-    fn head_of_prompt(&self) -> f64 {
-        let (tokens, most) = (
-            self.input.workload.prompt_tokens,
-            self.plan.prompt_chunk_positions,
-        );
+    /// The first `tokens` of the prompt, chunk by chunk.
+    fn head_of_prompt(&self, tokens: usize) -> f64 {
+        let most = self.plan.prompt_chunk_positions;
         let chunks = (0..tokens).step_by(most);
         chunks
             .map(|start| self.head(most.min(tokens - start), start))

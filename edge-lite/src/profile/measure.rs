@@ -206,13 +206,7 @@ impl Runs {
     fn decode(&mut self, positions: usize) -> Result<DecodeTime, DeviceError> {
         let mut runs = Vec::new();
         while runs.len() < ONE_ROW_RUNS && !(runs.len() >= MANY_ROWS_RUNS && self.is_late()) {
-            black_box(
-                self.sweep
-                    .iter()
-                    .step_by(64)
-                    .map(|byte| u64::from(*byte))
-                    .sum::<u64>(),
-            );
+            read_all(&self.sweep);
             runs.push(self.run(positions, 1)?);
         }
         Ok(DecodeTime {
@@ -292,8 +286,9 @@ fn lm_head(measuring: &Measuring) -> Result<Option<LmHeadTimes>, DeviceError> {
     let range = LayerRange::new(num_layers, num_layers);
     let decoder = Decoder::load(&measuring.weights, range, measuring.held.dtype)?;
     let hidden_states = vec![0.5; decoder.config().hidden_size];
-    let mut runs = Vec::new();
+    let (mut runs, sweep) = (Vec::new(), vec![1; SWEEP_BYTES]);
     for _ in 0..ONE_ROW_RUNS {
+        read_all(&sweep);
         let began = Instant::now();
         black_box(decoder.logits(&hidden_states)?);
         runs.push(milliseconds(began.elapsed()));
@@ -302,6 +297,12 @@ fn lm_head(measuring: &Measuring) -> Result<Option<LmHeadTimes>, DeviceError> {
         bytes: measuring.bytes.lm_head,
         one_row_ms: median(runs),
     }))
+}
+
+/// One byte of each cache line.
+fn read_all(bytes: &[u8]) {
+    let lines = bytes.iter().step_by(64);
+    black_box(lines.map(|byte| u64::from(*byte)).sum::<u64>());
 }
 
 fn milliseconds(time: Duration) -> f64 {

@@ -19,13 +19,16 @@ use crate::error::{DeviceError, Error};
 use crate::link::{Exchange, Link, SharedLink};
 use crate::rows::wire_u32;
 
-/// Rows of the prompt from which a tail learns what prompts cost.
-const PROMPT_ROWS: usize = 64;
-/// Tokens from which it learns what tokens cost, and which tell the round trip.
-const TOKENS: usize = 8;
+/// Of the prompt and the tokens from which a tail learns what they cost: rows, and tokens enough for the first ones,
+/// which are slow, to count little.
+const UNMEASURED: (usize, usize) = (64, 32);
+/// As many where it knows: the tokens tell the round trip.
+const MEASURED: (usize, usize) = (1, 8);
 /// The first frame that is sent to tell the bandwidth; the next one has four times as much where this one was fast.
 const FIRST_BYTES: usize = 64 << 10;
 const FRAMES: usize = 3;
+/// Rows of all of them together.
+const MOST_ROWS: usize = 1024;
 /// A frame that took so long tells enough.
 const ENOUGH: Duration = Duration::from_millis(150);
 /// Bounds of the download that tells the bandwidth down.
@@ -45,11 +48,11 @@ pub(crate) async fn probe(reached: &Reached, config: &ClientConfig) -> Result<Pr
         dialer: dialer(reached, config),
     };
     let load = reached.api.load().await?;
-    let prompt_rows = match is_measured(&load.costs) {
-        true => 1,
-        false => PROMPT_ROWS,
+    let (prompt_rows, tokens) = match is_measured(&load.costs) {
+        true => MEASURED,
+        false => UNMEASURED,
     };
-    probe.tokens(prompt_rows).await?;
+    probe.tokens(prompt_rows, tokens).await?;
     probe.uplink().await?;
     let began = Instant::now();
     let tokenizer = reached.api.url().tokenizer();
@@ -105,17 +108,16 @@ struct ProbeSession {
 
 impl Probe<'_> {
     /// A prompt, and a token after each of a few rows.
-    async fn tokens(&self, prompt_rows: usize) -> Result<(), Error> {
+    async fn tokens(&self, prompt_rows: usize, tokens: usize) -> Result<(), Error> {
         let manifest = self.manifest;
         let split_layer = match (manifest.split.min, manifest.token_upload) {
             // The tail then holds all layers but those below, which nobody may send for token ids.
             (0, false) => 1.min(manifest.split.max),
             (min, _) => min,
         };
-        let rows = prompt_rows + TOKENS;
-        let mut session = self.open(split_layer, rows).await?;
+        let mut session = self.open(split_layer, prompt_rows, tokens).await?;
         session.send(prompt_rows, false).await?;
-        for _ in 0..TOKENS {
+        for _ in 0..tokens {
             session.send(1, true).await?;
         }
         session.connection.close().await;
@@ -132,7 +134,7 @@ impl Probe<'_> {
         let row_bytes = self.codec().encoded_bytes_max(1, config.hidden_size).max(1);
         let in_frame = (self.dialer.limits.max_frame_bytes / 2 / row_bytes).max(1);
         let mut rows = FIRST_BYTES.div_ceil(row_bytes).min(in_frame);
-        let mut session = self.open(split_layer, usize::MAX).await?;
+        let mut session = self.open(split_layer, MOST_ROWS, 0).await?;
         for _ in 0..FRAMES {
             rows = rows.min(in_frame).min(session.left);
             if rows == 0 {
@@ -156,17 +158,21 @@ impl Probe<'_> {
         first.unwrap_or(Codec::F32)
     }
 
-    /// A session of at most `positions`.
-    async fn open(&self, split_layer: usize, positions: usize) -> Result<ProbeSession, Error> {
-        let positions = positions.min(self.manifest.max_positions).min(1024);
+    /// A session for a prompt and tokens, as far as the tail takes so many.
+    async fn open(
+        &self,
+        split_layer: usize,
+        prompt_rows: usize,
+        tokens: usize,
+    ) -> Result<ProbeSession, Error> {
+        let positions = (prompt_rows + tokens).min(self.manifest.max_positions);
         let open = Open {
             protocol_version: PROTOCOL_VERSION,
             model_digest: self.manifest.model_digest.clone(),
             split_layer: wire_u32(split_layer),
             codec: Some(self.codec().into()),
             max_positions: wire_u32(positions),
-            // The last position is left for a token.
-            prompt_tokens: wire_u32(positions.saturating_sub(TOKENS).max(1)),
+            prompt_tokens: wire_u32(positions.saturating_sub(tokens).max(1)),
             ..Open::default()
         };
         let connection = Connection::open(&self.dialer, open).await?;
