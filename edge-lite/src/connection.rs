@@ -91,13 +91,15 @@ pub(crate) struct Answered {
 impl Connection {
     /// Connects and opens a session. Its first step starts at [`Connection::sent`].
     pub(crate) async fn open(dialer: &Dialer, open: Open) -> Result<Self, TailError> {
-        let after = dialer.connect_timeout;
-        timeout(after, Self::open_now(dialer, open))
+        let (after, began) = (dialer.connect_timeout, Instant::now());
+        let opened = timeout(after, Self::open_now(dialer, open))
             .await
             .unwrap_or(Err(TailError::Timeout {
                 what: "opened session",
                 after,
-            }))
+            }))?;
+        dialer.link.observe_open(began.elapsed());
+        Ok(opened)
     }
 
     async fn open_now(dialer: &Dialer, open: Open) -> Result<Self, TailError> {

@@ -52,6 +52,8 @@ pub struct Link {
     pub min_rtt_ms: Option<f64>,
     /// Mean deviation of the round trip, in milliseconds.
     pub jitter_ms: Option<f64>,
+    /// From nothing to an open session: connecting, TLS where there is some, and Open, in milliseconds.
+    pub open_ms: Option<f64>,
     /// Bits a second from here to the tail.
     pub up_bits_per_second: Option<f64>,
     /// Bits a second from the tail to here.
@@ -77,6 +79,7 @@ pub struct LinkEstimate {
     rtt: Option<Smoothed>,
     deviation_seconds: f64,
     least: Least,
+    open: Option<Smoothed>,
     up: Option<Smoothed>,
     down: Option<Smoothed>,
 }
@@ -113,6 +116,12 @@ impl LinkEstimate {
         Smoothed::observe(direction, at, sample, MAX_STEP_SECONDS / float(bytes));
     }
 
+    /// Learns how long a session took to open, at `at`.
+    pub fn observe_open(&mut self, at: Instant, elapsed: Duration) {
+        let seconds = elapsed.as_secs_f64();
+        Smoothed::observe(&mut self.open, at, seconds, MAX_STEP_SECONDS);
+    }
+
     fn observe_rtt(&mut self, at: Instant, seconds: f64) {
         let before = self.rtt.map(|rtt| rtt.value);
         let (seen, gain) = Smoothed::observe(&mut self.rtt, at, seconds, MAX_STEP_SECONDS);
@@ -136,6 +145,7 @@ impl LinkEstimate {
             rtt_ms: rtt.map(|rtt| rtt.value * 1e3),
             min_rtt_ms: rtt.and(self.least.seconds()).map(|least| least * 1e3),
             jitter_ms: rtt.map(|_| self.deviation_seconds * 1e3),
+            open_ms: known(&self.open).map(|open| open.value * 1e3),
             up_bits_per_second: bits(&self.up),
             down_bits_per_second: bits(&self.down),
         }
@@ -215,6 +225,11 @@ impl SharedLink {
     pub(crate) fn observe(&self, exchange: Exchange) {
         let mut estimate = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         estimate.observe(Instant::now(), exchange);
+    }
+
+    pub(crate) fn observe_open(&self, elapsed: Duration) {
+        let mut estimate = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        estimate.observe_open(Instant::now(), elapsed);
     }
 
     pub(crate) fn link(&self) -> Link {

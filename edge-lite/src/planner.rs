@@ -43,7 +43,8 @@ pub struct PlannerInput<'a> {
     pub profile: &'a Profile,
     /// The way between them.
     pub link: Link,
-    /// Round trips from nothing to an open session: TCP, the WebSocket's upgrade and Open; one more with TLS.
+    /// Round trips from nothing to an open session: TCP, the WebSocket's upgrade and Open; one more with TLS. For a link
+    /// on which none was opened yet.
     pub open_round_trips: u32,
     /// What is asked.
     pub workload: Workload,

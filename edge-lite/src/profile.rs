@@ -10,7 +10,7 @@ pub(crate) mod probe;
 mod store;
 mod table;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use headway_model::config::ModelConfig;
 use headway_model::manifest::{Artifact, Manifest};

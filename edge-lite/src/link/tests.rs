@@ -139,6 +139,16 @@ fn old_estimates_count_little_and_then_nothing() {
 }
 
 #[test]
+fn opening_is_remembered_beside_the_round_trip() {
+    let (mut estimate, at) = learned(DSL, Instant::now());
+    assert_eq!(estimate.link(at).open_ms, None);
+    estimate.observe_open(at, Duration::from_millis(120));
+    let link = estimate.link(at);
+    assert!(is_near(link.open_ms, 120.0, 0.01), "{link:?}");
+    assert!(is_near(link.rtt_ms, 30.0, 0.02), "{link:?}");
+}
+
+#[test]
 fn a_moment_before_the_last_one_is_no_harm() {
     let began = Instant::now() + Duration::from_secs(100);
     let (mut estimate, _) = learned(DSL, began);

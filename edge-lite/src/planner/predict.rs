@@ -31,6 +31,8 @@ const MOST_GUESSES: usize = 32;
 /// Numbers of the link and the tail, known to be numbers; all in milliseconds.
 pub(super) struct Measured {
     rtt: f64,
+    /// From nothing to an open session.
+    open: f64,
     up_byte: Option<f64>,
     down_byte: f64,
     queue: f64,
@@ -55,8 +57,14 @@ impl Measured {
             Some(8e3 / bits)
         };
         let cost = |us, what| Ok(number(us, what)? / 1e3);
+        let rtt = number(input.link.rtt_ms, "the round trip to the tail")?;
+        let round_trips = rtt * f64::from(input.open_round_trips);
         Ok(Self {
-            rtt: number(input.link.rtt_ms, "the round trip to the tail")?,
+            rtt,
+            open: number(
+                input.link.open_ms.or(Some(round_trips)),
+                "the time to open a session",
+            )?,
             up_byte: byte(input.link.up_bits_per_second),
             down_byte: byte(input.link.down_bits_per_second).unwrap_or(0.0),
             queue: cost(costs.queue_us.or(Some(0.0)), "the tail's queue delay")?,
@@ -246,7 +254,7 @@ impl<'a> AnswerOf<'a> {
         }
         let cached = cached_tokens(workload);
         let rows = tokens - cached;
-        let open = self.measured.rtt * f64::from(self.input.open_round_trips);
+        let open = self.measured.open;
         let Piped {
             arrived_ms,
             tail_ms,

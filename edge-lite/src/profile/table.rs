@@ -29,10 +29,11 @@ impl Display for Link {
         };
         write!(
             f,
-            "round trip {} (least {}, jitter {}), up {}, down {}",
+            "round trip {} (least {}, jitter {}), a session opens in {}, up {}, down {}",
             ms(self.rtt_ms),
             ms(self.min_rtt_ms),
             ms(self.jitter_ms),
+            ms(self.open_ms),
             rate(self.up_bits_per_second),
             rate(self.down_bits_per_second)
         )

@@ -31,9 +31,6 @@ pub struct Arguments {
     /// Words of the prompts; about one token each.
     #[arg(long, value_delimiter = ',', default_values_t = [12, 500])]
     words: Vec<usize>,
-    /// Threads of the device.
-    #[arg(long, default_value_t = 1)]
-    device_threads: usize,
     /// Repetitions; the median is reported.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
@@ -77,10 +74,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     for split_layer in &arguments.split_layers {
         generate(arguments, &tail.url, &text(12), &split_layer.to_string())?;
     }
-    edge_lite(arguments, &["profile", "--tail", &tail.url])?;
+    edge_lite(&["profile", "--tail", &tail.url])?;
     println!(
-        "{} tokens, f32, one thread on the tail, {} on the device; medians of {}; predicted / measured.\n",
-        arguments.tokens, arguments.device_threads, arguments.repeats
+        "{} tokens, f32, one thread a side; medians of {}; predicted / measured.\n",
+        arguments.tokens, arguments.repeats
     );
     println!(
         "| network | prompt | plan | first token ms | ms a token | answer ms |\n|---|---|---|---|---|---|"
@@ -210,20 +207,17 @@ impl Results {
 /// What `edge-lite plan` says of this prompt over this network.
 fn predicted(arguments: &Arguments, url: &str, prompt_tokens: usize) -> anyhow::Result<Value> {
     let (prompt_tokens, answer_tokens) = (prompt_tokens.to_string(), arguments.tokens.to_string());
-    let json = edge_lite(
-        arguments,
-        &[
-            "plan",
-            "--tail",
-            url,
-            "--prompt-tokens",
-            &prompt_tokens,
-            "--answer-tokens",
-            &answer_tokens,
-            "--format",
-            "json",
-        ],
-    )?;
+    let json = edge_lite(&[
+        "plan",
+        "--tail",
+        url,
+        "--prompt-tokens",
+        &prompt_tokens,
+        "--answer-tokens",
+        &answer_tokens,
+        "--format",
+        "json",
+    ])?;
     serde_json::from_slice(&json).context("edge-lite prints a plan")
 }
 
@@ -249,14 +243,9 @@ fn generate(
     prompt: &str,
     split_layer: &str,
 ) -> anyhow::Result<Report> {
-    let (tokens, threads) = (
-        arguments.tokens.to_string(),
-        arguments.device_threads.to_string(),
-    );
+    let tokens = arguments.tokens.to_string();
     // A round trip for each token, and as many tokens as were planned for.
     let chosen = [
-        "--threads",
-        &threads,
         "--raw",
         "--ignore-end-of-turn",
         "--draft",
@@ -275,9 +264,9 @@ fn generate(
     processes::generate(url, &chosen)
 }
 
-fn edge_lite(arguments: &Arguments, rest: &[&str]) -> anyhow::Result<Vec<u8>> {
+fn edge_lite(rest: &[&str]) -> anyhow::Result<Vec<u8>> {
     let output = Command::new(program("edge-lite")?)
-        .args(["--threads", &arguments.device_threads.to_string()])
+        .args(["--threads", "1"])
         .args(rest)
         .stderr(Stdio::piped())
         .output()?;
