@@ -8,7 +8,10 @@
 //! - Nothing lossy is chosen that the policy does not name.
 //! - No alternative that is possible under the same policy is predicted to be better than the plan.
 
+mod candidates;
 mod explain;
+mod measured;
+mod policy;
 mod predict;
 mod survey;
 #[cfg(test)]
@@ -17,20 +20,19 @@ mod tests;
 use headway_model::manifest::Manifest;
 use headway_model::quantization::Quantization;
 use headway_model::tail_load::TailLoad;
-use headway_model::weights::WeightDtype;
 use headway_wire::Codec;
 use serde::{Serialize, Serializer};
 
+pub use self::policy::{Objective, Policy, Workload};
 pub use self::survey::{Survey, SurveyOptions, survey};
 
-use self::predict::{Measured, predict};
+use self::candidates::candidates;
+use self::measured::Measured;
+use self::predict::predict;
 use crate::config::ClientConfig;
 use crate::link::Link;
 use crate::profile::Profile;
 use crate::report::Route;
-
-/// Prompt positions sent at a time that are tried.
-const CHUNKS: [usize; 4] = [32, 64, 128, 256];
 
 /// All that a plan is made from.
 #[derive(Clone, Debug)]
@@ -50,104 +52,6 @@ pub struct PlannerInput<'a> {
     pub workload: Workload,
     /// What is wanted and allowed.
     pub policy: &'a Policy,
-}
-
-/// What is asked.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Workload {
-    /// Tokens of the prompt, at least one.
-    pub prompt_tokens: usize,
-    /// Tokens of the answer that are expected, at least one.
-    pub answer_tokens: usize,
-    /// Of the prompt, the part that the tail holds from earlier sessions, 0 to 1.
-    pub cached_share: f64,
-    /// How likely a guess of the next token is right, 0 to 1; 0 where nothing is guessed.
-    pub right_share: f64,
-}
-
-impl Default for Workload {
-    /// A question and a short answer.
-    fn default() -> Self {
-        Self {
-            prompt_tokens: 64,
-            answer_tokens: 128,
-            cached_share: 0.0,
-            right_share: 0.0,
-        }
-    }
-}
-
-/// What is wanted and allowed.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Policy {
-    /// What is best.
-    pub objective: Objective,
-    /// Codecs that may be used; those other than f32 are lossy.
-    pub codecs: Vec<Codec>,
-    /// Head quantisations that may be used; those other than `none` are lossy.
-    pub quantizations: Vec<Quantization>,
-    /// The type in which head weights are held; `None`: as [`ClientConfig::dtype`] says.
-    pub dtype: Option<WeightDtype>,
-    /// The prompt may go up as token ids while the head runs on it here, in a split session.
-    pub token_prefill: bool,
-}
-
-impl Default for Policy {
-    /// The fastest plan that loses nothing.
-    fn default() -> Self {
-        Self {
-            objective: Objective::LATENCY,
-            codecs: vec![Codec::F32],
-            quantizations: vec![Quantization::None],
-            dtype: None,
-            token_prefill: false,
-        }
-    }
-}
-
-/// What is best.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Objective {
-    /// The least latency of the whole answer, with a price in milliseconds of latency for each millisecond of the tail's
-    /// compute.
-    Weighted {
-        /// The price; 0 or more.
-        cost_weight: f64,
-    },
-    /// The least compute of the tail among plans whose answer takes at most so long; the fastest plan where there is
-    /// none.
-    Bound {
-        /// For the whole answer; more than 0.
-        latency_ms: f64,
-    },
-}
-
-impl Objective {
-    /// Latency alone.
-    pub const LATENCY: Self = Self::Weighted { cost_weight: 0.0 };
-}
-
-impl std::str::FromStr for Objective {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let number = |digits: &str| digits.parse::<f64>().ok().filter(|value| value.is_finite());
-        let objective = match text.split_once('=') {
-            None if text == "latency" => Some(Self::LATENCY),
-            Some(("cost", weight)) => number(weight)
-                .filter(|weight| *weight >= 0.0)
-                .map(|cost_weight| Self::Weighted { cost_weight }),
-            Some(("bound", bound)) => number(bound)
-                .filter(|bound| *bound > 0.0)
-                .map(|latency_ms| Self::Bound { latency_ms }),
-            _ => None,
-        };
-        objective.ok_or_else(|| {
-            format!(
-                "{text} is no objective; expected latency, cost=WEIGHT (0 or more) or bound=MILLISECONDS (more than 0)"
-            )
-        })
-    }
 }
 
 /// How the prompt goes up.
@@ -371,97 +275,6 @@ fn better(objective: Objective, best: Option<Alternative>, other: Alternative) -
         Some(std::cmp::Ordering::Greater) => other,
         _ => best,
     }
-}
-
-/// What can be done with this split layer under the policy; or why nothing can.
-fn candidates(input: &PlannerInput<'_>, split_layer: usize) -> Result<Vec<Plan>, String> {
-    let (manifest, policy) = (input.manifest, input.policy);
-    let (num_layers, split) = (manifest.identity.config.num_layers, manifest.split);
-    let plan = |prefill, codec, head_quantization, prompt_chunk_positions| Plan {
-        split_layer,
-        prefill,
-        codec,
-        head_quantization,
-        prompt_chunk_positions,
-        draft_tokens: 0,
-    };
-    let is_here = split_layer == num_layers;
-    if is_here && !manifest.allows_on_device_answers() {
-        return Err("the tail does not allow answers without it".to_owned());
-    }
-    if !is_here && !(split.min..=split.max).contains(&split_layer) {
-        return Err(format!("the tail takes {} to {}", split.min, split.max));
-    }
-    let codecs = allowed_codecs(input);
-    // Without hidden states the codec is a name that is sent; the first allowed one is as good as any.
-    let any_codec = codecs.first().copied();
-    if split_layer == 0 {
-        if !manifest.token_upload {
-            return Err("the tail takes no token ids".to_owned());
-        }
-        let codec = any_codec.or_else(|| manifest.codecs.first()?.parse().ok());
-        let plan = |chunk| {
-            plan(
-                Prefill::TokenIds,
-                codec.unwrap_or(Codec::F32),
-                Quantization::None,
-                chunk,
-            )
-        };
-        return Ok(CHUNKS.map(plan).into());
-    }
-    let allowed = |quantization: &&Quantization| policy.quantizations.contains(quantization);
-    let quantizations: Vec<Quantization> = manifest
-        .quantizations
-        .iter()
-        .filter(allowed)
-        .copied()
-        .collect();
-    if quantizations.is_empty() {
-        let offered: Vec<&str> = manifest.quantizations.iter().map(|of| of.name()).collect();
-        let offered = offered.join(", ");
-        return Err(format!(
-            "no head quantisation is allowed of those offered: {offered}"
-        ));
-    }
-    let mut plans = Vec::new();
-    for quantization in quantizations {
-        if is_here {
-            let codec = any_codec.or_else(|| manifest.codecs.first()?.parse().ok());
-            let codec = codec.unwrap_or(Codec::F32);
-            plans.push(plan(Prefill::Nothing, codec, quantization, CHUNKS[3]));
-            continue;
-        }
-        for codec in &codecs {
-            plans.extend(
-                CHUNKS.map(|chunk| plan(Prefill::HiddenStates, *codec, quantization, chunk)),
-            );
-            if policy.token_prefill && manifest.token_upload && split.min == 0 {
-                plans.extend(
-                    CHUNKS.map(|chunk| plan(Prefill::TokenIds, *codec, quantization, chunk)),
-                );
-            }
-        }
-    }
-    if plans.is_empty() {
-        let offered = manifest.codecs.join(", ");
-        return Err(format!("no codec is allowed of those offered: {offered}"));
-    }
-    Ok(plans)
-}
-
-/// Allowed by the policy and offered by the tail, which offers kinds: group sizes are the device's choice.
-fn allowed_codecs(input: &PlannerInput<'_>) -> Vec<Codec> {
-    let offered = input.manifest.codecs.iter();
-    let offered: Vec<_> = offered
-        .filter_map(|name| name.parse::<Codec>().ok())
-        .map(|codec| std::mem::discriminant(&codec))
-        .collect();
-    let allowed = input.policy.codecs.iter();
-    allowed
-        .filter(|codec| offered.contains(&std::mem::discriminant(*codec)))
-        .copied()
-        .collect()
 }
 
 fn check(input: &PlannerInput<'_>) -> Result<(), PlanError> {

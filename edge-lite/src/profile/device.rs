@@ -95,7 +95,7 @@ impl Power {
     }
 }
 
-#[expect(
+#[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "between 0 and 100"

@@ -82,12 +82,13 @@ fn a_stored_profile_is_read_back_for_its_model_place_and_threads_only() {
     let folder = tempfile::tempdir().unwrap();
     let store = ProfileStore::new(folder.path());
     assert_eq!(store.read(&key()).unwrap(), None);
-    let path = store.write(&profile()).unwrap();
+    let profile = profile();
+    let path = store.write(&profile).unwrap();
     assert!(
         path.ends_with("profiles/sha256-00-cuda-0-3.json"),
         "{path:?}"
     );
-    assert_eq!(store.read(&key()).unwrap(), Some(profile()));
+    assert_eq!(store.read(&key()).unwrap(), Some(profile));
     let other = ProfileKey {
         threads: 4,
         ..key()
