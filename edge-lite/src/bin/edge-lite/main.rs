@@ -4,10 +4,9 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use args::{Cli, Command};
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
-
-use args::{Cli, Command};
 
 mod args;
 mod chat;
@@ -18,14 +17,12 @@ mod plan;
 mod profile;
 mod pull;
 
-/// Threads that wait for the network. Layers run on the threads of `--threads`, so two are plenty, and each
-/// more costs memory on a small device.
+/// Threads that wait for the network: few, because layers run on those of `--threads`, and each takes memory.
 const RUNTIME_THREADS: usize = 2;
 
 fn main() -> ExitCode {
     // Bad arguments end the process here, with exit code 2.
-    let cli = Cli::parse();
-    match run(cli) {
+    match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // A closed stderr leaves nobody to tell.
