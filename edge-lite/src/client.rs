@@ -10,21 +10,22 @@ use std::time::Duration;
 use headway_model::Tokenizer;
 use headway_model::manifest::{Artifact, Manifest};
 use headway_model::quantization::Quantization;
-use headway_model::weights::WeightDtype;
 use headway_wire::Codec;
 
 use crate::answer::Plan;
 use crate::artifact_cache::ArtifactCache;
-use crate::config::{ClientConfig, default_cache_dir};
+use crate::config::ClientConfig;
 use crate::connection::Dialer;
 use crate::device_layers::Holding;
 use crate::drafting::DraftModel;
 use crate::error::{DeviceError, Error, RequestError, TailError};
 use crate::generation::Generation;
 use crate::head_layers::HeadLayers;
+use crate::link::{Link, SharedLink};
 use crate::local::{LocalConfig, LocalModel};
 use crate::on_device::{Backoff, Reporter};
 use crate::prefill::Prefill;
+use crate::profile::Held;
 use crate::report::Route;
 use crate::request::GenerateRequest;
 use crate::session::{self, SessionConfig};
@@ -65,20 +66,14 @@ pub struct Pulled {
 /// [`RequestError`] where the tail does not serve what `config` asks for, [`TailError`] where it cannot be
 /// reached or a digest does not fit, [`DeviceError::Cache`] where the cache cannot be written.
 pub async fn pull(tail_url: &str, config: &ClientConfig) -> Result<Pulled, Error> {
-    let url = TailUrl::parse(tail_url)?;
-    let token = config.credentials.token.clone();
-    if token.is_some() && !url.is_tls() && !url.is_loopback() {
-        tracing::warn!("the token goes over a connection that others can read; use wss://");
-    }
-    let tls = tls::client_config(url.is_tls(), &config.credentials)?;
-    let api = TailApi::new(url.clone(), &tls, token, config.connect_timeout)?;
-    let manifest = api.manifest().await?;
+    let Reached {
+        url,
+        tls,
+        api,
+        manifest,
+    } = reach(tail_url, config).await?;
     let choice = choose(&manifest, config)?;
-    let cache_dir = config
-        .cache_dir
-        .clone()
-        .or_else(default_cache_dir)
-        .ok_or(DeviceError::NoCacheDir)?;
+    let cache_dir = config.cache_folder()?;
     let progress = config.progress.clone();
     let cache = ArtifactCache::open(&api, &cache_dir, &manifest.model_digest, progress).await?;
     let tokenizer_file = cache.tokenizer(&manifest).await?;
@@ -98,6 +93,32 @@ pub async fn pull(tail_url: &str, config: &ClientConfig) -> Result<Pulled, Error
         tokenizer_file,
         url,
         tls,
+    })
+}
+
+/// A tail that answers, and what it serves.
+pub(crate) struct Reached {
+    pub(crate) url: TailUrl,
+    pub(crate) tls: Arc<rustls::ClientConfig>,
+    pub(crate) api: TailApi,
+    pub(crate) manifest: Manifest,
+}
+
+/// Fetches and checks the manifest.
+pub(crate) async fn reach(tail_url: &str, config: &ClientConfig) -> Result<Reached, Error> {
+    let url = TailUrl::parse(tail_url)?;
+    let token = config.credentials.token.clone();
+    if token.is_some() && !url.is_tls() && !url.is_loopback() {
+        tracing::warn!("the token goes over a connection that others can read; use wss://");
+    }
+    let tls = tls::client_config(url.is_tls(), &config.credentials)?;
+    let api = TailApi::new(url.clone(), &tls, token, config.connect_timeout)?;
+    let manifest = api.manifest().await?;
+    Ok(Reached {
+        url,
+        tls,
+        api,
+        manifest,
     })
 }
 
@@ -223,10 +244,7 @@ impl Client {
         let (vocabulary, head_layers, draft_model) = {
             let manifest = Arc::clone(&manifest);
             let holding = Holding {
-                dtype: config.dtype.unwrap_or(match choice.head_quantization {
-                    Quantization::None => manifest.dtype,
-                    _ => WeightDtype::Native,
-                }),
+                dtype: Held::of(choice.head_quantization, config.dtype, &manifest).dtype,
                 place: config.place,
                 max_positions,
             };
@@ -268,6 +286,7 @@ impl Client {
                 limits: config.limits,
                 connect_timeout: config.connect_timeout,
                 result_timeout: config.result_timeout,
+                link: SharedLink::default(),
             },
             model_digest: manifest.model_digest.clone(),
             split_layer: choice.split_layer,
@@ -303,6 +322,12 @@ impl Client {
     #[must_use]
     pub fn choice(&self) -> Choice {
         self.choice
+    }
+
+    /// What the traffic of this client's sessions told of the link to the tail.
+    #[must_use]
+    pub fn link(&self) -> Link {
+        self.session.dialer.link.link()
     }
 
     /// Where this client's layers run.

@@ -9,6 +9,7 @@ use headway_wire::{Codec, Limits};
 
 use crate::credentials::Credentials;
 use crate::drafting::Drafting;
+use crate::error::DeviceError;
 use crate::place::Place;
 use crate::prefill::Prefill;
 
@@ -129,6 +130,14 @@ impl Default for ClientConfig {
             limits: Limits::default(),
             progress: None,
         }
+    }
+}
+
+impl ClientConfig {
+    /// Where things are kept.
+    pub(crate) fn cache_folder(&self) -> Result<PathBuf, DeviceError> {
+        let folder = self.cache_dir.clone().or_else(default_cache_dir);
+        folder.ok_or(DeviceError::NoCacheDir)
     }
 }
 

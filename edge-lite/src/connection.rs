@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -20,6 +20,7 @@ use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
 
 use crate::credentials::Token;
 use crate::error::{Refused, TailError};
+use crate::link::{Exchange, SharedLink};
 use crate::prefix;
 use crate::rows::wire_u32;
 use crate::tail_api::error_sentence;
@@ -39,6 +40,8 @@ pub(crate) struct Dialer {
     pub(crate) limits: Limits,
     pub(crate) connect_timeout: Duration,
     pub(crate) result_timeout: Duration,
+    /// Learns from what is sent and answered.
+    pub(crate) link: SharedLink,
 }
 
 /// Bytes on a WebSocket: payloads and frame headers.
@@ -54,6 +57,17 @@ struct Unanswered {
     sample: bool,
     /// Of the rows, the last ones that are guesses.
     guesses: usize,
+    /// Set where nothing else was on its way when it was sent: then its time is the link's and its own.
+    alone: Option<Sent>,
+}
+
+/// A frame whose answer tells of the link.
+#[derive(Clone, Copy)]
+struct Sent {
+    at: Instant,
+    up_bytes: u64,
+    /// Received before it was sent.
+    down_bytes_before: u64,
 }
 
 /// An open session.
@@ -77,13 +91,15 @@ pub(crate) struct Answered {
 impl Connection {
     /// Connects and opens a session. Its first step starts at [`Connection::sent`].
     pub(crate) async fn open(dialer: &Dialer, open: Open) -> Result<Self, TailError> {
-        let after = dialer.connect_timeout;
-        timeout(after, Self::open_now(dialer, open))
+        let (after, began) = (dialer.connect_timeout, Instant::now());
+        let opened = timeout(after, Self::open_now(dialer, open))
             .await
             .unwrap_or(Err(TailError::Timeout {
                 what: "opened session",
                 after,
-            }))
+            }))?;
+        dialer.link.observe_open(began.elapsed());
+        Ok(opened)
     }
 
     async fn open_now(dialer: &Dialer, open: Open) -> Result<Self, TailError> {
@@ -122,13 +138,14 @@ impl Connection {
             traffic: Traffic::default(),
         };
         let offered_bytes = open.prefix_digests.len();
-        connection.send(open.into()).await?;
+        let sent = connection.send(open.into()).await?;
         loop {
             match connection.next_message().await? {
                 server_frame::Message::Opened(opened) => {
                     connection.sent =
                         prefix::first_position(offered_bytes, opened.reused_positions)?;
                     connection.opened = opened;
+                    connection.exchanged(sent, Duration::ZERO);
                     return Ok(connection);
                 }
                 server_frame::Message::GoAway(go_away) => connection.go_away = Some(go_away),
@@ -155,19 +172,26 @@ impl Connection {
     /// Sends a step whose last position is `end - 1`, guesses included.
     pub(crate) async fn send_step(&mut self, step: Step, end: usize) -> Result<(), TailError> {
         let guesses = step.draft.as_ref().map_or(0, |draft| draft.ids.len());
+        let is_alone = self.unanswered.is_empty();
         self.unanswered.push_back(Unanswered {
             end,
             sample: step.sample,
             guesses,
+            alone: None,
         });
         self.sent = end;
         let after = self.dialer.result_timeout;
-        timeout(after, self.send(step.into()))
-            .await
-            .unwrap_or(Err(TailError::Timeout {
-                what: "sent step",
-                after,
-            }))
+        let sent =
+            timeout(after, self.send(step.into()))
+                .await
+                .unwrap_or(Err(TailError::Timeout {
+                    what: "sent step",
+                    after,
+                }))?;
+        if let Some(last) = self.unanswered.back_mut() {
+            last.alone = is_alone.then_some(sent);
+        }
+        Ok(())
     }
 
     /// The next result. Cancel safe. Waits without a limit while no step is unanswered, so that a refusal
@@ -223,6 +247,7 @@ impl Connection {
             end,
             sample,
             guesses,
+            alone,
         }) = self.unanswered.pop_front()
         else {
             return Err(protocol("a result came without a step"));
@@ -247,14 +272,35 @@ impl Connection {
         if sample && result.token_id.is_none() {
             return Err(protocol("a step asked for a token and got none"));
         }
+        if let Some(sent) = alone {
+            let tail_us = result.compute_us.saturating_add(result.queue_us);
+            self.exchanged(sent, Duration::from_micros(tail_us));
+        }
         Ok(Answered { result, sample })
     }
 
-    async fn send(&mut self, frame: ClientFrame) -> Result<(), TailError> {
+    /// What was sent is answered now.
+    fn exchanged(&self, sent: Sent, tail: Duration) {
+        self.dialer.link.observe(Exchange {
+            up_bytes: sent.up_bytes,
+            down_bytes: self.traffic.down_bytes - sent.down_bytes_before,
+            elapsed: sent.at.elapsed(),
+            tail,
+        });
+    }
+
+    async fn send(&mut self, frame: ClientFrame) -> Result<Sent, TailError> {
         let payload = frame::encode_client_frame(&frame);
-        self.traffic.up_bytes += (payload.len() + frame_header_bytes(payload.len(), true)) as u64;
+        let up_bytes = (payload.len() + frame_header_bytes(payload.len(), true)) as u64;
+        self.traffic.up_bytes += up_bytes;
+        let frame = Sent {
+            at: Instant::now(),
+            up_bytes,
+            down_bytes_before: self.traffic.down_bytes,
+        };
         let sent = self.socket.send(Message::Binary(payload)).await;
-        sent.map_err(|source| self.socket_error(source))
+        sent.map_err(|source| self.socket_error(source))?;
+        Ok(frame)
     }
 
     async fn next_message(&mut self) -> Result<server_frame::Message, TailError> {

@@ -102,6 +102,18 @@ impl DeviceLayers {
     }
 }
 
+/// What `place` names on this machine: `cpu` or `cuda:N`.
+pub(crate) fn name_of(place: Place) -> String {
+    #[cfg(feature = "cuda")]
+    let gpu = gpu_of(place);
+    #[cfg(not(feature = "cuda"))]
+    let gpu = match place {
+        Place::Cuda(ordinal) => Some(ordinal),
+        Place::Auto | Place::Cpu => None,
+    };
+    gpu.map_or_else(|| "cpu".to_owned(), |ordinal| format!("cuda:{ordinal}"))
+}
+
 /// The GPU that was asked for, or the first one where there is one.
 #[cfg(feature = "cuda")]
 fn gpu_of(place: Place) -> Option<usize> {

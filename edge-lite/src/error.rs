@@ -11,6 +11,9 @@ use headway_wire::{Codec, CodecError};
 
 pub use self::tail::{Refused, TailError};
 
+use crate::planner::PlanError;
+use crate::profile::StoreError;
+
 /// Any failure of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -135,6 +138,9 @@ pub enum RequestError {
     /// The sampling parameters contradict themselves.
     #[error("sampling")]
     Sampling(#[from] SamplingError),
+    /// There is no plan.
+    #[error("cannot plan")]
+    Plan(#[from] PlanError),
     /// A file that was named cannot be read.
     #[error("cannot read {path}")]
     Read {
@@ -206,6 +212,9 @@ pub enum DeviceError {
     /// The HTTP client cannot be set up.
     #[error("cannot set up the HTTP client")]
     HttpClient(#[source] reqwest::Error),
+    /// A profile cannot be read or written.
+    #[error("the profile of this device")]
+    Profile(#[from] StoreError),
     /// A worker thread panicked.
     #[error("a worker thread ended early")]
     Worker(#[from] tokio::task::JoinError),

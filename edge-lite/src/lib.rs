@@ -23,7 +23,12 @@
 //! - No forward pass runs on a thread of the async runtime.
 //! - Nothing is loaded whose digest was not checked in this process.
 //!
-//! Deliberately absent: Kubernetes, and any choice of the split layer by measurement.
+//! - Nothing lossy is used that was not asked for by name.
+//!
+//! Beside the path: what this device can do ([`profile`]), what the way to the tail is like ([`link`]), and what to run
+//! here ([`planner`]).
+//!
+//! Deliberately absent: Kubernetes.
 
 mod answer;
 mod artifact_cache;
@@ -38,11 +43,14 @@ pub mod eval;
 pub mod event;
 pub mod generation;
 pub mod head_layers;
+pub mod link;
 pub mod local;
 mod on_device;
 pub mod place;
 pub mod prefill;
+pub mod planner;
 mod prefix;
+pub mod profile;
 mod recovery;
 mod replay;
 pub mod report;
@@ -65,6 +73,7 @@ pub use drafting::Drafting;
 pub use error::{DeviceError, Error, Refused, RequestError, TailError};
 pub use event::{Event, TokenEvent};
 pub use generation::Generation;
+pub use link::Link;
 pub use local::{LocalConfig, LocalModel};
 pub use place::Place;
 pub use prefill::Prefill;

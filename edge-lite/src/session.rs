@@ -33,7 +33,7 @@ use crate::rows::{Rows, RowsConfig, wire_u32};
 use crate::vocabulary::Vocabulary;
 
 /// Steps on their way at a time. Two keep the uplink busy while the tail computes; more let it queue.
-const MAX_UNANSWERED_STEPS: usize = 4;
+pub(crate) const MAX_UNANSWERED_STEPS: usize = 4;
 /// How long a session stays on a tail that goes away after it could not move.
 const MIN_MOVE_WAIT: Duration = Duration::from_millis(200);
 

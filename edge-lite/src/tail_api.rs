@@ -1,12 +1,13 @@
 //! The tail's HTTP side: the manifest, the head artefacts, and reports of answers given here.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headway_model::artifact::Part;
 use headway_model::layer_range::LayerRange;
 use headway_model::manifest::{Artifact, Manifest};
 use headway_model::quantization::Quantization;
+use headway_model::tail_load::TailLoad;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
 use serde::de::DeserializeOwned;
 
@@ -57,6 +58,36 @@ impl TailApi {
         let manifest: Manifest = self.json(self.url.manifest()).await?;
         check_manifest(&manifest)?;
         Ok(manifest)
+    }
+
+    /// How busy the tail is, and what rows cost it.
+    pub(crate) async fn load(&self) -> Result<TailLoad, TailError> {
+        self.json(self.url.load()).await
+    }
+
+    /// Bytes of what `url` has, as far as they came until `most_bytes` were there or `most` has passed.
+    pub(crate) async fn fetch_some(
+        &self,
+        url: Url,
+        most_bytes: u64,
+        most: Duration,
+    ) -> Result<u64, TailError> {
+        let deadline = Instant::now() + most;
+        let response = self.request(Method::GET, &url).await?.send().await;
+        let mut response =
+            checked_status(response.map_err(|source| http_error(&url, source))?).await?;
+        let mut bytes = 0;
+        while bytes < most_bytes && Instant::now() < deadline {
+            match response
+                .chunk()
+                .await
+                .map_err(|source| http_error(&url, source))?
+            {
+                Some(piece) => bytes += piece.len() as u64,
+                None => break,
+            }
+        }
+        Ok(bytes)
     }
 
     /// The files of layers `[0, split_layer)`, in order.

@@ -68,6 +68,10 @@ impl TailUrl {
         below(&self.http, "v1/model")
     }
 
+    pub(crate) fn load(&self) -> Url {
+        below(&self.http, "v1/load")
+    }
+
     pub(crate) fn on_device_answers(&self) -> Url {
         below(&self.http, "v1/on-device-answers")
     }

@@ -29,6 +29,7 @@ pub mod quantization;
 pub mod rope;
 pub mod sampler;
 pub mod simd;
+pub mod tail_load;
 pub mod threads;
 pub mod tokenizer;
 pub mod weights;

@@ -1,4 +1,4 @@
-//! The HTTP routes: health, metrics, what the tail serves, head artefacts, reports of what devices answered
+//! The HTTP routes: health, metrics, what the tail serves, its load, head artefacts, reports of what devices answered
 //! alone, and the session WebSocket.
 //!
 //! Health and metrics are for the cluster and open to everybody; the rest is behind [`guard`].
@@ -17,6 +17,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use bytes::Bytes;
 use headway_model::manifest::Artifact;
+use headway_model::tail_load::TailLoad;
 use headway_wire::message::RefusalCode;
 use serde::Deserialize;
 
@@ -27,6 +28,7 @@ use crate::error::{Error, code_name};
 use crate::head_artifacts::HeadArtifacts;
 use crate::metrics::Metrics;
 use crate::on_device::{OnDeviceAnswers, Received};
+use crate::savings::Savings;
 use crate::session::{Access, SessionService};
 use crate::watchdog::Watchdog;
 
@@ -52,6 +54,8 @@ pub(crate) struct Api {
     pub(crate) drain: Arc<Drain>,
     pub(crate) watchdog: Arc<Watchdog>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) savings: Arc<Savings>,
+    pub(crate) load_limits: LoadLimits,
     /// The most session sockets, for the refusal that names it.
     pub(crate) max_sockets: usize,
     pub(crate) authenticator: Arc<Authenticator>,
@@ -59,10 +63,18 @@ pub(crate) struct Api {
     pub(crate) allowed_origins: Vec<String>,
 }
 
+/// What of a tail's load does not change.
+pub(crate) struct LoadLimits {
+    pub(crate) max_sessions: usize,
+    pub(crate) step_rows: usize,
+    pub(crate) max_draft_tokens: usize,
+}
+
 /// The router over `api`.
 pub(crate) fn router(api: Arc<Api>) -> Router {
     let guarded = Router::new()
         .route("/v1/model", get(model))
+        .route("/v1/load", get(load))
         .route("/v1/tokenizer", get(tokenizer))
         .route("/v1/head/{quantization}", get(head_parts))
         .route("/v1/head/{quantization}/{part}", get(head_part))
@@ -127,6 +139,25 @@ async fn model(State(api): State<Arc<Api>>) -> Response {
         api.manifest_json.clone(),
     )
         .into_response()
+}
+
+/// How busy the tail is, for a device that decides where to compute.
+async fn load(State(api): State<Arc<Api>>) -> Json<TailLoad> {
+    let count = |gauge: i64| usize::try_from(gauge).unwrap_or(0);
+    let LoadLimits {
+        max_sessions,
+        step_rows,
+        max_draft_tokens,
+    } = api.load_limits;
+    Json(TailLoad {
+        sessions: count(api.metrics.sessions.get()),
+        max_sessions,
+        queued_prompts: count(api.metrics.queued_prompts.get()),
+        draining: !api.drain.is_serving(),
+        step_rows,
+        max_draft_tokens,
+        costs: api.savings.row_costs(),
+    })
 }
 
 async fn tokenizer(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {

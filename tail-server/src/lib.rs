@@ -67,7 +67,7 @@ pub use self::loaded_model::{LoadModelError, LoadedModel};
 pub use self::metrics::Metrics;
 
 use self::admission::Admission;
-use self::api::Api;
+use self::api::{Api, LoadLimits};
 use self::auth::Authenticator;
 use self::batcher::Batcher;
 use self::capacity::{Capacity, KvLimits, PoolPart, PromptQueue};
@@ -186,7 +186,13 @@ async fn run_on<D: Device>(
     }
     background.spawn(reloads.run(config.timeouts.reload, Arc::clone(&metrics)));
     let max_draft_tokens = max_draft_tokens(&config, limits);
-    let on_device_answers = OnDeviceAnswers::new(&manifest, savings, config.timeouts.headers);
+    let load_limits = LoadLimits {
+        max_sessions: config.max_sessions,
+        step_rows: limits.step_tokens,
+        max_draft_tokens: max_draft_tokens as usize,
+    };
+    let on_device_answers =
+        OnDeviceAnswers::new(&manifest, Arc::clone(&savings), config.timeouts.headers);
     let sessions = SessionService {
         admission: Admission::new(manifest, config.codecs, max_draft_tokens),
         room,
@@ -207,6 +213,8 @@ async fn run_on<D: Device>(
         drain: Arc::clone(&drain),
         watchdog,
         metrics,
+        savings,
+        load_limits,
         max_sockets,
         authenticator,
         allowed_origins: config.access.allowed_origins,

@@ -2,6 +2,9 @@
 //! metrics show.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use headway_model::tail_load::RowCosts;
 
 use crate::accounting::{Ledger, Rows, Share, StepTimes, Term, attribute};
 use crate::batcher::Phase;
@@ -51,6 +54,18 @@ impl Savings {
             self.metrics.record_saved(term, ns);
         }
         shares
+    }
+
+    /// How long a step waited for its first engine step.
+    pub(crate) fn count_queue_delay(&self, waited: Duration) {
+        let seconds = waited.as_secs_f64();
+        self.metrics.queue_delay_seconds.observe(seconds);
+        self.lock().record_queue(waited);
+    }
+
+    /// What rows cost in recent steps.
+    pub(crate) fn row_costs(&self) -> RowCosts {
+        self.lock().row_costs()
     }
 
     /// A step that came to nothing: its time is charged to its sessions, and saved nothing.

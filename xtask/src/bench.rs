@@ -8,6 +8,7 @@ mod drafts;
 mod edge;
 mod memory;
 mod operator;
+mod plan;
 mod quality;
 mod relay;
 mod soak;
@@ -23,6 +24,8 @@ pub enum Command {
     Drafts(drafts::Arguments),
     /// Prompt and decode speed on the CPU, beside llama.cpp on the same file.
     Edge(edge::Arguments),
+    /// What the planner predicts over emulated networks, beside what is measured, and its choice beside fixed plans.
+    Plan(plan::Arguments),
     /// Everything that can happen to a tail, for a long time, and whether it is then what it was.
     Soak(soak::Arguments),
     /// Decode speed and time to first token of a split model over emulated networks.
@@ -43,6 +46,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Concurrency(arguments) => concurrency::run(&arguments),
         Command::Drafts(arguments) => drafts::run(&arguments),
         Command::Edge(arguments) => edge::run(&arguments),
+        Command::Plan(arguments) => plan::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Split(arguments) => split::run(&arguments),
         Command::Tail(arguments) => tail::run(&arguments),

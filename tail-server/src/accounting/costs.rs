@@ -19,6 +19,13 @@
 //! - The end of a step in which nothing was sampled, and assembling, enter no cost and are never claimed.
 //! - These are means, as used time is, and not what one row more would add to a step. A mean over rows gives
 //!   steps with many rows, where a row is cheap, more weight than steps with few.
+//!
+//! Beside its price a decode row has a duration, the whole lap, which devices are told with the prices
+//! ([`Costs::row_costs`]): a session waits for the rows of others, too.
+
+use std::time::Duration;
+
+use headway_model::tail_load::RowCosts;
 
 use super::{Rows, StepTimes};
 use crate::batcher::Phase;
@@ -33,7 +40,9 @@ const KEPT_EACH_STEP: f64 = 1.0 - 1.0 / 256.0;
 pub(super) struct Costs {
     prefill_row_layer: Mean,
     decode_row_layer: Mean,
+    decode_step_layer: Mean,
     sampled_row: Mean,
+    queue: Mean,
 }
 
 impl Costs {
@@ -47,6 +56,7 @@ impl Costs {
         let mut active_rows = 0.0;
         let mut prefill = RowLayers::default();
         let mut decode = RowLayers::default();
+        let mut decode_laps_ns = 0.0;
         for (index, &layer_ns) in times.layers_ns.iter().enumerate() {
             let layer = times.first_layer + index;
             while let Some(rows) = entering.next_if(|rows| rows.entry_layer <= layer) {
@@ -61,12 +71,32 @@ impl Costs {
                 let row_ns = layer_ns as f64 / active_rows;
                 prefill.pass_layer(row_ns);
                 decode.pass_layer(row_ns);
+                decode_laps_ns += layer_ns as f64 * decode.active_rows;
             }
         }
         self.prefill_row_layer.add(prefill.ns, prefill.row_layers);
         self.decode_row_layer.add(decode.ns, decode.row_layers);
+        self.decode_step_layer
+            .add(decode_laps_ns, decode.row_layers);
         let sampled_rows: f64 = batch.iter().map(|rows| rows.sampled as f64).sum();
         self.sampled_row.add(times.finish_ns as f64, sampled_rows);
+    }
+
+    /// A step waited for the engine.
+    pub(super) fn record_queue(&mut self, waited: Duration) {
+        self.queue.add(waited.as_nanos() as f64, 1.0);
+    }
+
+    /// For devices.
+    pub(super) fn row_costs(&self) -> RowCosts {
+        let us = |mean: &Mean| Some(mean.value()? / 1e3);
+        RowCosts {
+            prefill_row_layer_us: us(&self.prefill_row_layer),
+            decode_row_layer_us: us(&self.decode_row_layer),
+            decode_step_layer_us: us(&self.decode_step_layer),
+            sampled_row_us: us(&self.sampled_row),
+            queue_us: us(&self.queue),
+        }
     }
 
     /// Of a prefill row in one layer; `None` before the first one was measured, as in the others.
@@ -172,6 +202,22 @@ mod tests {
         );
         assert_eq!(costs.decode_row_layer_ns(), Some(20.0));
         assert_eq!(costs.sampled_row_ns(), Some(10.0));
+    }
+
+    #[test]
+    fn a_session_pays_its_share_of_a_step_and_waits_for_all_of_it() {
+        let mut costs = Costs::default();
+        let batch = [rows(Phase::Decode, 0, 4, 4)];
+        costs.record(&step(&[8000, 8000], 2000), &batch);
+        costs.record_queue(Duration::from_micros(30));
+        let expected = RowCosts {
+            prefill_row_layer_us: None,
+            decode_row_layer_us: Some(2.0),
+            decode_step_layer_us: Some(8.0),
+            sampled_row_us: Some(0.5),
+            queue_us: Some(30.0),
+        };
+        assert_eq!(costs.row_costs(), expected);
     }
 
     #[test]

@@ -53,6 +53,10 @@
 //! A mean takes the length of contexts as it comes: attention over a longer context costs more than over a
 //! shorter one. Where contexts are not long this is little beside the weights of a layer.
 
+use std::time::Duration;
+
+use headway_model::tail_load::RowCosts;
+
 use super::costs::Costs;
 use super::{Rows, StepTimes, Term};
 
@@ -87,6 +91,16 @@ impl Ledger {
     /// layer. [`due`](Self::due) then tells what this has made valuable.
     pub(crate) fn record(&mut self, times: &StepTimes, batch: &[Rows]) {
         self.costs.record(times, batch);
+    }
+
+    /// Learns how long a step waited for the engine.
+    pub(crate) fn record_queue(&mut self, waited: Duration) {
+        self.costs.record_queue(waited);
+    }
+
+    /// What rows cost, for devices.
+    pub(crate) fn row_costs(&self) -> RowCosts {
+        self.costs.row_costs()
     }
 
     /// What has been waiting for a cost that is known now. 0 in nearly every call.

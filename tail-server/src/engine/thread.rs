@@ -245,7 +245,7 @@ impl<D: Device> Engine<D> {
             };
             *tokens.entry(begun.phase).or_default() += *rows;
             if let Some(queued) = begun.queued {
-                metrics.queue_delay_seconds.observe(queued.as_secs_f64());
+                self.savings.count_queue_delay(queued);
             }
         }
         for (phase, rows) in tokens {

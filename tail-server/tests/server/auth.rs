@@ -53,8 +53,9 @@ async fn refusal_of(response: reqwest::Response) -> (u16, String, String) {
     (status, challenge.unwrap_or_default(), message)
 }
 
-const GUARDED: [&str; 4] = [
+const GUARDED: [&str; 5] = [
     "/v1/model",
+    "/v1/load",
     "/v1/tokenizer",
     "/v1/head/none?layers=0-2",
     "/v1/head/none/layer-0",

@@ -13,6 +13,7 @@ mod eviction;
 mod half_open;
 mod http;
 mod last_words;
+mod load;
 mod on_device;
 mod prefixes;
 mod rebalance;

@@ -8,6 +8,10 @@ use edge_lite::{
     Prompt, Quantization, SamplingParams, Token, WeightDtype,
 };
 
+pub use self::planning::{PlanArgs, PolicyArgs, ProfileArgs};
+
+mod planning;
+
 /// Runs the head of a language model here and its tail on a tail server.
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -32,6 +36,10 @@ pub enum Command {
     Chat(ChatArgs),
     /// Fetch and check what this device needs of a tail's model
     Pull(PullArgs),
+    /// Measure what this device can do with a model, and the way to a tail
+    Profile(ProfileArgs),
+    /// Say what should run here of a tail's model, and what that is predicted to give
+    Plan(PlanArgs),
     /// Measure what a split costs in quality
     Eval(EvalArgs),
     /// Train an early exit, whose guesses hide round trips (--draft exit)
@@ -49,6 +57,11 @@ pub struct EngineArgs {
     pub model: Option<String>,
     #[command(flatten)]
     pub head: HeadArgs,
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Tokens of an answer that --split-layer plan expects [default: --max-tokens, at most 128]
+    #[arg(long, conflicts_with = "model")]
+    pub answer_tokens: Option<usize>,
     #[command(flatten)]
     pub credentials: CredentialArgs,
     /// Let the tail keep what this session sends for a while, and send nothing that it still has: the turns of a
@@ -123,7 +136,8 @@ impl CredentialArgs {
 /// What runs here of a tail's model.
 #[derive(Debug, Args)]
 pub struct HeadArgs {
-    /// Layers to run here; auto takes what the tail recommends
+    /// Layers to run here; auto takes what the tail recommends, plan what is predicted to be best on this device and
+    /// this network
     #[arg(long, default_value = "auto", value_parser = split_layer)]
     pub split_layer: SplitLayer,
     /// How hidden states go up: f32, f16, bf16, int8, int4, tcq4 or tcq3 [default: what the tail recommends]
@@ -132,31 +146,40 @@ pub struct HeadArgs {
     /// How head weights are quantised: none, q8_0, q6_k, q5_1, q5_0, q5_k, q4_1, q4_0 or q4_k [default: what the tail recommends]
     #[arg(long)]
     pub head_quantization: Option<Quantization>,
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+/// Where layers run, and how their weights are held and kept.
+#[derive(Debug, Args)]
+pub struct PlaceArgs {
     /// The type in which weights are held: native, f32, f16 or bf16 [default: the tail's for unquantised weights]
     #[arg(long)]
     pub dtype: Option<WeightDtype>,
     /// Where the layers run: cpu, cuda:N for an NVIDIA GPU, or auto for the first GPU where there is one
     #[arg(long, default_value = "auto")]
     pub device: Place,
-    /// Where weights are kept [default: the user's cache folder]
+    /// Where weights and profiles are kept [default: the user's cache folder]
     #[arg(long)]
     pub cache_dir: Option<PathBuf>,
 }
 
-/// A number of layers, or the tail's recommendation.
+/// A number of layers, the tail's recommendation, or a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SplitLayer {
     /// What the tail recommends.
     Auto,
+    /// What is predicted to be best.
+    Plan,
     /// This many.
     Layers(usize),
 }
 
 impl SplitLayer {
-    /// `None` for the tail's recommendation.
+    /// `None` for the tail's recommendation, and for a plan.
     pub const fn layers(self) -> Option<usize> {
         match self {
-            Self::Auto => None,
+            Self::Auto | Self::Plan => None,
             Self::Layers(layers) => Some(layers),
         }
     }
@@ -165,10 +188,11 @@ impl SplitLayer {
 fn split_layer(text: &str) -> Result<SplitLayer, String> {
     match text {
         "auto" => Ok(SplitLayer::Auto),
+        "plan" => Ok(SplitLayer::Plan),
         digits => digits
             .parse()
             .map(SplitLayer::Layers)
-            .map_err(|_| "expected a number of layers or auto".to_owned()),
+            .map_err(|_| "expected a number of layers, auto or plan".to_owned()),
     }
 }
 
@@ -389,6 +413,7 @@ pub enum TableFormat {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
+    use edge_lite::planner::Objective;
 
     use super::*;
 
@@ -414,7 +439,7 @@ mod tests {
         );
         assert!(!args.engine.reuse_prefix);
         assert_eq!(args.engine.draft, Drafting::Auto);
-        assert_eq!(args.engine.head.device, Place::Auto);
+        assert_eq!(args.engine.head.place.device, Place::Auto);
         let request = args.request();
         assert!(matches!(request.prompt, Prompt::Chat(messages) if messages.len() == 1));
         assert_eq!(request.sampling, SamplingParams::default());
@@ -446,6 +471,26 @@ mod tests {
             (5, 7, 4)
         );
         assert_eq!(request.stop, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_plan_loses_nothing_unless_told_what_it_may_lose() {
+        let line = "edge-lite generate --tail ws://h:1 --prompt hi --split-layer plan";
+        let Command::Generate(args) = parse(line).unwrap().command else {
+            panic!("generate is generate")
+        };
+        assert_eq!(args.engine.head.split_layer, SplitLayer::Plan);
+        let policy = args.engine.policy;
+        assert_eq!(policy.objective, Objective::LATENCY);
+        assert_eq!(policy.allow_codecs, [Codec::F32]);
+        assert_eq!(policy.allow_head_quantizations, [Quantization::None]);
+        let line = "edge-lite plan --tail ws://h --prompt-tokens 9 --objective bound=250 --allow-codecs f16,int8 --explain";
+        let Command::Plan(args) = parse(line).unwrap().command else {
+            panic!("plan is plan")
+        };
+        let bound = Objective::Bound { latency_ms: 250.0 };
+        assert_eq!((args.prompt_tokens, args.policy.objective), (9, bound));
+        assert_eq!(args.policy.allow_codecs.len(), 2);
     }
 
     #[test]
@@ -493,6 +538,11 @@ mod tests {
             "edge-lite generate --tail wss://h --prompt hi --client-cert c",
             "edge-lite generate --model m --prompt hi --reuse-prefix",
             "edge-lite eval --model m --text t",
+            "edge-lite profile",
+            "edge-lite profile --tail ws://h --model m",
+            "edge-lite plan",
+            "edge-lite plan --tail ws://h --objective fastest",
+            "edge-lite plan --tail ws://h --objective cost=-1",
         ] {
             assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -10,13 +10,21 @@ use crate::args::{ChatArgs, message};
 use crate::engine::Engine;
 use crate::generate::{stream_text, summary};
 
+/// What a plan is made for before anybody has said anything.
+const TYPICAL_TURN: &str =
+    "Could you explain this to me in a few sentences, please, with one or two examples of it?";
+
 const HELP: &str =
     "/reset forgets the conversation, /quit or end of input leaves, Ctrl-C ends an answer";
 
 pub async fn run(args: ChatArgs) -> Result<()> {
-    let engine = Engine::open(&args.engine).await?;
+    // The first turn as it may be: a plan is made once for all of them.
+    let first = args.system.iter().map(|content| message("system", content));
+    let first = first.chain([message("user", TYPICAL_TURN)]).collect();
+    let request = args.sampling.request(Prompt::Chat(first));
+    let engine = Engine::open(&args.engine, &request).await?;
     let ended = talk(&engine, &args).await;
-    engine.finish_reports().await;
+    engine.finish().await;
     ended
 }
 

@@ -5,27 +5,29 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use edge_lite::config::default_cache_dir;
+use edge_lite::planner::Survey;
 use edge_lite::{
     Client, ClientConfig, DraftModelFile, Drafting, GenerateRequest, Generation, LocalConfig,
     LocalModel,
 };
 
-use crate::args::{CredentialArgs, EngineArgs, HeadArgs};
+use crate::args::{CredentialArgs, EngineArgs, HeadArgs, PlaceArgs, SplitLayer};
+use crate::plan;
 
 /// How long the program waits at its end for the tail to be told of answers given here.
 const FINISH_REPORTS: Duration = Duration::from_secs(2);
 
 /// What answers.
 pub enum Engine {
-    /// A tail and the head layers for it.
-    Tail(Box<Client>),
+    /// A tail and the head layers for it, and what was known when they were planned, if they were.
+    Tail(Box<Client>, Option<Box<Survey>>),
     /// All layers here.
     Device(LocalModel),
 }
 
 impl Engine {
-    /// Connects or loads.
-    pub async fn open(args: &EngineArgs) -> Result<Self> {
+    /// Connects or loads. `request`: what will be asked first, as far as it is known, for a plan.
+    pub async fn open(args: &EngineArgs, request: &GenerateRequest) -> Result<Self> {
         let Some(model) = &args.model else {
             let tail = args
                 .tail
@@ -40,12 +42,18 @@ impl Engine {
                 report_on_device_answers: !args.no_on_device_reports,
                 ..client_config(&args.head, &args.credentials)
             };
-            return Ok(Self::Tail(Box::new(Client::connect(tail, config).await?)));
+            let (config, survey) = match args.head.split_layer {
+                SplitLayer::Plan => plan::planned(tail, config, args, request).await?,
+                SplitLayer::Auto | SplitLayer::Layers(_) => (config, None),
+            };
+            let client = Box::new(Client::connect(tail, config).await?);
+            return Ok(Self::Tail(client, survey));
         };
-        let (model, cache_dir) = (model.clone(), args.head.cache_dir.clone());
+        let place = &args.head.place;
+        let (model, cache_dir) = (model.clone(), place.cache_dir.clone());
         let config = LocalConfig {
-            dtype: args.head.dtype.unwrap_or_default(),
-            place: args.head.device,
+            dtype: place.dtype.unwrap_or_default(),
+            place: place.device,
             max_positions: args.max_positions,
             ..LocalConfig::default()
         };
@@ -61,17 +69,22 @@ impl Engine {
     /// Starts a generation.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Generation> {
         Ok(match self {
-            Self::Tail(client) => client.generate(request).await?,
+            Self::Tail(client, _) => client.generate(request).await?,
             Self::Device(model) => model.generate(request).await?,
         })
     }
 
-    /// Tells the tail of answers given here, where that is still to be done; for the program's end.
-    pub async fn finish_reports(&self) {
-        if let Self::Tail(client) = self
-            && !client.finish_reports(FINISH_REPORTS).await
-        {
+    /// For the program's end: tells the tail of answers given here, where that is still to be done, and stores what the
+    /// answers told of the link, for the next plan.
+    pub async fn finish(self) {
+        let Self::Tail(client, survey) = self else {
+            return;
+        };
+        if !client.finish_reports(FINISH_REPORTS).await {
             tracing::warn!("the tail was not told of all answers given here");
+        }
+        if let Some(Err(error)) = survey.map(|mut survey| survey.remember(client.link())) {
+            tracing::warn!(%error, "what was seen of the link is not stored");
         }
     }
 }
@@ -89,10 +102,17 @@ fn draft_model(args: &EngineArgs) -> Result<Option<DraftModelFile>> {
 /// The client's configuration for what the command line says about the head.
 pub fn client_config(args: &HeadArgs, credentials: &CredentialArgs) -> ClientConfig {
     ClientConfig {
-        cache_dir: args.cache_dir.clone(),
         split_layer: args.split_layer.layers(),
         codec: args.codec,
         head_quantization: args.head_quantization,
+        ..place_config(&args.place, credentials)
+    }
+}
+
+/// As [`client_config`], where nothing is said of what runs here.
+pub fn place_config(args: &PlaceArgs, credentials: &CredentialArgs) -> ClientConfig {
+    ClientConfig {
+        cache_dir: args.cache_dir.clone(),
         dtype: args.dtype,
         place: args.device,
         credentials: credentials.credentials(),

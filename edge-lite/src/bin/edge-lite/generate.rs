@@ -9,8 +9,9 @@ use crate::args::{GenerateArgs, OutputFormat};
 use crate::engine::Engine;
 
 pub async fn run(args: GenerateArgs) -> Result<()> {
-    let engine = Engine::open(&args.engine).await?;
-    let generation = engine.generate(args.request()).await?;
+    let request = args.request();
+    let engine = Engine::open(&args.engine, &request).await?;
+    let generation = engine.generate(request).await?;
     match args.format {
         OutputFormat::Text => {
             let report = stream_text(generation).await?;
@@ -21,7 +22,7 @@ pub async fn run(args: GenerateArgs) -> Result<()> {
             writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?;
         }
     }
-    engine.finish_reports().await;
+    engine.finish().await;
     Ok(())
 }
 

@@ -4,27 +4,26 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use args::{Cli, Command};
 use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
-
-use args::{Cli, Command};
 
 mod args;
 mod chat;
 mod engine;
 mod eval;
 mod generate;
+mod plan;
+mod profile;
 mod pull;
 mod train_exit;
 
-/// Threads that wait for the network. Layers run on the threads of `--threads`, so two are plenty, and each
-/// more costs memory on a small device.
+/// Threads that wait for the network: few, because layers run on those of `--threads`, and each takes memory.
 const RUNTIME_THREADS: usize = 2;
 
 fn main() -> ExitCode {
     // Bad arguments end the process here, with exit code 2.
-    let cli = Cli::parse();
-    match run(cli) {
+    match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // A closed stderr leaves nobody to tell.
@@ -56,6 +55,8 @@ fn run(cli: Cli) -> Result<()> {
             Command::Generate(args) => generate::run(args).await,
             Command::Chat(args) => chat::run(args).await,
             Command::Pull(args) => pull::run(args).await,
+            Command::Profile(args) => profile::run(args).await,
+            Command::Plan(args) => plan::run(args).await,
             Command::Eval(_) | Command::TrainExit(_) => Ok(()),
         }
     })

@@ -3,14 +3,18 @@
 use std::io::Write as _;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use edge_lite::client::pull;
 use edge_lite::config::Progress;
 
-use crate::args::PullArgs;
+use crate::args::{PullArgs, SplitLayer};
 use crate::engine::client_config;
 
 pub async fn run(args: PullArgs) -> Result<()> {
+    ensure!(
+        args.head.split_layer != SplitLayer::Plan,
+        "a plan depends on what is asked: ask `edge-lite plan`, and pull the split layer that it names"
+    );
     let mut config = client_config(&args.head, &args.credentials);
     config.progress = Some(Arc::new(show));
     let pulled = pull(&args.tail, &config).await?;

@@ -1,0 +1,173 @@
+//! Profiles and plans, as a user asks for them: with real processes and a real model.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use anyhow::{Context as _, Result};
+use e2e::program::program;
+use e2e::smollm2;
+use e2e::tail::Tail;
+use edge_lite::{Report, Route};
+use serde_json::Value;
+
+fn edge_lite(cache_dir: &Path, arguments: &[&str]) -> Result<Output> {
+    Ok(Command::new(program("edge-lite"))
+        .args(["--threads", "1"])
+        .args(arguments)
+        .arg("--cache-dir")
+        .arg(cache_dir)
+        .output()?)
+}
+
+/// What it printed, where it went well.
+fn stdout(cache_dir: &Path, arguments: &[&str]) -> Result<String> {
+    let output = edge_lite(cache_dir, arguments)?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {error}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn json(cache_dir: &Path, arguments: &[&str]) -> Result<Value> {
+    let arguments = [arguments, &["--format", "json"]].concat();
+    Ok(serde_json::from_str(&stdout(cache_dir, &arguments)?)?)
+}
+
+fn stored_profiles(cache_dir: &Path) -> Result<Vec<std::path::PathBuf>> {
+    let files = std::fs::read_dir(cache_dir.join("profiles"))?;
+    Ok(files
+        .map(|file| Ok(file?.path()))
+        .collect::<std::io::Result<_>>()?)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_profile_tells_of_the_device_the_layers_and_the_link() -> Result<()> {
+    let tail = Tail::start(&smollm2(), &["--head-quantizations", "none,q8_0"]).await?;
+    let (cache, url) = (tempfile::tempdir()?, tail.url());
+    let arguments = [
+        "profile",
+        "--tail",
+        &url,
+        "--head-quantizations",
+        "none,q8_0",
+        "--seconds",
+        "1",
+    ];
+    let profile = json(cache.path(), &arguments)?;
+    assert_eq!(profile["version"], 1);
+    assert_eq!(profile["threads"], 1);
+    assert_eq!(profile["place"], "cpu");
+    assert!(profile["device"]["memory_available_bytes"].as_u64() > Some(0));
+    let layers = profile["layers"].as_array().context("layers")?;
+    assert_eq!(layers.len(), 2);
+    for layer in layers {
+        for (list, least) in [("decode", 1), ("prefill", 1)] {
+            let times = layer[list].as_array().context("times")?;
+            assert!(times.len() >= least, "{layer}");
+            assert!(
+                times.iter().all(|time| time["ms"].as_f64() > Some(0.0)),
+                "{layer}"
+            );
+        }
+    }
+    let link = &profile["tails"][0]["link"];
+    for field in [
+        "rtt_ms",
+        "min_rtt_ms",
+        "open_ms",
+        "up_bits_per_second",
+        "down_bits_per_second",
+    ] {
+        assert!(link[field].as_f64() > Some(0.0), "{field}: {link}");
+    }
+    let stored = stored_profiles(cache.path())?;
+    assert_eq!(stored.len(), 1);
+    let text = stdout(cache.path(), &arguments[..3])?;
+    for part in [
+        "memory",
+        "power",
+        "one row behind",
+        "head quantisation q8_0",
+        &url,
+    ] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert_eq!(stored_profiles(cache.path())?, stored);
+    Ok(())
+}
+
+#[test]
+fn a_model_that_is_here_is_measured_without_a_tail() -> Result<()> {
+    let cache = tempfile::tempdir()?;
+    let model = smollm2().display().to_string();
+    let arguments = ["profile", "--model", &model, "--seconds", "1"];
+    let profile = json(cache.path(), &arguments)?;
+    let lm_head = &profile["layers"][0]["lm_head"];
+    assert!(lm_head["one_row_ms"].as_f64() > Some(0.0), "{profile}");
+    assert_eq!(stored_profiles(cache.path())?.len(), 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plan_names_every_alternative_and_is_what_then_runs() -> Result<()> {
+    let tail = Tail::start(&smollm2(), &["--on-device-answers"]).await?;
+    let (cache, url) = (tempfile::tempdir()?, tail.url());
+    let planned = json(cache.path(), &["plan", "--tail", &url, "--explain"])?;
+    let alternatives = planned["by_split_layer"]
+        .as_array()
+        .context("alternatives")?;
+    assert_eq!(alternatives.len(), 31, "{planned}");
+    let total = |alternative: &Value| alternative["total_ms"].as_f64().unwrap();
+    let best = total(&planned["best"]);
+    assert!(
+        alternatives
+            .iter()
+            .all(|alternative| best <= total(alternative))
+    );
+    let text = stdout(cache.path(), &["plan", "--tail", &url, "--explain"])?;
+    assert!(text.contains("alternatives compared") && text.contains("predicted: first token"));
+    assert_eq!(
+        text.lines().filter(|line| line.ends_with('<')).count(),
+        1,
+        "{text}"
+    );
+
+    // So dear that nothing is left to the tail.
+    let dear = [
+        "generate",
+        "--tail",
+        &url,
+        "--split-layer",
+        "plan",
+        "--objective",
+        "cost=1000000",
+        "--prompt",
+        "Hi",
+        "--max-tokens",
+        "4",
+    ];
+    let report: Report = serde_json::from_value(json(cache.path(), &dear)?)?;
+    assert_eq!((report.route, report.split_layer), (Route::Device, 30));
+    assert_eq!(report.token_ids.len(), 4);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_profile_of_another_version_says_what_to_do() -> Result<()> {
+    let tail = Tail::start(&smollm2(), &[]).await?;
+    let (cache, url) = (tempfile::tempdir()?, tail.url());
+    let arguments = ["plan", "--tail", &url];
+    stdout(cache.path(), &arguments)?;
+    let file = stored_profiles(cache.path())?.pop().context("a profile")?;
+    std::fs::write(&file, r#"{"version":99}"#)?;
+    let output = edge_lite(cache.path(), &arguments)?;
+    let error = String::from_utf8(output.stderr)?;
+    assert!(!output.status.success());
+    for part in [
+        "version 99",
+        "delete the file",
+        file.to_str().context("UTF-8")?,
+    ] {
+        assert!(error.contains(part), "{part} is not in {error}");
+    }
+    Ok(())
+}
