@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::routing::RouteArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edge_lite::{
     ChatMessage, ClientCertificate, Codec, Credentials, Drafting, GenerateRequest, Place, Prompt,
@@ -49,6 +50,8 @@ pub struct EngineArgs {
     pub head: HeadArgs,
     #[command(flatten)]
     pub credentials: CredentialArgs,
+    #[command(flatten)]
+    pub routing: RouteArgs,
     /// Let the tail keep what this session sends for a while, and send nothing that it still has: the turns of a
     /// chat go up once
     #[arg(long, conflicts_with = "model")]

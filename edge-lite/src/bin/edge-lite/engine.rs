@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use edge_lite::config::default_cache_dir;
-use edge_lite::{Client, ClientConfig, GenerateRequest, Generation, LocalConfig, LocalModel};
+use edge_lite::{
+    Client, ClientConfig, GenerateRequest, Generation, LocalConfig, LocalModel, Router,
+};
 
 use crate::args::{CredentialArgs, EngineArgs, HeadArgs};
+use crate::routing;
 
 /// How long the program waits at its end for the tail to be told of answers given here.
 const FINISH_REPORTS: Duration = Duration::from_secs(2);
@@ -18,6 +21,8 @@ pub enum Engine {
     Tail(Box<Client>),
     /// All layers here.
     Device(LocalModel),
+    /// A tail and a model here, one of which answers.
+    Routed(Router),
 }
 
 impl Engine {
@@ -28,29 +33,20 @@ impl Engine {
                 .tail
                 .as_deref()
                 .context("--tail or --model is missing")?;
-            let config = ClientConfig {
-                max_positions: args.max_positions,
-                reuse_prefix: args.reuse_prefix,
-                drafting: args.draft,
-                report_on_device_answers: !args.no_on_device_reports,
-                ..client_config(&args.head, &args.credentials)
-            };
-            return Ok(Self::Tail(Box::new(Client::connect(tail, config).await?)));
+            if args.routing.is_routed() {
+                return Ok(Self::Routed(routing::router(tail, args).await?));
+            }
+            let client = Client::connect(tail, tail_config(args)).await?;
+            return Ok(Self::Tail(Box::new(client)));
         };
-        let (model, cache_dir) = (model.clone(), args.head.cache_dir.clone());
         let config = LocalConfig {
             dtype: args.head.dtype.unwrap_or_default(),
             place: args.head.device,
             max_positions: args.max_positions,
             ..LocalConfig::default()
         };
-        let load = move || -> Result<LocalModel> {
-            Ok(LocalModel::load(
-                &model_path(&model, cache_dir.as_deref())?,
-                &config,
-            )?)
-        };
-        Ok(Self::Device(tokio::task::spawn_blocking(load).await??))
+        let cache_dir = args.head.cache_dir.as_deref();
+        Ok(Self::Device(load_model(model, cache_dir, config).await?))
     }
 
     /// Starts a generation.
@@ -58,17 +54,46 @@ impl Engine {
         Ok(match self {
             Self::Tail(client) => client.generate(request).await?,
             Self::Device(model) => model.generate(request).await?,
+            Self::Routed(router) => router.generate(request).await?,
         })
     }
 
     /// Tells the tail of answers given here, where that is still to be done; for the program's end.
     pub async fn finish_reports(&self) {
-        if let Self::Tail(client) = self
-            && !client.finish_reports(FINISH_REPORTS).await
-        {
+        let is_finished = match self {
+            Self::Tail(client) => client.finish_reports(FINISH_REPORTS).await,
+            Self::Routed(router) => router.finish_reports(FINISH_REPORTS).await,
+            Self::Device(_) => true,
+        };
+        if !is_finished {
             tracing::warn!("the tail was not told of all answers given here");
         }
     }
+}
+
+/// The client's configuration for sessions on a tail.
+pub fn tail_config(args: &EngineArgs) -> ClientConfig {
+    ClientConfig {
+        max_positions: args.max_positions,
+        reuse_prefix: args.reuse_prefix,
+        drafting: args.draft,
+        report_on_device_answers: !args.no_on_device_reports,
+        ..client_config(&args.head, &args.credentials)
+    }
+}
+
+/// A model on this device, fetched where it must be.
+pub async fn load_model(
+    source: &str,
+    cache_dir: Option<&Path>,
+    config: LocalConfig,
+) -> Result<LocalModel> {
+    let (source, cache_dir) = (source.to_owned(), cache_dir.map(Path::to_owned));
+    let load = move || -> Result<LocalModel> {
+        let path = model_path(&source, cache_dir.as_deref())?;
+        Ok(LocalModel::load(&path, &config)?)
+    };
+    tokio::task::spawn_blocking(load).await?
 }
 
 /// The client's configuration for what the command line says about the head.

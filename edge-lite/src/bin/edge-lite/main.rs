@@ -15,6 +15,7 @@ mod engine;
 mod eval;
 mod generate;
 mod pull;
+mod routing;
 
 /// Threads that wait for the network. Layers run on the threads of `--threads`, so two are plenty, and each
 /// more costs memory on a small device.
