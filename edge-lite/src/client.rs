@@ -17,7 +17,7 @@ use crate::answer::Plan;
 use crate::artifact_cache::ArtifactCache;
 use crate::config::{ClientConfig, default_cache_dir};
 use crate::connection::Dialer;
-use crate::device_layers::Holding;
+use crate::device_layers::{DeviceLayers, Holding};
 use crate::error::{DeviceError, Error, RequestError, TailError};
 use crate::generation::Generation;
 use crate::head_layers::HeadLayers;
@@ -235,33 +235,18 @@ impl Client {
         };
         let vocabulary = Arc::new(vocabulary);
         let model = &manifest.identity.config;
-        let all_layers = head_layers
-            .as_ref()
-            .filter(|_| choice.split_layer == model.num_layers);
         let token = config.credentials.token.clone();
         let api = TailApi::new(url.clone(), &tls, token, config.connect_timeout)?;
         let reports = config.report_on_device_answers && manifest.allows_on_device_answers();
         let reporter = reports.then(|| Reporter::start(api.clone(), Backoff::default()));
-        let local = match all_layers {
-            None => None,
-            Some(head_layers) => {
-                let local_config = LocalConfig {
-                    max_positions: Some(max_positions),
-                    prompt_chunk_positions: config.prompt_chunk_positions,
-                    dtype: config.dtype.unwrap_or(manifest.dtype),
-                    ..LocalConfig::default()
-                };
-                let layers = head_layers.layers().clone();
-                // Other weights are another model, to whoever asks whether they are the tail's.
-                let digest = match choice.head_quantization {
-                    Quantization::None => manifest.model_digest.clone(),
-                    lossy => format!("{}+{lossy}", manifest.model_digest),
-                };
-                let vocabulary = Arc::clone(&vocabulary);
-                let model = LocalModel::of_tail(layers, vocabulary, &local_config, digest);
-                Some(model.reporting_to(reporter.clone()))
-            }
-        };
+        let all_layers = head_layers
+            .as_ref()
+            .filter(|_| choice.split_layer == model.num_layers);
+        let local = all_layers.map(|head_layers| {
+            let layers = head_layers.layers().clone();
+            let whole = whole_model(&manifest, choice, layers, &vocabulary, &config);
+            whole.reporting_to(reporter.clone())
+        });
         let session = Arc::new(SessionConfig {
             dialer: Dialer {
                 url,
@@ -402,6 +387,33 @@ impl Client {
         tokio::spawn(session::run(Arc::clone(&self.session), plan, progress));
         Ok(generation)
     }
+}
+
+/// The tail's model with all its layers here.
+fn whole_model(
+    manifest: &Manifest,
+    choice: Choice,
+    layers: DeviceLayers,
+    vocabulary: &Arc<Vocabulary>,
+    config: &ClientConfig,
+) -> LocalModel {
+    let local_config = LocalConfig {
+        max_positions: Some(
+            config
+                .max_positions
+                .unwrap_or(usize::MAX)
+                .min(manifest.max_positions),
+        ),
+        prompt_chunk_positions: config.prompt_chunk_positions,
+        dtype: config.dtype.unwrap_or(manifest.dtype),
+        ..LocalConfig::default()
+    };
+    // Other weights are another model, to whoever asks whether they are the tail's.
+    let digest = match choice.head_quantization {
+        Quantization::None => manifest.model_digest.clone(),
+        lossy => format!("{}+{lossy}", manifest.model_digest),
+    };
+    LocalModel::of_tail(layers, Arc::clone(vocabulary), &local_config, digest)
 }
 
 /// Reads tokenizer and head layers from their files. Blocks.

@@ -27,6 +27,7 @@
 
 mod answer;
 mod artifact_cache;
+pub mod calibrate;
 pub mod client;
 pub mod config;
 mod connection;

@@ -161,6 +161,11 @@ impl LocalModel {
         &self.vocabulary
     }
 
+    /// An empty sequence of at most `positions` positions.
+    pub(crate) fn sequence(&self, positions: usize) -> Sequence {
+        self.layers.sequence(positions)
+    }
+
     /// Starts the forward passes of one generation of at most `positions` positions.
     ///
     /// # Errors

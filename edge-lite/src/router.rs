@@ -16,6 +16,8 @@ pub mod thresholds;
 pub mod uncertainty;
 mod vocabularies;
 
+pub(crate) use vocabularies::check_same as check_same_vocabulary;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -10,6 +10,7 @@ mod memory;
 mod operator;
 mod quality;
 mod relay;
+mod router;
 mod soak;
 mod split;
 mod tail;
@@ -23,6 +24,8 @@ pub enum Command {
     Drafts(drafts::Arguments),
     /// Prompt and decode speed on the CPU, beside llama.cpp on the same file.
     Edge(edge::Arguments),
+    /// What a companion answers of mixed prompts, with which agreement, and what that saves the tail.
+    Router(router::Arguments),
     /// Everything that can happen to a tail, for a long time, and whether it is then what it was.
     Soak(soak::Arguments),
     /// Decode speed and time to first token of a split model over emulated networks.
@@ -43,6 +46,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Concurrency(arguments) => concurrency::run(&arguments),
         Command::Drafts(arguments) => drafts::run(&arguments),
         Command::Edge(arguments) => edge::run(&arguments),
+        Command::Router(arguments) => router::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Split(arguments) => split::run(&arguments),
         Command::Tail(arguments) => tail::run(&arguments),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::calibrate::CalibrateArgs;
 use crate::routing::RouteArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edge_lite::{
@@ -35,6 +36,8 @@ pub enum Command {
     Pull(PullArgs),
     /// Measure what a split costs in quality
     Eval(EvalArgs),
+    /// Find out when a smaller model here is good enough, for --routing
+    Calibrate(CalibrateArgs),
 }
 
 /// Where the model is.

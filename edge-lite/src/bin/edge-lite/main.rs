@@ -10,6 +10,7 @@ use tracing_subscriber::EnvFilter;
 use args::{Cli, Command};
 
 mod args;
+mod calibrate;
 mod chat;
 mod engine;
 mod eval;
@@ -54,6 +55,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Generate(args) => generate::run(args).await,
             Command::Chat(args) => chat::run(args).await,
             Command::Pull(args) => pull::run(args).await,
+            Command::Calibrate(args) => calibrate::run(args).await,
             Command::Eval(_) => Ok(()),
         }
     })
