@@ -17,10 +17,14 @@
 //! # }
 //! ```
 //!
+//! With a model here that can answer in place of the tail, a [`Router`] chooses between both, for each request and between
+//! tokens: [`router`]; [`calibrate`] finds out when a smaller model is good enough.
+//!
 //! # Invariants
 //! - The tail's KV cache is only a cache: what this side holds (token ids, its own KV cache, the encoded
 //!   activations) rebuilds a session on any tail, and the stream goes on exactly as it would have.
 //! - No forward pass runs on a thread of the async runtime.
+//! - Of a request that is `local_only`, nothing leaves this device.
 //! - Nothing is loaded whose digest was not checked in this process.
 //!
 //! Deliberately absent: Kubernetes, and any choice of the split layer by measurement.

@@ -2,7 +2,6 @@
 //! processes, whatever happens to the tail in between.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,12 +9,12 @@ use e2e::device::{
     Answer, chat, connect, finish, finish_after, first_tokens, lossless, request, sampled, unsplit,
 };
 use e2e::tail::Tail;
-use e2e::{PATIENCE, golden_dir, smollm2, tiny_llama};
+use e2e::{PATIENCE, companion, smollm2, tiny_llama};
 use edge_lite::router::Thresholds;
 use edge_lite::router::thresholds::{Predictor, THRESHOLDS_VERSION};
 use edge_lite::{
-    ClientConfig, Error, GenerateRequest, LocalConfig, LocalModel, Prompt, RequestError, Route,
-    RouteMode, RouteReason, Router, RouterConfig, SamplingParams, WeightDtype,
+    Error, GenerateRequest, LocalConfig, LocalModel, Prompt, RequestError, Route, RouteMode,
+    RouteReason, Router, RouterConfig, SamplingParams, WeightDtype,
 };
 
 const DECODED: &str = "headway_tail_tokens_total{phase=\"decode\"}";
@@ -324,28 +323,15 @@ fn tiny_request() -> GenerateRequest {
     request(tiny_prompt(), TINY_TOKENS, SamplingParams::default())
 }
 
-/// A folder with another model of the tiny model's tokenizer.
+/// Another model of the tiny model's tokenizer.
 struct Companion {
-    folder: Arc<tempfile::TempDir>,
+    folder: tempfile::TempDir,
 }
 
 impl Companion {
     fn write() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let tiny = golden_dir().join("tiny");
-        for file in ["config.json", "model.safetensors"] {
-            std::fs::copy(tiny.join("llama_bf16").join(file), folder.path().join(file))?;
-        }
-        for file in [
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "chat_template.jinja",
-        ] {
-            std::fs::copy(tiny.join("llama").join(file), folder.path().join(file))?;
-        }
-        Ok(Self {
-            folder: Arc::new(folder),
-        })
+        let folder = companion()?;
+        Ok(Self { folder })
     }
 
     fn path(&self) -> &Path {
@@ -359,8 +345,7 @@ impl Companion {
         min_of_probe: Option<f64>,
         max_entropy: Option<f64>,
     ) -> Result<Thresholds> {
-        let config = ClientConfig { ..lossless(0) };
-        let client = edge_lite::Client::connect(&tail.url(), config).await?;
+        let client = connect(&tail.url(), 0).await?;
         Ok(Thresholds {
             version: THRESHOLDS_VERSION,
             full_model_digest: client.manifest().model_digest.clone(),

@@ -31,7 +31,7 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',')]
     layers: Vec<usize>,
     /// Tokens of the golden text to measure on.
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 384)]
     tokens: usize,
     /// The GGUF file [default: beside the small real model].
     #[arg(long, value_name = "PATH")]
@@ -39,7 +39,7 @@ pub struct Arguments {
 }
 
 /// Layers of SmolLM2-135M-Instruct that were found with the defaults, in the order in which they went.
-pub const LEFT_OUT: [usize; 6] = [0, 0, 0, 0, 0, 0];
+pub const LEFT_OUT: [usize; 6] = [14, 13, 17, 12, 25, 5];
 
 /// Finds which layers can go, and writes the rest.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
