@@ -3,30 +3,30 @@
 //! The state is again the sequence of tokens. Each engine is given what it lacks of it and asked for the token after it,
 //! so that one goes on where another stopped. The local model keeps its keys and values for when it is its turn again.
 
+mod patience;
+mod watch;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use headway_model::sampler::Sampled;
-use tokio::time::timeout;
 
-use super::decision::{Decision, Side, after_probe};
+use self::patience::{PATIENCE_PER_POSITION, impatient, sentence, within};
+use self::watch::Watch;
+use super::decision::{Decision, Side};
 use super::reason::{RouteReason, Segment};
-use super::uncertainty::{RunningEntropy, Uncertainty};
 use super::{Routed, Shared};
 use crate::answer::{Account, Answer, Plan};
 use crate::client::Client;
-use crate::config::ReconnectPolicy;
 use crate::error::{DeviceError, Error, TailError};
 use crate::event::Event;
 use crate::generation::Progress;
 use crate::local::{LocalModel, LocalPass, Measure, Next};
 use crate::report::{FinishReason, Route, Totals};
-use crate::session::{Progressed, Session, SessionConfig};
+use crate::session::{Progressed, Session};
 
 /// How often an answer goes back to a tail that comes and goes.
 const MAX_RETURNS: usize = 8;
-/// What a position that the tail lacks adds to the patience for its next token.
-const PATIENCE_PER_POSITION: Duration = Duration::from_millis(20);
 
 /// Runs one answer to its end and reports it.
 pub(super) async fn run(shared: Arc<Shared>, routed: Routed, progress: Progress) {
@@ -357,116 +357,4 @@ impl Run<'_> {
         }
         report
     }
-}
-
-/// The local model's uncertainty, where it decides.
-struct Watch<'a> {
-    shared: &'a Shared,
-    is_on: bool,
-    running: RunningEntropy,
-}
-
-impl<'a> Watch<'a> {
-    fn new(shared: &'a Shared, is_on: bool) -> Self {
-        let thresholds = shared.config.thresholds.as_ref();
-        Self {
-            shared,
-            is_on: is_on && thresholds.is_some(),
-            running: RunningEntropy::new(thresholds.map_or(1, |found| found.running_tokens)),
-        }
-    }
-
-    const fn measure(&self) -> Measure {
-        if self.is_on {
-            Measure::Uncertainty
-        } else {
-            Measure::Nothing
-        }
-    }
-
-    /// How many tokens are looked at before one is shown.
-    fn probe_tokens(&self) -> Option<usize> {
-        let thresholds = self
-            .shared
-            .config
-            .thresholds
-            .as_ref()
-            .filter(|_| self.is_on)?;
-        thresholds.min_expected_of_probe?;
-        (thresholds.probe_tokens > 0).then_some(thresholds.probe_tokens)
-    }
-
-    /// The reason to stay, or the one to leave.
-    fn judge(
-        &mut self,
-        routed: &Routed,
-        tokens: &[Uncertainty],
-    ) -> Result<RouteReason, RouteReason> {
-        for token in tokens {
-            self.running.push(token.entropy);
-        }
-        match &self.shared.config.thresholds {
-            Some(thresholds) => after_probe(&routed.features, tokens, thresholds),
-            None => Ok(RouteReason::Uncalibrated),
-        }
-    }
-
-    /// The reason to leave after this token, if there is one.
-    fn push(&mut self, token: Uncertainty) -> Option<RouteReason> {
-        let thresholds = self
-            .shared
-            .config
-            .thresholds
-            .as_ref()
-            .filter(|_| self.is_on)?;
-        let entropy = self.running.push(token.entropy)?;
-        let most = thresholds.max_running_entropy?;
-        (entropy > most).then_some(RouteReason::LocalLost { entropy, most })
-    }
-}
-
-/// A session that may give up soon, because the device can go on. One try is made at once: behind a Service another
-/// pod is most likely ready.
-fn impatient(config: &SessionConfig, patience: Duration) -> SessionConfig {
-    let mut config = config.clone();
-    config.dialer.connect_timeout = config.dialer.connect_timeout.min(patience);
-    config.reconnect = ReconnectPolicy {
-        max_attempts: config.reconnect.max_attempts.min(1),
-        deadline: config.reconnect.deadline.min(patience),
-        ..config.reconnect
-    };
-    config
-}
-
-/// `tokens`, or the loss of a tail that does not give them in time.
-async fn within<T>(
-    after: Option<Duration>,
-    tokens: impl Future<Output = Result<T, Error>>,
-) -> Result<T, Error> {
-    let Some(after) = after else {
-        return tokens.await;
-    };
-    let late = || TailError::Timeout {
-        what: "token of the tail",
-        after,
-    };
-    timeout(after, tokens)
-        .await
-        .unwrap_or_else(|_| Err(late().into()))
-}
-
-/// The error with its causes, in one line.
-fn sentence(error: &TailError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some errors tell their causes themselves.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
