@@ -18,13 +18,11 @@ mod generate;
 mod pull;
 mod routing;
 
-/// Threads that wait for the network. Layers run on the threads of `--threads`, so two are plenty, and each
-/// more costs memory on a small device.
+/// Threads that wait for the network; layers have their own. Each costs memory on a small device, and two are plenty.
 const RUNTIME_THREADS: usize = 2;
 
 fn main() -> ExitCode {
-    // Bad arguments end the process here, with exit code 2.
-    let cli = Cli::parse();
+    let cli = Cli::parse(); // Bad arguments end the process here, with exit code 2.
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
