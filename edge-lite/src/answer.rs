@@ -9,6 +9,7 @@ use crate::error::{DeviceError, Error, RequestError};
 use crate::event::TokenEvent;
 use crate::report::{FinishReason, Report, Route, Timings, Totals};
 use crate::request::{GenerateRequest, TraceContext};
+use crate::router::reason::Segment;
 use crate::stop::StopStrings;
 use crate::vocabulary::Vocabulary;
 
@@ -20,6 +21,8 @@ pub(crate) struct Plan {
     pub(crate) max_tokens: usize,
     pub(crate) sampling: SamplingParams,
     pub(crate) trace: TraceContext,
+    /// Nothing of it may leave this device.
+    pub(crate) local_only: bool,
     stop: Vec<String>,
     ignore_end_of_turn: bool,
 }
@@ -49,6 +52,7 @@ impl Plan {
             prompt,
             sampling: request.sampling,
             trace: request.trace.unwrap_or_default(),
+            local_only: request.local_only,
             stop: request.stop,
             ignore_end_of_turn: request.ignore_end_of_turn,
         })
@@ -85,6 +89,7 @@ pub(crate) struct Account {
     pub(crate) num_layers: usize,
     pub(crate) head_weight_bytes: usize,
     pub(crate) route: Route,
+    pub(crate) segments: Vec<Segment>,
     pub(crate) totals: Totals,
 }
 
@@ -115,6 +120,11 @@ impl<'v> Answer<'v> {
     /// Tokens that the answer may still take.
     pub(crate) fn tokens_left(&self) -> usize {
         self.max_tokens.saturating_sub(self.token_ids.len())
+    }
+
+    /// Tokens that the answer has.
+    pub(crate) fn tokens(&self) -> usize {
+        self.token_ids.len()
     }
 
     pub(crate) fn take(&mut self, sampled: Sampled) -> Result<Taken, DeviceError> {
@@ -177,6 +187,7 @@ impl<'v> Answer<'v> {
             num_layers,
             head_weight_bytes,
             route,
+            segments,
             totals,
         } = account;
         Report {
@@ -187,6 +198,7 @@ impl<'v> Answer<'v> {
             num_layers,
             head_weight_bytes,
             route,
+            segments,
             finish_reason,
             timings_ms: self.clock.timings(Instant::now()),
             head_compute_ms: totals.head_compute_ms,

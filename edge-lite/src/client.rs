@@ -16,7 +16,7 @@ use crate::answer::Plan;
 use crate::artifact_cache::ArtifactCache;
 use crate::config::ClientConfig;
 use crate::connection::Dialer;
-use crate::device_layers::Holding;
+use crate::device_layers::{DeviceLayers, Holding};
 use crate::drafting::DraftModel;
 use crate::error::{DeviceError, Error, RequestError, TailError};
 use crate::generation::Generation;
@@ -125,8 +125,12 @@ pub(crate) async fn reach(tail_url: &str, config: &ClientConfig) -> Result<Reach
 /// What `config` asks for, or else what the manifest recommends.
 fn choose(manifest: &Manifest, config: &ClientConfig) -> Result<Choice, Error> {
     let split = manifest.split;
-    let split_layer = config.split_layer.unwrap_or(split.default);
     let num_layers = manifest.identity.config.num_layers;
+    let split_layer = match config.split_layer {
+        // What is asked for where all layers are.
+        Some(usize::MAX) => num_layers,
+        asked => asked.unwrap_or(split.default),
+    };
     let answers_alone = split_layer == num_layers;
     if answers_alone && !manifest.allows_on_device_answers() {
         return Err(RequestError::OnDeviceAnswer {
@@ -206,6 +210,9 @@ pub struct Client {
     session: Arc<SessionConfig>,
     /// All layers are here: nothing is left for the tail.
     local: Option<LocalModel>,
+    api: TailApi,
+    /// Tells the tail of answers that were given without it, where it counts them.
+    reporter: Option<Reporter>,
     max_positions: usize,
 }
 
@@ -262,22 +269,18 @@ impl Client {
         };
         let vocabulary = Arc::new(vocabulary);
         let model = &manifest.identity.config;
+        let token = config.credentials.token.clone();
+        let api = TailApi::new(url.clone(), &tls, token, config.connect_timeout)?;
+        let reports = config.report_on_device_answers && manifest.allows_on_device_answers();
+        let reporter = reports.then(|| Reporter::start(api.clone(), Backoff::default()));
         let all_layers = head_layers
             .as_ref()
             .filter(|_| choice.split_layer == model.num_layers);
-        let local = match all_layers {
-            None => None,
-            Some(head_layers) => {
-                let local_config = LocalConfig {
-                    max_positions: Some(max_positions),
-                    prompt_chunk_positions: config.prompt_chunk_positions,
-                    ..LocalConfig::default()
-                };
-                let layers = head_layers.layers().clone();
-                let model = LocalModel::new(layers, Arc::clone(&vocabulary), &local_config);
-                Some(model.reporting_to(reporter(&url, &tls, &config)?))
-            }
-        };
+        let local = all_layers.map(|head_layers| {
+            let layers = head_layers.layers().clone();
+            let whole = whole_model(&manifest, choice, layers, &vocabulary, &config);
+            whole.reporting_to(reporter.clone())
+        });
         let session = Arc::new(SessionConfig {
             dialer: Dialer {
                 url,
@@ -287,6 +290,7 @@ impl Client {
                 connect_timeout: config.connect_timeout,
                 result_timeout: config.result_timeout,
                 link: SharedLink::default(),
+                silence_timeout: config.silence_timeout,
             },
             model_digest: manifest.model_digest.clone(),
             split_layer: choice.split_layer,
@@ -308,6 +312,8 @@ impl Client {
             choice,
             session,
             local,
+            api,
+            reporter,
             max_positions,
         })
     }
@@ -355,10 +361,49 @@ impl Client {
     /// for use before the process ends, with which what is unsent is lost. True where nothing is left to send,
     /// as it is at once for a client that does not answer alone or does not report it.
     pub async fn finish_reports(&self, timeout: Duration) -> bool {
-        match self.local.as_ref().and_then(LocalModel::reporter) {
+        match &self.reporter {
             None => true,
             Some(reporter) => reporter.finish(timeout).await,
         }
+    }
+
+    /// The model with all its layers, where this client runs them all.
+    #[must_use]
+    pub const fn local_model(&self) -> Option<&LocalModel> {
+        self.local.as_ref()
+    }
+
+    /// The most positions of a session.
+    pub(crate) const fn max_positions(&self) -> usize {
+        self.max_positions
+    }
+
+    /// How its sessions run.
+    pub(crate) const fn session(&self) -> &Arc<SessionConfig> {
+        &self.session
+    }
+
+    /// Where answers given here are reported, if they are.
+    pub(crate) const fn reporter(&self) -> Option<&Reporter> {
+        self.reporter.as_ref()
+    }
+
+    /// Whether the tail takes what `request` would send.
+    pub(crate) fn takes(&self, request: &GenerateRequest) -> bool {
+        self.manifest.token_upload || !request.sampling.needs_history()
+    }
+
+    /// Asks whether the tail answers, and still serves this model.
+    pub(crate) async fn check(&self) -> Result<(), TailError> {
+        let manifest = self.api.manifest().await?;
+        if manifest.model_digest == self.manifest.model_digest {
+            return Ok(());
+        }
+        Err(TailError::Manifest {
+            field: "model_digest",
+            got: manifest.model_digest,
+            expected: self.manifest.model_digest.clone(),
+        })
     }
 
     /// Starts a generation. To be called within a tokio runtime.
@@ -370,7 +415,10 @@ impl Client {
             return local.generate(request).await;
         }
         // Before anything of the prompt is sent.
-        if !self.manifest.token_upload && request.sampling.needs_history() {
+        if request.local_only {
+            return Err(RequestError::NoLocalModel.into());
+        }
+        if !self.takes(&request) {
             return Err(RequestError::TokenUpload.into());
         }
         let (session, max_positions) = (Arc::clone(&self.session), self.max_positions);
@@ -384,18 +432,31 @@ impl Client {
     }
 }
 
-/// What tells the tail of answers given here, unless `config` says not to.
-fn reporter(
-    url: &TailUrl,
-    tls: &Arc<rustls::ClientConfig>,
+/// The tail's model with all its layers here.
+fn whole_model(
+    manifest: &Manifest,
+    choice: Choice,
+    layers: DeviceLayers,
+    vocabulary: &Arc<Vocabulary>,
     config: &ClientConfig,
-) -> Result<Option<Reporter>, DeviceError> {
-    if !config.report_on_device_answers {
-        return Ok(None);
-    }
-    let token = config.credentials.token.clone();
-    let api = TailApi::new(url.clone(), tls, token, config.connect_timeout)?;
-    Ok(Some(Reporter::start(api, Backoff::default())))
+) -> LocalModel {
+    let local_config = LocalConfig {
+        max_positions: Some(
+            config
+                .max_positions
+                .unwrap_or(usize::MAX)
+                .min(manifest.max_positions),
+        ),
+        prompt_chunk_positions: config.prompt_chunk_positions,
+        dtype: config.dtype.unwrap_or(manifest.dtype),
+        ..LocalConfig::default()
+    };
+    // Other weights are another model, to whoever asks whether they are the tail's.
+    let digest = match choice.head_quantization {
+        Quantization::None => manifest.model_digest.clone(),
+        lossy => format!("{}+{lossy}", manifest.model_digest),
+    };
+    LocalModel::of_tail(layers, Arc::clone(vocabulary), &local_config, digest)
 }
 
 /// Reads tokenizer and head layers from their files. Blocks.

@@ -53,7 +53,7 @@ pub enum DraftModelFile {
 pub struct ClientConfig {
     /// Where head weights are kept; `None`: the folder that [`default_cache_dir`] names.
     pub cache_dir: Option<PathBuf>,
-    /// Layers to run here; `None`: what the tail recommends.
+    /// Layers to run here; `None`: what the tail recommends, `usize::MAX`: all.
     pub split_layer: Option<usize>,
     /// How hidden states go up; `None`: what the tail recommends.
     pub codec: Option<Codec>,
@@ -88,6 +88,10 @@ pub struct ClientConfig {
     pub connect_timeout: Duration,
     /// For the answer to a step. Beyond it the tail counts as lost.
     pub result_timeout: Duration,
+    /// For any sign of life of the tail's machine while a session is open, asked for by TCP. Beyond it the connection
+    /// counts as lost: after a sleep of this device, or a change of its address, that is how it is found out. Whole
+    /// seconds, 4 at least. Where the system has no such limit for data that was sent, `result_timeout` holds.
+    pub silence_timeout: Duration,
     /// Where guesses of the next tokens come from, which the tail verifies several at a time. No token changes. Needs a
     /// tail that takes token ids.
     pub drafting: Drafting,
@@ -106,6 +110,18 @@ pub struct ClientConfig {
     pub progress: Option<ProgressCallback>,
 }
 
+impl ClientConfig {
+    /// For a client that runs all layers of the tail's model here, where the tail allows it, with the tail's own weights.
+    #[must_use]
+    pub fn with_all_layers(self) -> Self {
+        Self {
+            split_layer: Some(usize::MAX),
+            head_quantization: Some(Quantization::None),
+            ..self
+        }
+    }
+}
+
 impl Default for ClientConfig {
     fn default() -> Self {
         Self {
@@ -122,6 +138,7 @@ impl Default for ClientConfig {
             reuse_prefix: false,
             connect_timeout: Duration::from_secs(10),
             result_timeout: Duration::from_secs(60),
+            silence_timeout: Duration::from_secs(8),
             drafting: Drafting::default(),
             draft_model: None,
             reconnect: ReconnectPolicy::default(),

@@ -21,6 +21,7 @@ use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
 use crate::credentials::Token;
 use crate::error::{Refused, TailError};
 use crate::link::{Exchange, SharedLink};
+use crate::liveness::bound_silence;
 use crate::prefix;
 use crate::rows::wire_u32;
 use crate::tail_api::error_sentence;
@@ -42,6 +43,7 @@ pub(crate) struct Dialer {
     pub(crate) result_timeout: Duration,
     /// Learns from what is sent and answered.
     pub(crate) link: SharedLink,
+    pub(crate) silence_timeout: Duration,
 }
 
 /// Bytes on a WebSocket: payloads and frame headers.
@@ -128,6 +130,10 @@ impl Connection {
         )
         .await;
         let (socket, _) = connected.map_err(failed)?;
+        if let Err(error) = bound_silence(socket.get_ref(), dialer.silence_timeout) {
+            // The limits on results still hold.
+            tracing::debug!(%error, "the system cannot watch this connection");
+        }
         let mut connection = Self {
             socket,
             dialer: dialer.clone(),

@@ -184,6 +184,24 @@ impl Sequence {
             Self::Gpu(sequence) => sequence.logits(token_ids),
         }
     }
+
+    /// As [`Sequence::logits`], after each of the positions: `[token_ids.len(), vocab_size]`. For a few positions.
+    pub(crate) fn all_logits(&mut self, token_ids: &[u32]) -> Result<Vec<f32>, DeviceError> {
+        match self {
+            Self::Cpu { decoder, cache } => {
+                let hidden_states = forward(decoder, cache, token_ids)?;
+                Ok(decoder.logits(&hidden_states)?)
+            }
+            #[cfg(feature = "cuda")]
+            Self::Gpu(sequence) => {
+                let mut logits = Vec::new();
+                for token_id in token_ids {
+                    logits.append(&mut sequence.logits(std::slice::from_ref(token_id))?);
+                }
+                Ok(logits)
+            }
+        }
+    }
 }
 
 /// `[token_ids.len(), hidden_size]` behind the last layer.

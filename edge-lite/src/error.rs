@@ -135,6 +135,25 @@ pub enum RequestError {
     /// The chat template refuses the messages.
     #[error("the chat template failed")]
     ChatTemplate(#[from] TemplateError),
+    /// It must not leave this device, and nothing here can answer it.
+    #[error(
+        "the request must not leave this device, and there is no model here that could answer it alone; name one"
+    )]
+    NoLocalModel,
+    /// A companion speaks other tokens than the tail's model.
+    #[error(
+        "the local model cannot stand in for the tail's: {what}; a companion needs the same tokenizer"
+    )]
+    OtherTokenizer {
+        /// What differs, and how.
+        what: String,
+    },
+    /// A file of thresholds cannot be used.
+    #[error("the routing thresholds cannot be used: {reason}")]
+    Thresholds {
+        /// What is wrong, and what would be right.
+        reason: String,
+    },
     /// The sampling parameters contradict themselves.
     #[error("sampling")]
     Sampling(#[from] SamplingError),

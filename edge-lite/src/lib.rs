@@ -17,10 +17,14 @@
 //! # }
 //! ```
 //!
+//! With a model here that can answer in place of the tail, a [`Router`] chooses between both, for each request and between
+//! tokens: [`router`]; [`calibrate`] finds out when a smaller model is good enough.
+//!
 //! # Invariants
 //! - The tail's KV cache is only a cache: what this side holds (token ids, its own KV cache, the encoded
 //!   activations) rebuilds a session on any tail, and the stream goes on exactly as it would have.
 //! - No forward pass runs on a thread of the async runtime.
+//! - Of a request that is `local_only`, nothing leaves this device.
 //! - Nothing is loaded whose digest was not checked in this process.
 //!
 //! - Nothing lossy is used that was not asked for by name.
@@ -32,6 +36,7 @@
 
 mod answer;
 mod artifact_cache;
+pub mod calibrate;
 pub mod client;
 pub mod config;
 mod connection;
@@ -44,17 +49,19 @@ pub mod event;
 pub mod generation;
 pub mod head_layers;
 pub mod link;
+mod liveness;
 pub mod local;
 mod on_device;
 pub mod place;
-pub mod prefill;
 pub mod planner;
+pub mod prefill;
 mod prefix;
 pub mod profile;
 mod recovery;
 mod replay;
 pub mod report;
 pub mod request;
+pub mod router;
 mod rows;
 mod session;
 mod stop;
@@ -79,6 +86,7 @@ pub use place::Place;
 pub use prefill::Prefill;
 pub use report::{FinishReason, Report, Route, Timings};
 pub use request::{GenerateRequest, Prompt, TraceContext};
+pub use router::{RouteMode, RouteReason, Router, RouterConfig, Segment};
 
 pub use headway_model::chat_template::ChatMessage;
 pub use headway_model::quantization::Quantization;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::router::reason::Segment;
+
 /// Where the layers ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -70,8 +72,10 @@ pub struct Report {
     pub num_layers: usize,
     /// Bytes that the weights held here take in memory.
     pub head_weight_bytes: usize,
-    /// Where the layers ran.
+    /// Where the layers ran; of a routed answer, [`Route::Device`] where all of it came from the local model.
     pub route: Route,
+    /// Which tokens came from where, and why, in order.
+    pub segments: Vec<Segment>,
     /// Why it ended.
     pub finish_reason: FinishReason,
     /// How long it took.
@@ -121,4 +125,39 @@ pub(crate) struct Totals {
     pub(crate) tail_compute_us: u64,
     pub(crate) tail_saved_us: u64,
     pub(crate) tail_queue_us: u64,
+}
+
+impl Totals {
+    /// Adds what another part of the same answer took.
+    pub(crate) fn add(&mut self, part: &Self) {
+        // All of them by name: a counter that is forgotten here does not compile.
+        let Self {
+            head_compute_ms,
+            bytes_up,
+            bytes_down,
+            reconnects,
+            replayed_positions,
+            reused_positions,
+            token_steps,
+            draft_tokens,
+            accepted_draft_tokens,
+            tail_draft_saved_us,
+            tail_compute_us,
+            tail_saved_us,
+            tail_queue_us,
+        } = part;
+        self.head_compute_ms += head_compute_ms;
+        self.bytes_up += bytes_up;
+        self.bytes_down += bytes_down;
+        self.reconnects += reconnects;
+        self.replayed_positions += replayed_positions;
+        self.reused_positions += reused_positions;
+        self.token_steps += token_steps;
+        self.draft_tokens += draft_tokens;
+        self.accepted_draft_tokens += accepted_draft_tokens;
+        self.tail_draft_saved_us += tail_draft_saved_us;
+        self.tail_compute_us += tail_compute_us;
+        self.tail_saved_us += tail_saved_us;
+        self.tail_queue_us += tail_queue_us;
+    }
 }

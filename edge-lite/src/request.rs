@@ -45,6 +45,9 @@ pub struct GenerateRequest {
     pub stop: Vec<String>,
     /// Goes on behind the model's end of turn; for measurements of a fixed length.
     pub ignore_end_of_turn: bool,
+    /// Nothing of it may leave this device: where no model here can answer it, it fails. No count of it is reported
+    /// either.
+    pub local_only: bool,
     /// The caller's trace, if it has one.
     pub trace: Option<TraceContext>,
 }
@@ -59,6 +62,7 @@ impl GenerateRequest {
             sampling: SamplingParams::default(),
             stop: Vec::new(),
             ignore_end_of_turn: false,
+            local_only: false,
             trace: None,
         }
     }

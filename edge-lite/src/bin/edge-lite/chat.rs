@@ -53,7 +53,8 @@ async fn talk(engine: &Engine, args: &ChatArgs) -> Result<()> {
             text => messages.push(message("user", text)),
         }
         // The whole conversation goes into the template each time; a template may look back.
-        let request = args.sampling.request(Prompt::Chat(messages.clone()));
+        let mut request = args.sampling.request(Prompt::Chat(messages.clone()));
+        request.local_only = args.engine.routing.local_only;
         let report = async { stream_text(engine.generate(request).await?).await }.await;
         match report {
             Ok(report) => {

@@ -8,11 +8,11 @@ use edge_lite::config::default_cache_dir;
 use edge_lite::planner::Survey;
 use edge_lite::{
     Client, ClientConfig, DraftModelFile, Drafting, GenerateRequest, Generation, LocalConfig,
-    LocalModel,
+    LocalModel, Router,
 };
 
 use crate::args::{CredentialArgs, EngineArgs, HeadArgs, PlaceArgs, SplitLayer};
-use crate::plan;
+use crate::{plan, routing};
 
 /// How long the program waits at its end for the tail to be told of answers given here.
 const FINISH_REPORTS: Duration = Duration::from_secs(2);
@@ -23,6 +23,8 @@ pub enum Engine {
     Tail(Box<Client>, Option<Box<Survey>>),
     /// All layers here.
     Device(LocalModel),
+    /// A tail and a model here, one of which answers.
+    Routed(Router),
 }
 
 impl Engine {
@@ -33,37 +35,35 @@ impl Engine {
                 .tail
                 .as_deref()
                 .context("--tail or --model is missing")?;
-            let config = ClientConfig {
-                max_positions: args.max_positions,
-                reuse_prefix: args.reuse_prefix,
-                drafting: args.draft,
-                draft_model: draft_model(args)?,
-                prefill: args.prefill,
-                report_on_device_answers: !args.no_on_device_reports,
-                ..client_config(&args.head, &args.credentials)
-            };
+            let config = tail_config(args)?;
+            let is_routed = args.routing.is_routed();
             let (config, survey) = match args.head.split_layer {
-                SplitLayer::Plan => plan::planned(tail, config, args, request).await?,
+                SplitLayer::Plan => {
+                    match plan::planned(tail, config.clone(), args, request).await {
+                        Err(error) if is_routed => {
+                            tracing::warn!("no plan, so the tail's recommendation: {error:#}");
+                            (config, None)
+                        }
+                        planned => planned?,
+                    }
+                }
                 SplitLayer::Auto | SplitLayer::Layers(_) => (config, None),
             };
+            if is_routed {
+                return Ok(Self::Routed(routing::router(tail, config, args).await?));
+            }
             let client = Box::new(Client::connect(tail, config).await?);
             return Ok(Self::Tail(client, survey));
         };
         let place = &args.head.place;
-        let (model, cache_dir) = (model.clone(), place.cache_dir.clone());
         let config = LocalConfig {
             dtype: place.dtype.unwrap_or_default(),
             place: place.device,
             max_positions: args.max_positions,
             ..LocalConfig::default()
         };
-        let load = move || -> Result<LocalModel> {
-            Ok(LocalModel::load(
-                &model_path(&model, cache_dir.as_deref())?,
-                &config,
-            )?)
-        };
-        Ok(Self::Device(tokio::task::spawn_blocking(load).await??))
+        let cache_dir = place.cache_dir.as_deref();
+        Ok(Self::Device(load_model(model, cache_dir, config).await?))
     }
 
     /// Starts a generation.
@@ -71,19 +71,24 @@ impl Engine {
         Ok(match self {
             Self::Tail(client, _) => client.generate(request).await?,
             Self::Device(model) => model.generate(request).await?,
+            Self::Routed(router) => router.generate(request).await?,
         })
     }
 
     /// For the program's end: tells the tail of answers given here, where that is still to be done, and stores what the
     /// answers told of the link, for the next plan.
     pub async fn finish(self) {
-        let Self::Tail(client, survey) = self else {
-            return;
+        let is_finished = match &self {
+            Self::Tail(client, _) => client.finish_reports(FINISH_REPORTS).await,
+            Self::Routed(router) => router.finish_reports(FINISH_REPORTS).await,
+            Self::Device(_) => true,
         };
-        if !client.finish_reports(FINISH_REPORTS).await {
+        if !is_finished {
             tracing::warn!("the tail was not told of all answers given here");
         }
-        if let Some(Err(error)) = survey.map(|mut survey| survey.remember(client.link())) {
+        if let Self::Tail(client, Some(mut survey)) = self
+            && let Err(error) = survey.remember(client.link())
+        {
             tracing::warn!(%error, "what was seen of the link is not stored");
         }
     }
@@ -97,6 +102,33 @@ fn draft_model(args: &EngineArgs) -> Result<Option<DraftModelFile>> {
         bail!("--draft model needs --early-exit or --companion");
     }
     Ok(file)
+}
+
+/// The client's configuration for sessions on a tail.
+fn tail_config(args: &EngineArgs) -> Result<ClientConfig> {
+    Ok(ClientConfig {
+        max_positions: args.max_positions,
+        reuse_prefix: args.reuse_prefix,
+        drafting: args.draft,
+        draft_model: draft_model(args)?,
+        prefill: args.prefill,
+        report_on_device_answers: !args.no_on_device_reports,
+        ..client_config(&args.head, &args.credentials)
+    })
+}
+
+/// A model on this device, fetched where it must be.
+pub async fn load_model(
+    source: &str,
+    cache_dir: Option<&Path>,
+    config: LocalConfig,
+) -> Result<LocalModel> {
+    let (source, cache_dir) = (source.to_owned(), cache_dir.map(Path::to_owned));
+    let load = move || -> Result<LocalModel> {
+        let path = model_path(&source, cache_dir.as_deref())?;
+        Ok(LocalModel::load(&path, &config)?)
+    };
+    tokio::task::spawn_blocking(load).await?
 }
 
 /// The client's configuration for what the command line says about the head.

@@ -3,13 +3,14 @@
 use std::io::Write as _;
 
 use anyhow::Result;
-use edge_lite::{Event, FinishReason, Generation, Report, Route};
+use edge_lite::{Event, FinishReason, Generation, Report, Route, RouteReason};
 
 use crate::args::{GenerateArgs, OutputFormat};
 use crate::engine::Engine;
 
 pub async fn run(args: GenerateArgs) -> Result<()> {
-    let request = args.request();
+    let mut request = args.request();
+    request.local_only = args.engine.routing.local_only;
     let engine = Engine::open(&args.engine, &request).await?;
     let generation = engine.generate(request).await?;
     match args.format {
@@ -83,8 +84,23 @@ pub fn summary(report: &Report) -> String {
         Route::Device => "all layers here".to_owned(),
         Route::Cloud => "all layers on the tail".to_owned(),
     };
+    let segments: String = report
+        .segments
+        .iter()
+        .filter(|segment| segment.reason != RouteReason::Only)
+        .map(|segment| {
+            let place = match segment.route {
+                Route::Device => "this device",
+                Route::Split | Route::Cloud => "the tail",
+            };
+            format!(
+                "               {} tokens of {place}: {}\n",
+                segment.tokens, segment.why
+            )
+        })
+        .collect();
     format!(
-        "route          {route}; {mib:.1} MiB of weights here\n\
+        "route          {route}; {mib:.1} MiB of weights here\n{segments}\
          tokens         {} of prompt, {tokens} of answer, ended by {}\n\
          time           first token {:.0} ms, then {rate:.1} tokens/s\n\
          bytes          {:.0} up and {:.0} down a token ({} and {} in all)\n\

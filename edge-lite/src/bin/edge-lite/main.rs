@@ -9,6 +9,7 @@ use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 mod args;
+mod calibrate;
 mod chat;
 mod engine;
 mod eval;
@@ -16,6 +17,7 @@ mod generate;
 mod plan;
 mod profile;
 mod pull;
+mod routing;
 mod train_exit;
 
 /// Threads that wait for the network: few, because layers run on those of `--threads`, and each takes memory.
@@ -57,6 +59,7 @@ fn run(cli: Cli) -> Result<()> {
             Command::Pull(args) => pull::run(args).await,
             Command::Profile(args) => profile::run(args).await,
             Command::Plan(args) => plan::run(args).await,
+            Command::Calibrate(args) => calibrate::run(args).await,
             Command::Eval(_) | Command::TrainExit(_) => Ok(()),
         }
     })
