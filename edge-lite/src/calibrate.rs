@@ -18,15 +18,16 @@ mod replay;
 mod sweep;
 mod table;
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 
 pub use self::record::{Full, Record};
-pub use self::replay::TailCost;
 pub use self::sweep::{Curve, Point};
-use crate::error::Error;
+use crate::error::{Error, RequestError};
 use crate::local::LocalModel;
 use crate::router::Thresholds;
-use crate::router::thresholds::THRESHOLDS_VERSION;
+use crate::router::thresholds::{THRESHOLDS_VERSION, TailCost};
 use prompts::CalibrationPrompt;
 
 /// Tokens of the local model that are looked at before one is shown.
@@ -80,7 +81,7 @@ impl Calibration {
     /// Finds thresholds in what was recorded. `digests`: of the full model and the local one.
     #[must_use]
     pub fn of(records: Vec<Record>, digests: (String, String), target_agreement: f64) -> Self {
-        let cost = TailCost::of(&records);
+        let cost = replay::measured_cost(&records);
         let all: Vec<&Record> = records.iter().collect();
         let chosen = sweep::choose(&all, cost, target_agreement);
         let (full_model_digest, local_model_digest) = digests;
@@ -90,10 +91,11 @@ impl Calibration {
             local_model_digest,
             target_agreement,
             request: chosen.predictors.request,
-            min_expected_of_request: chosen.policy.min_expected_of_request,
+            tail_cost: cost,
+            accepted_loss_of_request: chosen.policy.accepted_loss_of_request,
             probe_tokens: PROBE_TOKENS,
             probe: chosen.predictors.probe,
-            min_expected_of_probe: chosen.policy.min_expected_of_probe,
+            accepted_loss_of_probe: chosen.policy.accepted_loss_of_probe,
             running_tokens: RUNNING_TOKENS,
             max_running_entropy: chosen.policy.max_running_entropy,
         };
@@ -104,6 +106,34 @@ impl Calibration {
             cost,
             curve,
         }
+    }
+
+    /// Reads what was recorded before. Blocks.
+    ///
+    /// # Errors
+    /// [`RequestError::Read`]; [`RequestError::Value`] where it is something else.
+    pub fn read(path: &Path) -> Result<Self, RequestError> {
+        let json = std::fs::read(path).map_err(|source| RequestError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        serde_json::from_slice(&json).map_err(|error| RequestError::Value {
+            name: "record of a calibration",
+            got: error.to_string(),
+            expected: "what edge-lite calibrate --record writes".to_owned(),
+        })
+    }
+
+    /// The same record with thresholds for another target.
+    #[must_use]
+    pub fn aiming_at(self, target_agreement: f64) -> Self {
+        let Thresholds {
+            full_model_digest,
+            local_model_digest,
+            ..
+        } = self.thresholds;
+        let digests = (full_model_digest, local_model_digest);
+        Self::of(self.records, digests, target_agreement)
     }
 
     /// The table for a document.

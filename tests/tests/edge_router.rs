@@ -11,7 +11,7 @@ use e2e::device::{
 use e2e::tail::Tail;
 use e2e::{PATIENCE, companion, smollm2, tiny_llama};
 use edge_lite::router::Thresholds;
-use edge_lite::router::thresholds::{Predictor, THRESHOLDS_VERSION};
+use edge_lite::router::thresholds::{Predictor, THRESHOLDS_VERSION, TailCost};
 use edge_lite::{
     Error, GenerateRequest, LocalConfig, LocalModel, Prompt, RequestError, Route, RouteMode,
     RouteReason, Router, RouterConfig, SamplingParams, WeightDtype,
@@ -236,7 +236,7 @@ async fn first_tokens_that_are_not_good_enough_are_never_shown() -> Result<()> {
     let (local, full) = (load(companion.path()).await?, load(&tiny_llama()).await?);
     let request = request(tiny_prompt(), TINY_TOKENS, sampled(3));
     let expected = finish(full.generate(request.clone()).await?).await?;
-    let thresholds = companion.thresholds(&tail, Some(1.1), None).await?;
+    let thresholds = companion.thresholds(&tail, Some(0.0), None).await?;
     let looked_at = thresholds.probe_tokens;
     let config = RouterConfig {
         thresholds: Some(thresholds),
@@ -254,7 +254,7 @@ async fn first_tokens_that_are_not_good_enough_are_never_shown() -> Result<()> {
 
     // Where they are good enough, they are the local model's answer, with penalties over the same tokens.
     let config = RouterConfig {
-        thresholds: Some(companion.thresholds(&tail, Some(0.0), None).await?),
+        thresholds: Some(companion.thresholds(&tail, Some(1e6), None).await?),
         ..mode(RouteMode::Auto)
     };
     let router = Router::connect(&tail.url(), lossless(0), Some(local.clone()), config).await?;
@@ -342,7 +342,7 @@ impl Companion {
     async fn thresholds(
         &self,
         tail: &Tail,
-        min_of_probe: Option<f64>,
+        accepted_of_probe: Option<f64>,
         max_entropy: Option<f64>,
     ) -> Result<Thresholds> {
         let client = connect(&tail.url(), 0).await?;
@@ -352,10 +352,14 @@ impl Companion {
             local_model_digest: load(self.path()).await?.model_digest()?,
             target_agreement: 0.5,
             request: Predictor::new([("bias", 0.5)]),
-            min_expected_of_request: None,
+            tail_cost: TailCost {
+                prompt_position_seconds: 0.0,
+                token_seconds: 0.001,
+            },
+            accepted_loss_of_request: None,
             probe_tokens: 4,
             probe: Predictor::new([("bias", 0.5)]),
-            min_expected_of_probe: min_of_probe,
+            accepted_loss_of_probe: accepted_of_probe,
             running_tokens: 6,
             max_running_entropy: max_entropy,
         })

@@ -1,76 +1,58 @@
 //! What a policy would have done with what was recorded, and what that would have cost.
 
-use serde::{Deserialize, Serialize};
-
 use super::fit::{Predictors, probe_values, request_values};
 use super::record::Record;
 use super::{PROBE_TOKENS, RUNNING_TOKENS};
+use crate::router::thresholds::TailCost;
 use crate::router::uncertainty::RunningEntropy;
 
-/// What positions cost the tail.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct TailCost {
-    /// Seconds for each position of a prompt, or of an answer that was begun elsewhere.
-    pub prompt_position_seconds: f64,
-    /// Seconds for each token of an answer.
-    pub token_seconds: f64,
-}
-
-impl TailCost {
-    /// As it was measured, over all records. Where prompt and answer are not told apart, by least squares.
-    #[must_use]
-    pub fn of(records: &[Record]) -> Self {
-        let sum = |value: &dyn Fn(&Record) -> f64| records.iter().map(value).sum::<f64>();
-        let prompt = |record: &Record| record.features.prompt_tokens as f64;
-        let tokens = |record: &Record| record.full_tokens as f64;
-        let told_apart: Option<Vec<f64>> = records
-            .iter()
-            .map(|record| record.full_prompt_seconds)
-            .collect();
-        let (prompt_position_seconds, token_seconds) = match told_apart {
-            Some(prompt_seconds) => {
-                let prompts: f64 = prompt_seconds.iter().sum();
-                let all = sum(&|record| record.full_seconds);
-                (
-                    prompts / sum(&prompt).max(1.0),
-                    (all - prompts) / sum(&tokens).max(1.0),
-                )
-            }
-            None => {
-                let (pp, pt, tt) = (
-                    sum(&|record| prompt(record).powi(2)),
-                    sum(&|record| prompt(record) * tokens(record)),
-                    sum(&|record| tokens(record).powi(2)),
-                );
-                let (ps, ts) = (
-                    sum(&|record| prompt(record) * record.full_seconds),
-                    sum(&|record| tokens(record) * record.full_seconds),
-                );
-                let determinant = (pp * tt - pt * pt).max(f64::MIN_POSITIVE);
-                (
-                    (ps * tt - ts * pt) / determinant,
-                    (ts * pp - ps * pt) / determinant,
-                )
-            }
-        };
-        Self {
-            prompt_position_seconds: prompt_position_seconds.max(0.0),
-            token_seconds: token_seconds.max(0.0),
+/// What positions cost, as it was measured over all records. Where prompt and answer are not told apart, by least
+/// squares.
+pub(super) fn measured_cost(records: &[Record]) -> TailCost {
+    let sum = |value: &dyn Fn(&Record) -> f64| records.iter().map(value).sum::<f64>();
+    let prompt = |record: &Record| record.features.prompt_tokens as f64;
+    let tokens = |record: &Record| record.full_tokens as f64;
+    let told_apart: Option<Vec<f64>> = records
+        .iter()
+        .map(|record| record.full_prompt_seconds)
+        .collect();
+    let (prompt_position_seconds, token_seconds) = match told_apart {
+        Some(prompt_seconds) => {
+            let prompts: f64 = prompt_seconds.iter().sum();
+            let all = sum(&|record| record.full_seconds);
+            (
+                prompts / sum(&prompt).max(1.0),
+                (all - prompts) / sum(&tokens).max(1.0),
+            )
         }
-    }
-
-    /// Of `positions` taken in at once and `tokens` given after them.
-    #[must_use]
-    pub fn seconds(&self, positions: usize, tokens: usize) -> f64 {
-        self.prompt_position_seconds * positions as f64 + self.token_seconds * tokens as f64
+        None => {
+            let (pp, pt, tt) = (
+                sum(&|record| prompt(record).powi(2)),
+                sum(&|record| prompt(record) * tokens(record)),
+                sum(&|record| tokens(record).powi(2)),
+            );
+            let (ps, ts) = (
+                sum(&|record| prompt(record) * record.full_seconds),
+                sum(&|record| tokens(record) * record.full_seconds),
+            );
+            let determinant = (pp * tt - pt * pt).max(f64::MIN_POSITIVE);
+            (
+                (ps * tt - ts * pt) / determinant,
+                (ts * pp - ps * pt) / determinant,
+            )
+        }
+    };
+    TailCost {
+        prompt_position_seconds: prompt_position_seconds.max(0.0),
+        token_seconds: token_seconds.max(0.0),
     }
 }
 
 /// Which of the three looks are taken, and with which bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Policy {
-    pub(super) min_expected_of_request: Option<f64>,
-    pub(super) min_expected_of_probe: Option<f64>,
+    pub(super) accepted_loss_of_request: Option<f64>,
+    pub(super) accepted_loss_of_probe: Option<f64>,
     pub(super) max_running_entropy: Option<f64>,
 }
 
@@ -88,7 +70,9 @@ pub(super) struct Outcome {
 /// A record with what its predictors and its running entropy say, computed once for many policies.
 pub(super) struct Replay<'a> {
     record: &'a Record,
+    /// Expected disagreement for each tail second, by the request's features.
     of_request: f64,
+    /// The same with the first tokens.
     of_probe: f64,
     /// After each token: the largest running mean so far.
     running: Vec<f64>,
@@ -113,10 +97,12 @@ impl<'a> Replay<'a> {
                 }
                 largest
             });
+        let seconds = cost.of_request(&record.features);
+        let loss = |expected: f64| (1.0 - expected) / seconds;
         Self {
             record,
-            of_request: predictors.request.expected(&request_values(record)),
-            of_probe: predictors.probe.expected(&probe_values(record)),
+            of_request: loss(predictors.request.expected(&request_values(record))),
+            of_probe: loss(predictors.probe.expected(&probe_values(record))),
             running: means.collect(),
             cost,
         }
@@ -140,9 +126,10 @@ impl<'a> Replay<'a> {
     }
 
     pub(super) fn outcome(&self, policy: &Policy) -> Outcome {
-        let below = |least: Option<f64>, expected: f64| least.is_some_and(|least| expected < least);
-        if below(policy.min_expected_of_request, self.of_request)
-            || below(policy.min_expected_of_probe, self.of_probe)
+        let below =
+            |accepted: Option<f64>, loss: f64| accepted.is_some_and(|accepted| loss > accepted);
+        if below(policy.accepted_loss_of_request, self.of_request)
+            || below(policy.accepted_loss_of_probe, self.of_probe)
         {
             return self.on_tail();
         }

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::fit::Predictors;
 use super::record::Record;
-use super::replay::{Outcome, Policy, Replay, TailCost};
+use super::replay::{Outcome, Policy, Replay};
+use crate::router::thresholds::TailCost;
 
 /// Parts of the prompts; each is judged by what was chosen on the others.
 pub(super) const FOLDS: usize = 5;
@@ -85,16 +86,16 @@ fn choose_of(records: &[&Record], cost: TailCost, target: f64, looks_into: bool)
     let mut best = (
         f64::INFINITY,
         Policy {
-            min_expected_of_request: Some(2.0),
+            accepted_loss_of_request: Some(-1.0),
             ..Policy::default()
         },
     );
-    for &min_expected_of_request in &requests {
-        for &min_expected_of_probe in &probes {
+    for &accepted_loss_of_request in &requests {
+        for &accepted_loss_of_probe in &probes {
             for &max_running_entropy in &runnings {
                 let policy = Policy {
-                    min_expected_of_request,
-                    min_expected_of_probe,
+                    accepted_loss_of_request,
+                    accepted_loss_of_probe,
                     max_running_entropy,
                 };
                 let point = mean(target, replays.iter().map(|replay| replay.outcome(&policy)));

@@ -59,12 +59,12 @@ pub(super) fn markdown(calibration: &Calibration) -> String {
     }
     let _ = writeln!(
         text,
-        "\nAll on the device: agreement {}. Chosen for {}: least expected agreement {} of the request and {} after {} \
-         tokens, at most {} nats a token over {}.\n",
+        "\nAll on the device: agreement {}. Chosen for {}: an expected disagreement of at most {} for each tail \
+         second by the request and {} after {} tokens, at most {} nats a token over {}.\n",
         percent(curve.device.agreement),
         percent(thresholds.target_agreement),
-        bound(thresholds.min_expected_of_request),
-        bound(thresholds.min_expected_of_probe),
+        bound(thresholds.accepted_loss_of_request),
+        bound(thresholds.accepted_loss_of_probe),
         thresholds.probe_tokens,
         bound(thresholds.max_running_entropy),
         thresholds.running_tokens

@@ -87,6 +87,7 @@ fn dialer(reached: &Reached, config: &ClientConfig) -> Dialer {
         limits: config.limits,
         connect_timeout: config.connect_timeout,
         result_timeout: config.result_timeout,
+        silence_timeout: config.silence_timeout,
         link: SharedLink::default(),
     }
 }

@@ -132,7 +132,9 @@ pub(crate) fn first_route(
         return Ok(to_tail(RouteReason::Uncalibrated));
     };
     let expected = thresholds.request.expected(&features.values());
-    Ok(match thresholds.min_expected_of_request {
+    let needed = thresholds.accepted_loss_of_request;
+    let needed = needed.map(|accepted| thresholds.needed(features, accepted));
+    Ok(match needed {
         Some(needed) if expected < needed => {
             to_tail(RouteReason::LocalTooWeak { expected, needed })
         }
@@ -140,7 +142,7 @@ pub(crate) fn first_route(
             is_watched: true,
             ..to_device(RouteReason::LocalSuffices {
                 expected,
-                needed: needed.unwrap_or(0.0),
+                needed: needed.unwrap_or(0.0).max(0.0),
             })
         },
     })
@@ -178,7 +180,9 @@ pub(crate) fn after_probe(
 ) -> Result<RouteReason, RouteReason> {
     let values = features.values_with(&ProbeSummary::of(tokens));
     let expected = thresholds.probe.expected(&values);
-    match thresholds.min_expected_of_probe {
+    let needed = thresholds.accepted_loss_of_probe;
+    let needed = needed.map(|accepted| thresholds.needed(features, accepted));
+    match needed {
         Some(needed) if expected < needed => Err(RouteReason::LocalUnsure {
             expected,
             needed,
@@ -186,7 +190,7 @@ pub(crate) fn after_probe(
         }),
         needed => Ok(RouteReason::LocalSuffices {
             expected,
-            needed: needed.unwrap_or(0.0),
+            needed: needed.unwrap_or(0.0).max(0.0),
         }),
     }
 }

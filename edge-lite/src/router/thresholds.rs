@@ -59,7 +59,34 @@ impl Predictor {
     }
 }
 
+/// What positions cost the tail.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TailCost {
+    /// Seconds for each position of a prompt, or of an answer that was begun elsewhere.
+    pub prompt_position_seconds: f64,
+    /// Seconds for each token of an answer.
+    pub token_seconds: f64,
+}
+
+impl TailCost {
+    /// Of `positions` taken in at once and `tokens` given after them.
+    #[must_use]
+    pub fn seconds(&self, positions: usize, tokens: usize) -> f64 {
+        self.prompt_position_seconds * positions as f64 + self.token_seconds * tokens as f64
+    }
+
+    /// Of a request, whose answer is as long as it may be.
+    #[must_use]
+    pub fn of_request(&self, features: &RequestFeatures) -> f64 {
+        let seconds = self.seconds(features.prompt_tokens, features.max_tokens);
+        seconds.max(f64::MIN_POSITIVE)
+    }
+}
+
 /// When the local model is good enough, and when it is not any more.
+///
+/// An answer that costs the tail more may differ more: the looks before it compare the expected disagreement with the
+/// tail seconds that it would save. For a mean agreement over many answers, that is the cheapest choice.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Thresholds {
@@ -73,14 +100,17 @@ pub struct Thresholds {
     pub target_agreement: f64,
     /// Predicts from the request alone.
     pub request: Predictor,
-    /// Expected agreement below which the tail answers from the start; `None`: the request alone decides nothing.
-    pub min_expected_of_request: Option<f64>,
+    /// What positions cost the tail.
+    pub tail_cost: TailCost,
+    /// Expected disagreement for each tail second saved, above which the tail answers from the start; `None`: the
+    /// request alone decides nothing.
+    pub accepted_loss_of_request: Option<f64>,
     /// Tokens of the local model that are looked at before the first one is shown; 0: none.
     pub probe_tokens: usize,
     /// Predicts from the request and those tokens.
     pub probe: Predictor,
-    /// Expected agreement below which they are dropped and the tail answers; `None`: they decide nothing.
-    pub min_expected_of_probe: Option<f64>,
+    /// The same, above which they are dropped and the tail answers; `None`: they decide nothing.
+    pub accepted_loss_of_probe: Option<f64>,
     /// Tokens that the running entropy is over.
     pub running_tokens: usize,
     /// Running entropy, in nats, above which the tail takes over; `None`: it never does.
@@ -126,6 +156,12 @@ impl Thresholds {
         Ok(thresholds)
     }
 
+    /// The least agreement that is accepted of an answer to such a request, where `accepted_loss` is a tail second's.
+    #[must_use]
+    pub fn needed(&self, features: &RequestFeatures, accepted_loss: f64) -> f64 {
+        1.0 - accepted_loss * self.tail_cost.of_request(features)
+    }
+
     fn check(&self) -> Result<(), RequestError> {
         let features = RequestFeatures::default();
         let known = (
@@ -140,6 +176,13 @@ impl Thresholds {
             return Err(refuse(format!(
                 "it speaks of {name:?}, which this program does not measure"
             )));
+        }
+        let TailCost {
+            prompt_position_seconds,
+            token_seconds,
+        } = self.tail_cost;
+        if !(prompt_position_seconds >= 0.0 && token_seconds >= 0.0) {
+            return Err(refuse("a position costs less than nothing".to_owned()));
         }
         if !self.request.is_finite() || !self.probe.is_finite() {
             return Err(refuse("a weight is no number".to_owned()));
@@ -192,10 +235,15 @@ pub(crate) mod tests {
             local_model_digest: "sha256:local".to_owned(),
             target_agreement: 0.9,
             request: Predictor::new([("bias", 1.0), ("digit_share", -1.0)]),
-            min_expected_of_request: Some(0.5),
+            tail_cost: TailCost {
+                prompt_position_seconds: 0.0,
+                token_seconds: 0.02,
+            },
+            // Of requests for 50 tokens: 0.5 and 0.2.
+            accepted_loss_of_request: Some(0.5),
             probe_tokens: 4,
             probe: Predictor::new([("bias", 1.0), ("mean_entropy", -0.1)]),
-            min_expected_of_probe: Some(0.8),
+            accepted_loss_of_probe: Some(0.2),
             running_tokens: 4,
             max_running_entropy: Some(3.0),
         }

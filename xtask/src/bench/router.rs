@@ -4,7 +4,7 @@
 //! First `edge-lite calibrate` on both models, which judges every prompt by thresholds that were chosen on others. Then
 //! the router itself, between real processes, on prompts that its thresholds were not chosen on.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
@@ -34,6 +34,12 @@ pub struct Arguments {
     /// Of the prompts that the router's thresholds were not chosen on, one in so many is answered by it.
     #[arg(long, default_value_t = 2)]
     routed_every: usize,
+    /// What an earlier run recorded; the models are not run again.
+    #[arg(long, value_name = "PATH")]
+    recorded: Option<PathBuf>,
+    /// Where what is recorded goes, for --recorded.
+    #[arg(long, value_name = "PATH")]
+    record: Option<PathBuf>,
     /// Where the curve goes, as SVG.
     #[arg(long, default_value = "docs/benchmarks/router.svg")]
     plot: String,
@@ -44,9 +50,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     processes::build()?;
     let (full, local) = (model::fetch()?, companion::path()?);
     let folder = tempfile::tempdir()?;
-    let record = folder.path().join("calibration.json");
+    let record = arguments.record.clone();
+    let record = record.unwrap_or_else(|| folder.path().join("calibration.json"));
     calibrate(arguments, [&full, &local], &record)?;
-    let calibration: Calibration = serde_json::from_slice(&std::fs::read(&record)?)?;
+    let calibration = Calibration::read(&record)?;
     let tail = Tail::start(&full, &[])?;
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(answer(arguments, calibration, &tail.url, &local))
@@ -57,16 +64,23 @@ fn calibrate(
     [full, local]: [&Path; 2],
     record: &Path,
 ) -> anyhow::Result<()> {
-    let status = Command::new(program("edge-lite")?)
-        .args(["--log", "info", "calibrate", "--prompts"])
-        .arg(root().join("tests/prompts/mixed.jsonl"))
+    let mut command = Command::new(program("edge-lite")?);
+    command
+        .args(["--log", "info", "calibrate"])
         .args(["--max-tokens", &arguments.max_tokens.to_string()])
         .args(["--every", &arguments.every.to_string()])
-        .args(["--target-agreement", &arguments.target.to_string()])
-        .arg("--model")
-        .arg(full)
-        .arg("--local")
-        .arg(local)
+        .args(["--target-agreement", &arguments.target.to_string()]);
+    match &arguments.recorded {
+        Some(recorded) => command.arg("--recorded").arg(recorded),
+        None => command
+            .arg("--prompts")
+            .arg(root().join("tests/prompts/mixed.jsonl"))
+            .arg("--model")
+            .arg(full)
+            .arg("--local")
+            .arg(local),
+    };
+    let status = command
         .arg("--record")
         .arg(record)
         .arg("--plot")

@@ -15,17 +15,20 @@ use crate::engine::{client_config, load_model};
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
     /// Prompts, one JSON object a line: id, task, prompt, max_tokens
-    #[arg(long, value_name = "PATH")]
-    pub prompts: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "recorded")]
+    pub prompts: Option<PathBuf>,
     /// The full model's tail: ws://HOST:PORT or wss://HOST
-    #[arg(long, required_unless_present = "model", conflicts_with = "model")]
+    #[arg(long, required_unless_present_any = ["model", "recorded"], conflicts_with = "model")]
     pub tail: Option<String>,
     /// The full model here: a GGUF file, a folder, hf://org/repo or https://host/file.gguf
     #[arg(long)]
     pub model: Option<String>,
     /// The local model, a smaller one of the same tokenizer
-    #[arg(long, value_name = "MODEL")]
-    pub local: String,
+    #[arg(long, value_name = "MODEL", required_unless_present = "recorded")]
+    pub local: Option<String>,
+    /// Choose again from what --record wrote, for another target, and run nothing
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["prompts", "tail", "model", "local"])]
+    pub recorded: Option<PathBuf>,
     /// Share of tokens on which routed answers and the full model's shall agree
     #[arg(long, default_value_t = 0.9, value_parser = share)]
     pub target_agreement: f64,
@@ -60,17 +63,27 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 pub async fn run(args: CalibrateArgs) -> Result<()> {
-    let prompts = prompts::read(&args.prompts)?;
+    let found = match &args.recorded {
+        Some(path) => Calibration::read(path)?.aiming_at(args.target_agreement),
+        None => record(&args).await?,
+    };
+    write(&args, &found)
+}
+
+/// Runs every prompt on both models.
+async fn record(args: &CalibrateArgs) -> Result<Calibration> {
+    let prompts = prompts::read(args.prompts.as_deref().context("--prompts is missing")?)?;
     let prompts: Vec<_> = prompts
         .into_iter()
         .step_by(usize::from(args.every))
         .collect();
     let cache_dir = args.head.place.cache_dir.as_deref();
+    let local = args.local.as_deref().context("--local is missing")?;
     let config = LocalConfig {
         place: args.head.place.device,
         ..LocalConfig::default()
     };
-    let local = load_model(&args.local, cache_dir, config.clone()).await?;
+    let local = load_model(local, cache_dir, config.clone()).await?;
     let full = match (&args.tail, &args.model) {
         (Some(tail), _) => {
             // Guesses, and what the tail has kept, would hide what a token costs.
@@ -93,9 +106,8 @@ pub async fn run(args: CalibrateArgs) -> Result<()> {
         if done.is_multiple_of(20) {
             tracing::info!("prompt {done} of {all}");
         }
-    })
-    .await?;
-    write(&args, &found)
+    });
+    Ok(found.await?)
 }
 
 fn write(args: &CalibrateArgs, found: &Calibration) -> Result<()> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::calibrate::replay::measured_cost;
 use crate::router::features::RequestFeatures;
 use crate::router::uncertainty::Uncertainty;
 
@@ -43,7 +44,7 @@ fn records() -> Vec<Record> {
 #[test]
 fn what_positions_cost_is_found_again() {
     let mut records = records();
-    let found = TailCost::of(&records);
+    let found = measured_cost(&records);
     assert!(
         (found.prompt_position_seconds - 0.01).abs() < 1e-9,
         "{found:?}"
@@ -56,7 +57,7 @@ fn what_positions_cost_is_found_again() {
             0.01 * record.features.prompt_tokens as f64 + 0.05 * record.full_tokens as f64;
         record.full_prompt_seconds = None;
     }
-    let found = TailCost::of(&records);
+    let found = measured_cost(&records);
     assert!(
         (found.prompt_position_seconds - 0.01).abs() < 1e-9,
         "{found:?}"
@@ -68,7 +69,7 @@ fn what_positions_cost_is_found_again() {
 fn unsure_answers_go_to_the_tail_and_sure_ones_do_not() {
     let records = records();
     let all: Vec<&Record> = records.iter().collect();
-    let cost = TailCost::of(&records);
+    let cost = measured_cost(&records);
     let chosen = choose(&all, cost, 0.9);
     let outcomes: Vec<Outcome> = replays(&all, &chosen.predictors, cost)
         .iter()
@@ -91,7 +92,7 @@ fn a_target_that_cannot_be_kept_here_sends_everything_away() {
         .map(|index| record(index, |token| token % 2 == 0))
         .collect();
     let all: Vec<&Record> = records.iter().collect();
-    let cost = TailCost::of(&records);
+    let cost = measured_cost(&records);
     let chosen = choose(&all, cost, 0.999);
     let replays = replays(&all, &chosen.predictors, cost);
     assert!(
@@ -105,7 +106,7 @@ fn a_target_that_cannot_be_kept_here_sends_everything_away() {
 fn the_curve_is_better_than_chance_where_uncertainty_tells() {
     let records = records();
     let all: Vec<&Record> = records.iter().collect();
-    let curve = curve(&all, TailCost::of(&records));
+    let curve = curve(&all, measured_cost(&records));
     let at = |points: &[Point]| {
         points
             .iter()

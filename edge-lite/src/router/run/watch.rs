@@ -39,7 +39,7 @@ impl<'a> Watch<'a> {
             .thresholds
             .as_ref()
             .filter(|_| self.is_on)?;
-        thresholds.min_expected_of_probe?;
+        thresholds.accepted_loss_of_probe?;
         (thresholds.probe_tokens > 0).then_some(thresholds.probe_tokens)
     }
 
