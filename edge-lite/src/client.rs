@@ -14,14 +14,14 @@ use headway_wire::Codec;
 
 use crate::answer::Plan;
 use crate::artifact_cache::ArtifactCache;
-use crate::config::ClientConfig;
+use crate::config::{ClientConfig, DraftModelFile};
 use crate::connection::Dialer;
 use crate::device_layers::{DeviceLayers, Holding};
 use crate::drafting::DraftModel;
 use crate::error::{DeviceError, Error, RequestError, TailError};
 use crate::generation::Generation;
 use crate::head_layers::HeadLayers;
-use crate::link::{Link, SharedLink};
+use crate::link::Link;
 use crate::local::{LocalConfig, LocalModel};
 use crate::on_device::{Backoff, Reporter};
 use crate::prefill::Prefill;
@@ -244,10 +244,7 @@ impl Client {
             .max_positions
             .unwrap_or(usize::MAX)
             .min(manifest.max_positions);
-        let draft_file = config
-            .draft_model
-            .clone()
-            .filter(|_| choice.split_layer > 0);
+        let draft_file = config.draft_model.clone();
         let (vocabulary, head_layers, draft_model) = {
             let manifest = Arc::clone(&manifest);
             let holding = Holding {
@@ -255,13 +252,9 @@ impl Client {
                 place: config.place,
                 max_positions,
             };
-            let load = move || -> Result<_, Error> {
-                let (vocabulary, head_layers) =
-                    load_head(&manifest, choice, holding, (&tokenizer_file, &files))?;
-                let draft_model = draft_file
-                    .map(|file| DraftModel::load(&file, &manifest, choice.split_layer, holding))
-                    .transpose()?;
-                Ok((vocabulary, head_layers, draft_model))
+            let load = move || {
+                let files = (&tokenizer_file, files.as_slice());
+                load_head(&manifest, choice, holding, files, draft_file.as_ref())
             };
             tokio::task::spawn_blocking(load)
                 .await
@@ -282,16 +275,7 @@ impl Client {
             whole.reporting_to(reporter.clone())
         });
         let session = Arc::new(SessionConfig {
-            dialer: Dialer {
-                url,
-                tls,
-                token: config.credentials.token,
-                limits: config.limits,
-                connect_timeout: config.connect_timeout,
-                result_timeout: config.result_timeout,
-                link: SharedLink::default(),
-                silence_timeout: config.silence_timeout,
-            },
+            dialer: Dialer::new(url, tls, &config),
             model_digest: manifest.model_digest.clone(),
             split_layer: choice.split_layer,
             num_layers: model.num_layers,
@@ -459,28 +443,26 @@ fn whole_model(
     LocalModel::of_tail(layers, Arc::clone(vocabulary), &local_config, digest)
 }
 
-/// Reads tokenizer and head layers from their files. Blocks.
+/// Reads tokenizer, head layers and what guesses for them from their files. Blocks.
 fn load_head(
     manifest: &Manifest,
     choice: Choice,
     holding: Holding,
     (tokenizer_file, files): (&PathBuf, &[PathBuf]),
-) -> Result<(Vocabulary, Option<HeadLayers>), Error> {
+    draft_file: Option<&DraftModelFile>,
+) -> Result<(Vocabulary, Option<HeadLayers>, Option<DraftModel>), Error> {
     let json = std::fs::read(tokenizer_file).map_err(DeviceError::cache(tokenizer_file))?;
     let tokenizer = Tokenizer::from_json(&json)?;
     drop(json);
     let vocabulary = Vocabulary::of_identity(&manifest.identity, tokenizer)?;
-    if choice.split_layer == 0 {
-        return Ok((vocabulary, None));
+    let split_layer = choice.split_layer;
+    if split_layer == 0 {
+        return Ok((vocabulary, None, None));
     }
     let config = manifest.identity.config.clone();
-    Ok((
-        vocabulary,
-        Some(HeadLayers::load(
-            config,
-            files,
-            choice.split_layer,
-            holding,
-        )?),
-    ))
+    let head_layers = HeadLayers::load(config, files, split_layer, holding)?;
+    let draft_model = draft_file
+        .map(|file| DraftModel::load(file, manifest, split_layer, holding))
+        .transpose()?;
+    Ok((vocabulary, Some(head_layers), draft_model))
 }

@@ -18,6 +18,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{Connector, MaybeTlsStream, WebSocketStream};
 
+use crate::config::ClientConfig;
 use crate::credentials::Token;
 use crate::error::{Refused, TailError};
 use crate::link::{Exchange, SharedLink};
@@ -44,6 +45,22 @@ pub(crate) struct Dialer {
     /// Learns from what is sent and answered.
     pub(crate) link: SharedLink,
     pub(crate) silence_timeout: Duration,
+}
+
+impl Dialer {
+    /// With what `config` says of connections, and a link of which nothing is known.
+    pub(crate) fn new(url: TailUrl, tls: Arc<rustls::ClientConfig>, config: &ClientConfig) -> Self {
+        Self {
+            url,
+            tls,
+            token: config.credentials.token.clone(),
+            limits: config.limits,
+            connect_timeout: config.connect_timeout,
+            result_timeout: config.result_timeout,
+            silence_timeout: config.silence_timeout,
+            link: SharedLink::default(),
+        }
+    }
 }
 
 /// Bytes on a WebSocket: payloads and frame headers.

@@ -358,14 +358,12 @@ async fn serve_session(tail: TestTail, mut socket: WebSocket) -> Option<()> {
         match fate {
             Some(Fate::CutAfter(tokens)) if sampled > tokens => return None,
             Some(Fate::GoAwayAfter(tokens)) if sample && sampled == tokens => {
-                send(
-                    &mut socket,
-                    GoAway {
-                        deadline_ms: 1000,
-                        reason: "test".to_owned(),
-                    },
-                )
-                .await?;
+                let (deadline_ms, reason) = (1000, "test".to_owned());
+                let go_away = GoAway {
+                    deadline_ms,
+                    reason,
+                };
+                send(&mut socket, go_away).await?;
             }
             _ => {}
         }

@@ -179,18 +179,10 @@ async fn run_on<D: Device>(
     let tokenizer_digest = manifest.identity.tokenizer.digest.clone();
     let room = room(&config, kv_limits, &metrics);
     background.spawn(room.capacity.clone().forget_old_prefixes());
-    if let Some(rebalance) = config.sessions.rebalance.clone() {
-        let metrics = Arc::clone(&metrics);
-        let record = move |asked| metrics.record_rebalanced(asked);
-        rebalance::watch_target(rebalance, room.live.clone(), record, &mut reloads);
-    }
+    watch_session_target(&config, &room, &metrics, &mut reloads);
     background.spawn(reloads.run(config.timeouts.reload, Arc::clone(&metrics)));
     let max_draft_tokens = max_draft_tokens(&config, limits);
-    let load_limits = LoadLimits {
-        max_sessions: config.max_sessions,
-        step_rows: limits.step_tokens,
-        max_draft_tokens: max_draft_tokens as usize,
-    };
+    let load_limits = load_limits(&config, limits, max_draft_tokens);
     let on_device_answers =
         OnDeviceAnswers::new(&manifest, Arc::clone(&savings), config.timeouts.headers);
     let sessions = SessionService {
@@ -304,6 +296,28 @@ fn max_draft_tokens(config: &Config, limits: DeviceLimits) -> u32 {
     let most = Batcher::new(limits.step_tokens).max_whole_rows() - 1;
     let most = u32::try_from(most).unwrap_or(u32::MAX);
     config.sessions.max_draft_tokens.min(most)
+}
+
+const fn load_limits(config: &Config, limits: DeviceLimits, max_draft_tokens: u32) -> LoadLimits {
+    LoadLimits {
+        max_sessions: config.max_sessions,
+        step_rows: limits.step_tokens,
+        max_draft_tokens: max_draft_tokens as usize,
+    }
+}
+
+/// Asks sessions to move where this tail has more than it should.
+fn watch_session_target(
+    config: &Config,
+    room: &Room,
+    metrics: &Arc<Metrics>,
+    reloads: &mut Reloads,
+) {
+    if let Some(rebalance) = config.sessions.rebalance.clone() {
+        let metrics = Arc::clone(metrics);
+        let record = move |asked| metrics.record_rebalanced(asked);
+        rebalance::watch_target(rebalance, room.live.clone(), record, reloads);
+    }
 }
 
 fn room(config: &Config, kv_limits: KvLimits, metrics: &Arc<Metrics>) -> Room {

@@ -328,7 +328,7 @@ fn times<'a>(input: &PlannerInput<'a>, plan: Plan) -> Result<&'a LayerTimes, Str
     let layers = &input.profile.layers;
     let held = Held::of(quantization, input.policy.dtype, input.manifest);
     layers
-        .into_iter()
+        .iter()
         .find(|times| times.held == held && times.layer_ms(1, 0) > 0.0)
         .ok_or_else(|| {
             format!("layers with head quantisation {quantization} were not measured here")

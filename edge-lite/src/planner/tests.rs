@@ -279,14 +279,16 @@ fn what_the_tail_holds_of_the_prompt_is_not_sent_nor_computed_there() {
     );
 }
 
+type Change = fn(&mut World);
+
 #[test]
 fn numbers_that_are_none_are_refused() {
-    let refused = |change: fn(&mut World)| {
+    let refused = |change: Change| {
         let mut world = World::new();
         change(&mut world);
         world.plan().unwrap_err().to_string()
     };
-    let cases: [(fn(&mut World), &str); 9] = [
+    let cases: [(Change, &str); 9] = [
         (
             |world| world.workload.prompt_tokens = 0,
             "prompt_tokens is 0",

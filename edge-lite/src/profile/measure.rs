@@ -265,10 +265,12 @@ impl Runs {
 /// 0 where looking up is a part of the layers.
 fn embedding_row_ms(layers: &DeviceLayers) -> Result<f64, DeviceError> {
     const ROWS: u32 = 64;
-    let decoder = match layers {
-        DeviceLayers::Cpu(decoder) => decoder,
-        #[cfg(feature = "cuda")]
-        DeviceLayers::Gpu(_) => return Ok(0.0),
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(irrefutable_let_patterns, reason = "layers on a GPU are another kind")
+    )]
+    let DeviceLayers::Cpu(decoder) = layers else {
+        return Ok(0.0);
     };
     let vocab_size = u32::try_from(decoder.config().vocab_size).unwrap_or(u32::MAX);
     let ids: Vec<u32> = (0..ROWS).map(|index| index * 97 % vocab_size).collect();

@@ -16,7 +16,7 @@ use crate::client::Reached;
 use crate::config::ClientConfig;
 use crate::connection::{Connection, Dialer};
 use crate::error::{DeviceError, Error};
-use crate::link::{Exchange, Link, SharedLink};
+use crate::link::{Exchange, Link};
 use crate::rows::wire_u32;
 
 /// Of the prompt and the tokens from which a tail learns what they cost: rows, and tokens enough for the first ones,
@@ -45,7 +45,7 @@ pub(crate) struct Probed {
 pub(crate) async fn probe(reached: &Reached, config: &ClientConfig) -> Result<Probed, Error> {
     let probe = Probe {
         manifest: &reached.manifest,
-        dialer: dialer(reached, config),
+        dialer: Dialer::new(reached.url.clone(), Arc::clone(&reached.tls), config),
     };
     let load = reached.api.load().await?;
     let (prompt_rows, tokens) = match is_measured(&load.costs) {
@@ -77,19 +77,6 @@ pub(crate) fn is_measured(costs: &RowCosts) -> bool {
     costs.decode_step_layer_us.is_some()
         && costs.prefill_row_layer_us.is_some()
         && costs.sampled_row_us.is_some()
-}
-
-fn dialer(reached: &Reached, config: &ClientConfig) -> Dialer {
-    Dialer {
-        url: reached.url.clone(),
-        tls: Arc::clone(&reached.tls),
-        token: config.credentials.token.clone(),
-        limits: config.limits,
-        connect_timeout: config.connect_timeout,
-        result_timeout: config.result_timeout,
-        silence_timeout: config.silence_timeout,
-        link: SharedLink::default(),
-    }
 }
 
 struct Probe<'a> {

@@ -10,8 +10,10 @@ use crate::error::DeviceError;
 use crate::head_layers::HeadPass;
 use crate::replay::ReplayBuffer;
 
-/// What the layers are to make: a step, and the time it took.
-type Work = Box<dyn FnOnce(&mut HeadPass) -> Result<(Made, Duration), DeviceError> + Send>;
+/// A step, and the time that the layers took for it.
+pub(super) type Timed = Result<(Made, Duration), DeviceError>;
+/// What the layers are to make.
+type Work = Box<dyn FnOnce(&mut HeadPass) -> Timed + Send>;
 
 /// The head layers' side, where there is one.
 pub(super) struct Head {
@@ -26,7 +28,7 @@ pub(super) struct Head {
 pub(super) enum Pass {
     Idle(Box<HeadPass>),
     /// Computes; gives the pass back with the rows.
-    Busy(JoinHandle<(Box<HeadPass>, Result<(Made, Duration), DeviceError>)>),
+    Busy(JoinHandle<(Box<HeadPass>, Timed)>),
     /// Computes what went up as token ids; gives the pass back with the time it took.
     CatchingUp(JoinHandle<(Box<HeadPass>, Result<Duration, DeviceError>)>),
     /// A worker thread panicked and took the pass along; `ready` has reported it.
@@ -49,10 +51,7 @@ impl Head {
     }
 
     /// Starts to make a step by `work`, off the async threads; where the layers catch up, once they have.
-    pub(super) fn start(
-        &mut self,
-        work: impl FnOnce(&mut HeadPass) -> Result<(Made, Duration), DeviceError> + Send + 'static,
-    ) {
+    pub(super) fn start(&mut self, work: impl FnOnce(&mut HeadPass) -> Timed + Send + 'static) {
         self.start_work(Box::new(work));
     }
 
