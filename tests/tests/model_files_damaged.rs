@@ -391,7 +391,7 @@ fn a_device_that_cannot_do_what_is_asked_says_why() -> Result<()> {
         (
             vec!["--tail", &nobody, "--split-layer", "most"],
             2,
-            vec!["--split-layer", "a number of layers or auto"],
+            vec!["--split-layer", "a number of layers, auto or plan"],
         ),
         (
             vec!["--tail", &nobody, "--head-quantization", "q9_9"],
