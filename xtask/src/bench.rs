@@ -65,3 +65,14 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
+
+/// So many words that mean nothing.
+fn text_of(words: usize) -> String {
+    let words_of_text = [
+        "the", "river", "runs", "past", "a", "small", "town", "and", "old", "hills", "in", "green",
+    ];
+    (0..words)
+        .map(|i| words_of_text[i * 7 % 12])
+        .collect::<Vec<_>>()
+        .join(" ")
+}

@@ -50,11 +50,10 @@ pub fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What `edge-lite generate` reports of an answer by the tail at `url`, with unquantised head weights and one thread.
-pub fn generate(url: &str, arguments: &[&str]) -> anyhow::Result<Report> {
+/// What `edge-lite` prints with one thread.
+pub fn edge_lite(arguments: &[&str]) -> anyhow::Result<Vec<u8>> {
     let output = Command::new(program("edge-lite")?)
-        .args(["--threads", "1", "generate", "--tail", url])
-        .args(["--head-quantization", "none", "--format", "json"])
+        .args(["--threads", "1"])
         .args(arguments)
         .stderr(Stdio::piped())
         .output()?;
@@ -63,7 +62,22 @@ pub fn generate(url: &str, arguments: &[&str]) -> anyhow::Result<Report> {
         "edge-lite failed: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    serde_json::from_slice(&output.stdout).context("edge-lite prints a report")
+    Ok(output.stdout)
+}
+
+/// What `edge-lite generate` reports of an answer by the tail at `url`, with unquantised head weights and one thread.
+pub fn generate(url: &str, arguments: &[&str]) -> anyhow::Result<Report> {
+    let fixed = [
+        "generate",
+        "--tail",
+        url,
+        "--head-quantization",
+        "none",
+        "--format",
+        "json",
+    ];
+    let report = edge_lite(&[&fixed, arguments].concat())?;
+    serde_json::from_slice(&report).context("edge-lite prints a report")
 }
 
 /// Trains an early exit of `model` with the settings of `edge-lite train-exit`, on all cores; its log goes to stderr.

@@ -1,16 +1,14 @@
 //! `cargo xtask bench plan`.
 
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use edge_lite::Report;
 use serde_json::Value;
 
-use super::median;
 use super::relay::{Network, Relays};
+use super::{median, text_of};
 use crate::model;
-use crate::paths::program;
 use crate::processes::{self, Tail};
 
 /// Options of `bench plan`.
@@ -72,9 +70,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let relays = Relays::to(&tail.url)?;
     // Weights are fetched, the tail is warm, and the device is measured once, before any network is emulated.
     for split_layer in &arguments.split_layers {
-        generate(arguments, &tail.url, &text(12), &split_layer.to_string())?;
+        generate(arguments, &tail.url, &text_of(12), &split_layer.to_string())?;
     }
-    edge_lite(&["profile", "--tail", &tail.url])?;
+    processes::edge_lite(&["profile", "--tail", &tail.url])?;
     println!(
         "{} tokens, f32, one thread a side; medians of {}; predicted / measured.\n",
         arguments.tokens, arguments.repeats
@@ -97,7 +95,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 let cell = Cell {
                     network: format!("{round_trip} ms, {uplink}"),
                     url: url.clone(),
-                    prompt: text(words),
+                    prompt: text_of(words),
                 };
                 measure(arguments, &cell, &mut results)?;
             }
@@ -207,7 +205,7 @@ impl Results {
 /// What `edge-lite plan` says of this prompt over this network.
 fn predicted(arguments: &Arguments, url: &str, prompt_tokens: usize) -> anyhow::Result<Value> {
     let (prompt_tokens, answer_tokens) = (prompt_tokens.to_string(), arguments.tokens.to_string());
-    let json = edge_lite(&[
+    let json = processes::edge_lite(&[
         "plan",
         "--tail",
         url,
@@ -262,28 +260,4 @@ fn generate(
         prompt,
     ];
     processes::generate(url, &chosen)
-}
-
-fn edge_lite(rest: &[&str]) -> anyhow::Result<Vec<u8>> {
-    let output = Command::new(program("edge-lite")?)
-        .args(["--threads", "1"])
-        .args(rest)
-        .stderr(Stdio::piped())
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "edge-lite failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(output.stdout)
-}
-
-fn text(words: usize) -> String {
-    let words_of_text = [
-        "the", "river", "runs", "past", "a", "small", "town", "and", "old", "hills", "in", "green",
-    ];
-    (0..words)
-        .map(|i| words_of_text[i * 7 % 12])
-        .collect::<Vec<_>>()
-        .join(" ")
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use edge_lite::Report;
 
-use super::median;
 use super::relay::{Network, Relays};
+use super::{median, text_of};
 use crate::model;
 use crate::processes::{self, Tail};
 
@@ -107,7 +107,7 @@ fn decode_speed(report: &Report) -> f64 {
 }
 
 fn measure(arguments: &Arguments, url: &str, codec: &str) -> anyhow::Result<Measured> {
-    let long_prompt = long_prompt(arguments.long_prompt_words);
+    let long_prompt = text_of(arguments.long_prompt_words);
     let (mut decode, mut short, mut long, mut tokens) = (Vec::new(), Vec::new(), Vec::new(), 0);
     for _ in 0..arguments.repeats {
         let report = generate(arguments, url, codec, SHORT_PROMPT, arguments.tokens)?;
@@ -135,16 +135,6 @@ fn bytes_per_token(arguments: &Arguments, url: &str, codec: &str) -> anyhow::Res
         (long.bytes_up - short.bytes_up) as f64 / tokens,
         (long.bytes_down - short.bytes_down) as f64 / tokens,
     ))
-}
-
-fn long_prompt(words: usize) -> String {
-    let words_of_text = [
-        "the", "river", "runs", "past", "a", "small", "town", "and", "old", "hills", "in", "green",
-    ];
-    (0..words)
-        .map(|i| words_of_text[i * 7 % 12])
-        .collect::<Vec<_>>()
-        .join(" ")
 }
 
 fn generate(

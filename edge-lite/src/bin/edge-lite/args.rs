@@ -44,7 +44,7 @@ pub enum Command {
     Plan(PlanArgs),
     /// Measure what a split costs in quality
     Eval(EvalArgs),
-    /// Train an early exit, whose guesses hide round trips (--draft exit)
+    /// Train an early exit, whose guesses hide round trips (--early-exit)
     TrainExit(TrainExitArgs),
     /// Find out when a smaller model here is good enough, for --routing
     Calibrate(CalibrateArgs),
