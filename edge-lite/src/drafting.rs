@@ -153,10 +153,11 @@ impl Drafter {
         self.length.verified(draft.source, &classes, right);
     }
 
-    /// A step with `draft` took `time`, from the first row's computation to the result.
-    pub(crate) fn took(&mut self, draft: Option<&Draft>, time: Duration) {
+    /// A step with `draft`, of which `accepted` tokens are right, took `time`, from the first row's computation to the
+    /// result.
+    pub(crate) fn took(&mut self, draft: Option<&Draft>, accepted: usize, time: Duration) {
         let guesses = draft.map(|draft| (draft.source, draft.token_ids.len()));
-        self.length.took(guesses, time);
+        self.length.took(guesses, accepted, time);
     }
 }
 
@@ -223,13 +224,13 @@ mod tests {
     fn guesses_that_are_always_wrong_end_until_they_would_be_right() {
         let mut drafter = lookup();
         let sequence = [1, 2, 3, 1, 2, 3];
-        drafter.took(None, Duration::from_millis(50));
+        drafter.took(None, 0, Duration::from_millis(50));
         let guess = |drafter: &mut Drafter, right: bool| {
             let draft = looked_up(drafter, &sequence, 8).unwrap();
             let guesses = draft.token_ids.len();
             let accepted = if right { guesses } else { 0 };
             drafter.verified(&draft, accepted, if right { 1 } else { 9 });
-            drafter.took(Some(&draft), Duration::from_millis(60));
+            drafter.took(Some(&draft), accepted, Duration::from_millis(60));
             guesses
         };
         let ended = (0..100).position(|_| guess(&mut drafter, false) == 0);

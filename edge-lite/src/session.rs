@@ -397,7 +397,7 @@ impl<'a> Session<'a> {
         let Some(drafter) = &mut self.drafter else {
             return;
         };
-        drafter.took(draft, took);
+        drafter.took(draft, right, took);
         if let Some((draft, token_id)) = draft.zip(result.token_id) {
             drafter.verified(draft, right, token_id);
         }

@@ -6,11 +6,15 @@
 //! The loss is the cross-entropy between the model's distribution over the frequent tokens and the exit's, at every
 //! position. Nothing but this device and the model is needed.
 
+mod attention;
 mod lens;
 mod network;
 mod optimizer;
 mod own_text;
+mod product;
+mod row_operations;
 mod schedule;
+mod values;
 
 use std::path::PathBuf;
 
@@ -26,6 +30,8 @@ use rayon::prelude::*;
 use self::network::Network;
 use self::optimizer::{Optimizer, Rates};
 use self::own_text::{AT_END, AT_SPLIT, MAX_POSITIONS, OwnText, Taps, Text};
+use self::product::product;
+use self::row_operations::{dot, softmax};
 use self::schedule::{batches_of, scale, stride};
 use crate::error::{DeviceError, Error, RequestError};
 use crate::vocabulary::Vocabulary;
@@ -314,7 +320,7 @@ impl Trainer {
         for first in (0..rows).step_by(LOGIT_ROWS) {
             let count = LOGIT_ROWS.min(rows - first);
             let logits = |states: &Tensor| {
-                let logits = states.narrow(0, first, count)?.matmul(&self.lm_head)?;
+                let logits = product(&states.narrow(0, first, count)?, &self.lm_head)?;
                 logits.flatten_all()?.to_vec1::<f32>()
             };
             let (mut guessed, mut right) = (logits(out)?, logits(normed)?);
@@ -326,7 +332,7 @@ impl Trainer {
                 .map(|(guessed, right)| cross_entropy(guessed, right, share))
                 .sum::<f32>();
             let gradient = Tensor::from_vec(guessed, (count, vocab_size), &Device::Cpu)?;
-            gradients.push(gradient.matmul(&self.network.lm_head)?);
+            gradients.push(product(&gradient, &self.network.lm_head)?);
         }
         Ok((Tensor::cat(&gradients, 0)?, loss))
     }
@@ -371,17 +377,11 @@ fn normalize(row: &mut [f32], weight: &[f32], eps: f32) {
 
 /// Cross-entropy of `guessed` under `right`, both logits, times `share`; its gradient takes the place of `guessed`.
 fn cross_entropy(guessed: &mut [f32], right: &mut [f32], share: f32) -> f32 {
-    let log_total = |logits: &mut [f32]| {
-        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let total: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-        largest + total.ln()
-    };
-    let (guessed_total, right_total) = (log_total(guessed), log_total(right));
-    let mut loss = 0.0;
+    softmax(right);
+    let along = dot(guessed, right);
+    let loss = softmax(guessed) - along;
     for (guess, right) in guessed.iter_mut().zip(right) {
-        let probability = (*right - right_total).exp();
-        loss -= probability * (*guess - guessed_total);
-        *guess = ((*guess - guessed_total).exp() - probability) * share;
+        *guess = (*guess - *right) * share;
     }
     loss * share
 }

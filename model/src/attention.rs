@@ -1,7 +1,8 @@
-//! Grouped-query attention of new positions over a session's KV cache.
+//! Grouped-query attention of new positions over their sessions' KV caches.
 
 use std::ops::Range;
 
+use crate::decoder::Segment;
 use crate::kv_cache::store::{BLOCK_POSITIONS, BlockId, KvStore};
 use crate::kv_cache::table::KvTable;
 use crate::linear::DisjointOut;
@@ -30,10 +31,10 @@ pub(crate) struct AttentionShape {
 
 /// One layer of a session's cache.
 #[derive(Clone, Copy)]
-pub(crate) struct LayerCache<'a> {
-    pub store: &'a KvStore,
-    pub table: &'a KvTable,
-    pub layer: usize,
+struct LayerCache<'a> {
+    store: &'a KvStore,
+    table: &'a KvTable,
+    layer: usize,
 }
 
 impl LayerCache<'_> {
@@ -44,38 +45,50 @@ impl LayerCache<'_> {
 }
 
 impl AttentionShape {
-    /// Attention of `rows` new positions, the first at `table.len()`, whose keys and values are written.
+    /// Attention in `layer` of the new positions of `segments`, whose keys and values are written.
     ///
-    /// `q`: `[rows, q_stride]`, of which the first `num_attention_heads · head_dim` columns are the
+    /// `q`: `[rows of all segments, q_stride]`, of which the first `num_attention_heads · head_dim` columns are the
     /// rotated queries. Writes `out`: `[rows, num_attention_heads, head_dim]`.
     pub(crate) fn forward(
         self,
-        cache: LayerCache<'_>,
+        (store, layer): (&KvStore, usize),
+        segments: &[Segment<'_>],
         q: &[f32],
         q_stride: usize,
         out: &mut [f32],
     ) {
-        let rows = q.len() / q_stride;
         let q_size = self.num_attention_heads * self.head_dim;
-        let first_position = cache.table.len();
-        let products = rows * q_size * (first_position + rows);
-        let out = DisjointOut::new(out, q_size);
         let rows_per_item = (GROUP_QUERIES / self.queries_per_kv_head()).max(1);
-        let row_blocks = rows.div_ceil(rows_per_item);
+        let (mut products, mut first_row, mut items) = (0, 0, 0);
+        let shares: Vec<_> = segments
+            .iter()
+            .map(|segment| {
+                let share = Share {
+                    segment: *segment,
+                    first_row,
+                    row_blocks: segment.rows.div_ceil(rows_per_item),
+                    first_item: items,
+                };
+                products += segment.rows * q_size * (segment.table.len() + segment.rows);
+                first_row += segment.rows;
+                items += share.row_blocks * self.num_kv_heads;
+                share
+            })
+            .collect();
+        let out = DisjointOut::new(out, q_size);
         let work = |items: Range<usize>| {
             dispatch(Attend {
                 shape: self,
-                cache,
+                store,
+                layer,
+                shares: &shares,
                 q,
                 q_stride,
-                first_position,
                 out,
                 rows_per_item,
-                row_blocks,
                 items,
             });
         };
-        let items = row_blocks * self.num_kv_heads;
         if products < PARALLEL_PRODUCTS {
             work(0..items)
         } else {
@@ -88,17 +101,28 @@ impl AttentionShape {
     }
 }
 
-/// Some (row block, key-value head) pairs. Later rows see more and come first, so that the threads end
-/// together: an item is `blocks from the last · num_kv_heads + kv_head`.
+/// A segment's part of the work.
+#[derive(Clone, Copy)]
+struct Share<'a> {
+    segment: Segment<'a>,
+    /// Its first row in the batch.
+    first_row: usize,
+    row_blocks: usize,
+    /// Items of the segments before it.
+    first_item: usize,
+}
+
+/// Some (segment, row block, key-value head) triples. A segment's later rows see more and come first, so that the
+/// threads end together: its items are `blocks from the last · num_kv_heads + kv_head`.
 struct Attend<'a> {
     shape: AttentionShape,
-    cache: LayerCache<'a>,
+    store: &'a KvStore,
+    layer: usize,
+    shares: &'a [Share<'a>],
     q: &'a [f32],
     q_stride: usize,
-    first_position: usize,
     out: DisjointOut<'a>,
     rows_per_item: usize,
-    row_blocks: usize,
     items: Range<usize>,
 }
 
@@ -114,20 +138,31 @@ impl Work for Attend<'_> {
         let mut scores = Vec::new();
         let mut context = Vec::new();
         for item in self.items.clone() {
-            let row_block = self.row_blocks - 1 - item / num_kv_heads;
+            let behind = self
+                .shares
+                .partition_point(|share| share.first_item <= item);
+            let share = self.shares[behind - 1];
+            let Segment { table, rows } = share.segment;
+            let item = item - share.first_item;
+            let row_block = share.row_blocks - 1 - item / num_kv_heads;
             let kv_head = item % num_kv_heads;
-            let rows = row_block * self.rows_per_item
-                ..((row_block + 1) * self.rows_per_item).min(self.q.len() / self.q_stride);
+            let rows =
+                row_block * self.rows_per_item..((row_block + 1) * self.rows_per_item).min(rows);
             let group = Group {
-                cache: self.cache,
+                cache: LayerCache {
+                    store: self.store,
+                    table,
+                    layer: self.layer,
+                },
                 kv_head,
                 head_dim,
-                queries: self.queries(rows.clone(), kv_head),
+                queries: self.queries(share, rows.clone(), kv_head),
             };
             context.clear();
             context.resize(rows.len() * group_size, 0.0);
             group.attend::<S>(&mut scores, &mut context);
             for (row, context) in rows.zip(context.chunks_exact(group_size)) {
+                let row = share.first_row + row;
                 self.out.write(row, kv_head * group_size, context);
             }
         }
@@ -135,14 +170,16 @@ impl Work for Attend<'_> {
 }
 
 impl<'a> Attend<'a> {
-    /// The queries of `rows` that read `kv_head`, row by row.
-    fn queries(&self, rows: Range<usize>, kv_head: usize) -> Vec<Query<'a>> {
+    /// The queries of `rows` of a segment that read `kv_head`, row by row.
+    fn queries(&self, share: Share<'_>, rows: Range<usize>, kv_head: usize) -> Vec<Query<'a>> {
         let shape = self.shape;
         let group_size = shape.queries_per_kv_head() * shape.head_dim;
+        let first_position = share.segment.table.len();
         rows.flat_map(|row| {
-            let end = self.first_position + row + 1;
+            let end = first_position + row + 1;
             let start = shape.window.map_or(0, |window| end.saturating_sub(window));
-            let q = &self.q[row * self.q_stride + kv_head * group_size..][..group_size];
+            let q = (share.first_row + row) * self.q_stride + kv_head * group_size;
+            let q = &self.q[q..][..group_size];
             q.chunks_exact(shape.head_dim).map(move |q| Query {
                 q,
                 visible: start..end,
@@ -298,7 +335,7 @@ fn softmax_numerators<S: Simd>(scores: &mut [f32]) -> f32 {
 /// `x = exp(x - offset)` for `x <= offset`: `2^n · e^r` with a polynomial for `|r| <= ln 2 / 2`
 /// (coefficients of the Cephes library's `expf`; relative error below 2e-7). 0 below about -87.
 #[inline(always)]
-pub(crate) fn exp(values: &mut [f32; LANES], offset: f32) {
+pub fn exp(values: &mut [f32; LANES], offset: f32) {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;

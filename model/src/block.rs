@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use crate::attention::{AttentionShape, LayerCache, exp};
+use crate::attention::{AttentionShape, exp};
 use crate::config::ModelConfig;
 use crate::decoder::Segment;
 use crate::error::LoadError;
@@ -138,7 +138,7 @@ impl Block {
         self.shape.num_attention_heads * self.shape.head_dim
     }
 
-    /// Rotates q and k, writes k and v to the store, and attends, session by session.
+    /// Rotates q and k, writes k and v to the store, and attends.
     fn attend(
         &self,
         qkv: &mut [f32],
@@ -150,35 +150,30 @@ impl Block {
         let stride = self.qkv.outputs();
         let q_size = self.q_size();
         let kv_size = self.shape.num_kv_heads * self.shape.head_dim;
-        let mut row = 0;
-        for segment in segments {
-            let qkv = &mut qkv[row * stride..(row + segment.rows) * stride];
-            let first_position = segment.table.len();
-            for_rows(stride, qkv, |i, qkv| {
-                let (q, kv) = qkv.split_at_mut(q_size);
-                let k = &mut kv[..kv_size];
-                if let Some((q_norm, k_norm)) = &self.qk_norm {
-                    q_norm.forward_in_place(q);
-                    k_norm.forward_in_place(k);
-                }
-                rope.rotate(q, first_position + i);
-                rope.rotate(k, first_position + i);
-            });
-            for (i, qkv) in qkv.chunks_exact(stride).enumerate() {
-                let position = first_position + i;
-                let (k, v) = qkv[q_size..].split_at(kv_size);
-                let block = segment.table.block(self.layer, position / BLOCK_POSITIONS);
-                store.write(block, position % BLOCK_POSITIONS, k, v);
+        let places: Vec<_> = segments
+            .iter()
+            .flat_map(|Segment { table, rows }| {
+                (table.len()..table.len() + rows).map(move |position| (*table, position))
+            })
+            .collect();
+        for_rows(stride, qkv, |row, qkv| {
+            let (_, position) = places[row];
+            let (q, kv) = qkv.split_at_mut(q_size);
+            let k = &mut kv[..kv_size];
+            if let Some((q_norm, k_norm)) = &self.qk_norm {
+                q_norm.forward_in_place(q);
+                k_norm.forward_in_place(k);
             }
-            let context = &mut context[row * q_size..(row + segment.rows) * q_size];
-            let cache = LayerCache {
-                store,
-                table: segment.table,
-                layer: self.layer,
-            };
-            self.shape.forward(cache, qkv, stride, context);
-            row += segment.rows;
+            rope.rotate(q, position);
+            rope.rotate(k, position);
+        });
+        for ((table, position), qkv) in places.iter().zip(qkv.chunks_exact(stride)) {
+            let (k, v) = qkv[q_size..].split_at(kv_size);
+            let block = table.block(self.layer, position / BLOCK_POSITIONS);
+            store.write(block, position % BLOCK_POSITIONS, k, v);
         }
+        let cache = (&*store, self.layer);
+        self.shape.forward(cache, segments, qkv, stride, context);
     }
 }
 

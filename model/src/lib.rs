@@ -14,6 +14,7 @@
 
 pub mod artifact;
 pub mod attention;
+pub mod bf16_product;
 pub mod block;
 pub mod chat_template;
 pub mod config;

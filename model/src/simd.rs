@@ -16,6 +16,7 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub(crate) mod bf16_tiles;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;

@@ -17,6 +17,10 @@ const USUAL_ROW_COST: f64 = 1.0 / 16.0;
 const REMAINS: f64 = 0.97;
 /// The weight of a new time in the running means.
 const NEW: f64 = 0.2;
+/// What remains of a model's steps with each further one.
+const STEPS_REMAIN: f64 = 0.9;
+/// How many steps the expectation of a model's rate counts for, beside those that were taken.
+const EXPECTED_STEPS: f64 = 2.0;
 /// Classes of each source.
 const CLASSES: usize = 6;
 
@@ -63,6 +67,8 @@ pub(super) struct DraftLength {
     model: Known,
     /// Seconds of a step of one row.
     one_row: Option<f64>,
+    /// Tokens and seconds of the steps whose guesses were a model's.
+    model_steps: (f64, f64),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +94,7 @@ impl Default for DraftLength {
             lookup: known(MATCHES.map(|(_, right)| right)),
             model: known(CONFIDENCES.map(|(_, right)| right)),
             one_row: None,
+            model_steps: (0.0, 0.0),
         }
     }
 }
@@ -156,14 +163,19 @@ impl DraftLength {
         (guesses, budget.rate())
     }
 
-    /// The rate that guesses of a model give where each is as good as they are in the mean.
+    /// The rate of a model's steps: what is expected where each guess is as good as they are in the mean, and soon what
+    /// such steps gave, because a model's guesses are no better where it is sure of many and wrong with the first.
     pub(super) fn model_rate(&self, most: usize) -> f64 {
         let sum = |of: fn(&Count) -> f64| self.model.classes.iter().map(of).sum::<f64>();
         let mean = sum(|count| count.right) / sum(|count| count.all);
         let mut budget = self.budget(Source::Model, most);
         budget.probabilities = [mean; CLASSES];
         while budget.add(0) {}
-        budget.rate()
+        let Some(one_row) = self.one_row.filter(|seconds| *seconds > 0.0) else {
+            return budget.rate();
+        };
+        let (tokens, seconds) = self.model_steps;
+        (EXPECTED_STEPS * budget.rate() + tokens) / (EXPECTED_STEPS + seconds / one_row)
     }
 
     /// Of guesses of these classes, one after the other, the first `right` were right and then one was wrong, where there
@@ -186,8 +198,8 @@ impl DraftLength {
         }
     }
 
-    /// A step with `guesses` of a source took `time`; `None` without guesses.
-    pub(super) fn took(&mut self, guesses: Option<(Source, usize)>, time: Duration) {
+    /// A step with `guesses` of a source, of which `right` were, took `time`; `None` without guesses.
+    pub(super) fn took(&mut self, guesses: Option<(Source, usize)>, right: usize, time: Duration) {
         let seconds = time.as_secs_f64();
         match (guesses, self.one_row) {
             (None | Some((_, 0)), _) => self.one_row = Some(mean(self.one_row, seconds)),
@@ -197,6 +209,11 @@ impl DraftLength {
                 known.further_row = Some(mean(known.further_row, each));
             }
             (Some(_), None) => {}
+        }
+        if let Some((Source::Model, _)) = guesses {
+            let (tokens, sum) = &mut self.model_steps;
+            *tokens = *tokens * STEPS_REMAIN + 1.0 + float(right);
+            *sum = *sum * STEPS_REMAIN + seconds;
         }
     }
 
@@ -239,8 +256,8 @@ mod tests {
     fn learned(source: Source, right: usize, one_row: u64, eleven_rows: u64) -> DraftLength {
         let mut length = DraftLength::default();
         for _ in 0..100 {
-            length.took(None, milliseconds(one_row));
-            length.took(Some((source, 10)), milliseconds(eleven_rows));
+            length.took(None, 0, milliseconds(one_row));
+            length.took(Some((source, 10)), right, milliseconds(eleven_rows));
             length.verified(source, &[CLASS; 10], right);
         }
         length
@@ -308,6 +325,26 @@ mod tests {
             }
         }
         assert!(length.model_rate(8) <= 1.0);
+    }
+
+    #[test]
+    fn a_model_is_worth_what_its_steps_gave() {
+        let mut length = DraftLength::default();
+        length.took(None, 0, milliseconds(50));
+        let expected = length.model_rate(8);
+        let steps = |length: &mut DraftLength, right: usize| {
+            for _ in 0..50 {
+                length.took(Some((Source::Model, 4)), right, milliseconds(75));
+            }
+            length.model_rate(8)
+        };
+        let poor = steps(&mut length, 0);
+        assert!(poor < 1.0 && poor < expected, "{poor} {expected}");
+        let good = steps(&mut length, 4);
+        assert!(
+            (2.5..=3.5).contains(&good),
+            "five tokens in 1.5 steps' time: {good}"
+        );
     }
 
     #[test]

@@ -3,10 +3,14 @@
 use std::collections::BTreeMap;
 
 use candle_core::{D, Device, Result, Tensor, Var};
-use headway_model::config::{ModelConfig, RopeLayout};
+use headway_model::config::ModelConfig;
 use headway_model::early_exit::{ExitWeights, INPUT_BIAS, INPUT_WEIGHT, exit_tensors};
 use headway_model::rope::Rope;
 use headway_model::weights::names::{EMBEDDING, OUTPUT_NORM, in_layer};
+
+use super::attention::attention;
+use super::product::product;
+use super::row_operations::{rms_norm, rotate, silu_product};
 
 /// What is trained, and the lm_head, which is not.
 pub(super) struct Network {
@@ -18,8 +22,6 @@ pub(super) struct Network {
     /// `[positions, head_dim / 2]`.
     cos: Tensor,
     sin: Tensor,
-    /// 0 where a position sees another and `-inf` where not, `[positions, positions]`.
-    mask: Tensor,
 }
 
 impl Network {
@@ -44,7 +46,6 @@ impl Network {
             lm_head: lm_head.ok_or_else(|| candle_core::Error::Msg(EMBEDDING.to_owned()))?,
             cos,
             sin,
-            mask: mask(max_positions)?,
             config,
         })
     }
@@ -62,7 +63,7 @@ impl Network {
     /// `hidden_states`: `[batch, positions, hidden_size]` behind the split layer. Returns what the lm_head takes, of the
     /// same shape.
     pub(super) fn forward(&self, hidden_states: &Tensor) -> Result<Tensor> {
-        let input = product(hidden_states, &self.vars[INPUT_WEIGHT])?;
+        let input = linear(hidden_states, &self.vars[INPUT_WEIGHT])?;
         let mut x = input.broadcast_add(&self.vars[INPUT_BIAS])?;
         for layer in 0..self.config.num_layers {
             x = (&x + self.attention(layer, &x)?)?;
@@ -78,7 +79,7 @@ impl Network {
         let head_dim = config.head_dim;
         let normed = self.norm(x, &in_layer(layer, "attn_norm.weight"))?;
         let projected = |name: &str, heads: usize| {
-            let mut out = product(&normed, self.weight(layer, &format!("attn_{name}.weight")))?;
+            let mut out = linear(&normed, self.weight(layer, &format!("attn_{name}.weight")))?;
             if config.architecture.has_qkv_bias() {
                 out = out.broadcast_add(self.weight(layer, &format!("attn_{name}.bias")))?;
             }
@@ -89,35 +90,20 @@ impl Network {
             if config.architecture.has_qk_norm() {
                 out = self.norm(&out, &in_layer(layer, &format!("attn_{name}_norm.weight")))?;
             }
-            self.rotate(&out.transpose(1, 2)?.contiguous()?)
+            rotate(&out, &self.cos, &self.sin, config.rope_layout)
         };
         let (q, k) = (rotated("q", heads)?, rotated("k", kv_heads)?);
-        let v = projected("v", kv_heads)?.transpose(1, 2)?.contiguous()?;
-        // The query heads of one key head lie behind each other.
-        let group = heads / kv_heads;
-        let q = q.reshape((batch, kv_heads, group * positions, head_dim))?;
-        #[expect(clippy::cast_precision_loss, reason = "the width of a head")]
-        let scale = 1.0 / (head_dim as f64).sqrt();
-        let scores = (q.matmul(&k.transpose(2, 3)?.contiguous()?)? * scale)?;
-        let mask = self.mask.narrow(0, 0, positions)?.narrow(1, 0, positions)?;
-        let scores = scores
-            .reshape((batch, kv_heads, group, positions, positions))?
-            .broadcast_add(&mask)?;
-        let weights = softmax(&scores)?.reshape((batch, kv_heads, group * positions, positions))?;
-        let context = weights
-            .matmul(&v)?
-            .reshape((batch, heads, positions, head_dim))?
-            .transpose(1, 2)?
-            .contiguous()?
-            .reshape((batch, positions, heads * head_dim))?;
-        product(&context, self.weight(layer, "attn_output.weight"))
+        let context = attention(&q, &k, &projected("v", kv_heads)?)?;
+        let context = context.reshape((batch, positions, heads * head_dim))?;
+        linear(&context, self.weight(layer, "attn_output.weight"))
     }
 
     fn mlp(&self, layer: usize, x: &Tensor) -> Result<Tensor> {
         let normed = self.norm(x, &in_layer(layer, "ffn_norm.weight"))?;
-        let gate = product(&normed, self.weight(layer, "ffn_gate.weight"))?.silu()?;
-        let up = product(&normed, self.weight(layer, "ffn_up.weight"))?;
-        product(&(gate * up)?, self.weight(layer, "ffn_down.weight"))
+        let gate = linear(&normed, self.weight(layer, "ffn_gate.weight"))?;
+        let up = linear(&normed, self.weight(layer, "ffn_up.weight"))?;
+        let gated = silu_product(&gate, &up)?;
+        linear(&gated, self.weight(layer, "ffn_down.weight"))
     }
 
     fn weight(&self, layer: usize, name: &str) -> &Var {
@@ -126,53 +112,18 @@ impl Network {
 
     /// RMS norm over the last dimension.
     fn norm(&self, x: &Tensor, name: &str) -> Result<Tensor> {
-        let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
-        let rms = (mean_square + f64::from(self.config.rms_norm_eps))?.sqrt()?;
-        x.broadcast_div(&rms)?.broadcast_mul(&self.vars[name])
-    }
-
-    /// `x`: `[batch, heads, positions, head_dim]`, from position 0 on.
-    fn rotate(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, heads, positions, head_dim) = x.dims4()?;
-        let half = head_dim / 2;
-        let cos = self.cos.narrow(0, 0, positions)?;
-        let sin = self.sin.narrow(0, 0, positions)?;
-        let (first, second) = match self.config.rope_layout {
-            RopeLayout::Half => (x.narrow(3, 0, half)?, x.narrow(3, half, half)?),
-            RopeLayout::Interleaved => {
-                let pairs = x.reshape((batch, heads, positions, half, 2))?;
-                (
-                    pairs.narrow(4, 0, 1)?.squeeze(4)?,
-                    pairs.narrow(4, 1, 1)?.squeeze(4)?,
-                )
-            }
-        };
-        let turned = |a: &Tensor, b: &Tensor| a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?;
-        let a = turned(&first, &second)?;
-        let b = (second.broadcast_mul(&cos)? + first.broadcast_mul(&sin)?)?;
-        match self.config.rope_layout {
-            RopeLayout::Half => Tensor::cat(&[a, b], 3),
-            RopeLayout::Interleaved => Tensor::stack(&[a, b], 4)?.reshape(x.shape()),
-        }
+        rms_norm(x, &self.vars[name], self.config.rms_norm_eps)
     }
 }
 
 /// `x Wᵀ` over the last dimension.
-fn product(x: &Tensor, weight: &Var) -> Result<Tensor> {
+fn linear(x: &Tensor, weight: &Var) -> Result<Tensor> {
     let (rows, columns) = (x.elem_count() / x.dim(D::Minus1)?, x.dim(D::Minus1)?);
     let mut shape = x.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = weight.dim(0)?;
     }
-    x.reshape((rows, columns))?
-        .matmul(&weight.t()?)?
-        .reshape(shape)
-}
-
-fn softmax(x: &Tensor) -> Result<Tensor> {
-    let largest = x.max_keepdim(D::Minus1)?.detach();
-    let exponentials = x.broadcast_sub(&largest)?.exp()?;
-    exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)
+    product(&x.reshape((rows, columns))?, &weight.t()?)?.reshape(shape)
 }
 
 fn angles(config: &ModelConfig, max_positions: usize) -> Result<(Tensor, Tensor)> {
@@ -189,17 +140,4 @@ fn angles(config: &ModelConfig, max_positions: usize) -> Result<(Tensor, Tensor)
         Tensor::from_vec(values, (max_positions, config.head_dim / 2), &Device::Cpu)
     };
     Ok((of(f32::cos)?, of(f32::sin)?))
-}
-
-fn mask(positions: usize) -> Result<Tensor> {
-    let values: Vec<f32> = (0..positions * positions)
-        .map(|i| {
-            if i % positions <= i / positions {
-                0.0
-            } else {
-                f32::NEG_INFINITY
-            }
-        })
-        .collect();
-    Tensor::from_vec(values, (positions, positions), &Device::Cpu)
 }

@@ -9,6 +9,8 @@ use std::collections::BTreeMap;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
 
+use super::product::product;
+
 /// Of a matrix's momentum, what remains at each step.
 const MOMENTUM: f64 = 0.95;
 /// Adam's decays of the means of gradients and of their squares.
@@ -107,9 +109,9 @@ fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
     let mut x = (wide / (norm + 1e-7))?;
     let (a, b, c) = QUINTIC;
     for _ in 0..ITERATIONS {
-        let gram = x.matmul(&x.t()?)?;
-        let polynomial = ((&gram * b)? + (gram.matmul(&gram)? * c)?)?;
-        x = ((&x * a)? + polynomial.matmul(&x)?)?;
+        let gram = product(&x, &x.t()?)?;
+        let polynomial = ((&gram * b)? + (product(&gram, &gram)? * c)?)?;
+        x = ((&x * a)? + product(&polynomial, &x)?)?;
     }
     if rows > columns {
         x.t()?.contiguous()

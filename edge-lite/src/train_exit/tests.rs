@@ -111,3 +111,83 @@ fn the_gradient_is_that_of_the_cross_entropy() {
         assert!((found - expected).abs() < 1e-3, "{found} {expected}");
     }
 }
+
+/// Gradients of `Σ out · weights` by differences, for a few values of each input.
+fn gradients_are_those_of(inputs: &[Tensor], of: impl Fn(&[Tensor]) -> Tensor) {
+    let vars: Vec<_> = inputs
+        .iter()
+        .map(|input| candle_core::Var::from_tensor(input).unwrap())
+        .collect();
+    let tensors: Vec<_> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let out = of(&tensors);
+    let weights = Tensor::randn(0_f32, 1.0, out.shape(), &Device::Cpu).unwrap();
+    let sum = |out: Tensor| (out * &weights).unwrap().sum_all().unwrap();
+    let gradients = sum(out).backward().unwrap();
+    for (index, input) in inputs.iter().enumerate() {
+        let gradient = gradients.get(&vars[index]).unwrap();
+        let gradient = gradient.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let values = input.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for place in (0..values.len()).step_by(values.len() / 7 + 1) {
+            let moved = |by: f32| {
+                let mut values = values.clone();
+                values[place] += by;
+                let mut inputs = inputs.to_vec();
+                inputs[index] = Tensor::from_vec(values, input.shape(), &Device::Cpu).unwrap();
+                f64::from(sum(of(&inputs)).to_scalar::<f32>().unwrap())
+            };
+            let expected = (moved(0.01) - moved(-0.01)) / 0.02;
+            let found = f64::from(gradient[place]);
+            assert!(
+                (found - expected).abs() < 0.02 * (1.0 + expected.abs()),
+                "input {index}, value {place}: {found}, not {expected}"
+            );
+        }
+    }
+}
+
+fn noise(shape: &[usize]) -> Tensor {
+    Tensor::randn(0_f32, 1.0, shape, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn gradients_of_the_operations_are_their_slopes() {
+    use candle_core::D;
+    use headway_model::config::RopeLayout;
+
+    use super::attention::attention;
+    use super::row_operations::{rms_norm, rotate, silu_product};
+
+    gradients_are_those_of(&[noise(&[70, 20]), noise(&[20])], |inputs| {
+        rms_norm(&inputs[0], &inputs[1], 1e-5).unwrap()
+    });
+    gradients_are_those_of(&[noise(&[3, 21]), noise(&[3, 21])], |inputs| {
+        silu_product(&inputs[0], &inputs[1]).unwrap()
+    });
+    let angles = noise(&[9, 4]);
+    let (cos, sin) = (angles.cos().unwrap(), angles.sin().unwrap());
+    for layout in [RopeLayout::Half, RopeLayout::Interleaved] {
+        gradients_are_those_of(&[noise(&[2, 7, 3, 8])], |inputs| {
+            rotate(&inputs[0], &cos, &sin, layout).unwrap()
+        });
+    }
+    let (q, kv) = ([2, 11, 6, 20], [2, 11, 2, 20]);
+    gradients_are_those_of(&[noise(&q), noise(&kv), noise(&kv)], |inputs| {
+        attention(&inputs[0], &inputs[1], &inputs[2]).unwrap()
+    });
+    // And attention is what it is called: one key's value where there is one, all of them alike where keys are.
+    let (q, k, v) = (
+        noise(&q),
+        Tensor::zeros(&kv, candle_core::DType::F32, &Device::Cpu).unwrap(),
+        noise(&kv),
+    );
+    let out = attention(&q, &k, &v).unwrap();
+    let mean = v.mean_keepdim(1).unwrap().narrow(2, 1, 1).unwrap();
+    let last = out.narrow(1, 10, 1).unwrap().narrow(2, 3, 1).unwrap();
+    let difference = (last - mean)
+        .unwrap()
+        .abs()
+        .unwrap()
+        .max(D::Minus1)
+        .unwrap();
+    assert!(difference.max_all().unwrap().to_scalar::<f32>().unwrap() < 1e-5);
+}

@@ -54,13 +54,12 @@ impl Session {
         let positions = self.keys.len() / (shape.num_kv_heads * shape.head_dim);
         self.table.truncate(0);
         self.table.advance(positions - q.len() / q_size);
-        let cache = LayerCache {
-            store: &self.store,
+        let segment = Segment {
             table: &self.table,
-            layer: 0,
+            rows: q.len() / q_size,
         };
         let mut out = vec![0.0; q.len()];
-        shape.forward(cache, q, q_size, &mut out);
+        shape.forward((&self.store, 0), &[segment], q, q_size, &mut out);
         out
     }
 

@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::sync::LazyLock;
 
 use super::LANES;
+use super::bf16_tiles::{DEPTH as BF16_DEPTH, Sums, Tile};
 use super::tile_unit::{DEPTH, DotTile, RowTile, WeightTile};
 
 thread_local! {
@@ -19,18 +20,26 @@ pub struct TileUnit {
     not_send: PhantomData<*const ()>,
 }
 
-/// True where the processor has the instructions and the system lets this process use them.
+const AMX_BF16: u32 = 1 << 22;
+const AMX_TILE: u32 = 1 << 24;
+const AMX_INT8: u32 = 1 << 25;
+
+/// True where the processor has the instructions for bytes and the system lets this process use them.
 pub fn detected() -> bool {
-    static DETECTED: LazyLock<bool> =
-        LazyLock::new(|| super::avx512::detected() && has_instructions() && permitted());
+    static DETECTED: LazyLock<bool> = LazyLock::new(|| may_use(AMX_INT8));
     *DETECTED
 }
 
-fn has_instructions() -> bool {
-    const AMX_TILE: u32 = 1 << 24;
-    const AMX_INT8: u32 = 1 << 25;
-    let edx = __cpuid_count(7, 0).edx;
-    edx & AMX_TILE != 0 && edx & AMX_INT8 != 0
+/// The same of the instructions for bfloat16.
+pub fn bf16_detected() -> bool {
+    static DETECTED: LazyLock<bool> = LazyLock::new(|| may_use(AMX_BF16));
+    *DETECTED
+}
+
+fn may_use(instructions: u32) -> bool {
+    let wanted = AMX_TILE | instructions;
+    let has_instructions = __cpuid_count(7, 0).edx & wanted == wanted;
+    super::avx512::detected() && has_instructions && permitted()
 }
 
 /// Asks Linux for the tile registers: a process has them only after it asked.
@@ -84,14 +93,8 @@ impl TileUnit {
             !IN_USE.replace(true),
             "a thread has one set of tile registers"
         );
-        // SAFETY: the instructions were detected, and the configuration is a valid one of 64 bytes.
-        unsafe {
-            asm!(
-                "ldtilecfg [{configuration}]",
-                configuration = in(reg) &raw const CONFIGURATION,
-                options(nostack, readonly, preserves_flags),
-            );
-        }
+        // SAFETY: the instructions were detected.
+        unsafe { configure(&CONFIGURATION) };
         Self {
             not_send: PhantomData,
         }
@@ -153,7 +156,117 @@ impl TileUnit {
 impl Drop for TileUnit {
     fn drop(&mut self) {
         // SAFETY: a unit exists only where the instructions were detected.
-        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
-        IN_USE.set(false);
+        unsafe { release() }
+    }
+}
+
+/// # Safety
+/// The instructions must have been detected.
+unsafe fn configure(configuration: &Configuration) {
+    // SAFETY: the caller's promise, and every configuration here is a valid one of 64 bytes.
+    unsafe {
+        asm!(
+            "ldtilecfg [{configuration}]",
+            configuration = in(reg) &raw const *configuration,
+            options(nostack, readonly, preserves_flags),
+        );
+    }
+}
+
+/// # Safety
+/// The instructions must have been detected.
+unsafe fn release() {
+    // SAFETY: the caller's promise.
+    unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+    IN_USE.set(false);
+}
+
+/// The tile registers of this thread, configured for bfloat16; they are given back when this is dropped.
+pub struct Bf16Unit {
+    /// The configuration is the thread's.
+    not_send: PhantomData<*const ()>,
+}
+
+/// Registers 0 to 3 hold sums, 4 and 5 tiles of the left matrix, 6 and 7 of the right one.
+static BF16_CONFIGURATION: Configuration = Configuration {
+    palette: 1,
+    start_row: 0,
+    reserved: [0; 14],
+    row_bytes: [64, 64, 64, 64, 64, 64, 64, 64, 0, 0, 0, 0, 0, 0, 0, 0],
+    rows: [16, 16, 16, 16, 16, 16, 16, 16, 0, 0, 0, 0, 0, 0, 0, 0],
+};
+
+impl Bf16Unit {
+    /// Configures this thread's registers. Panics where there are none, and where the thread has a unit.
+    pub fn new() -> Self {
+        assert!(
+            bf16_detected(),
+            "tile registers were detected before they are used"
+        );
+        assert!(
+            !IN_USE.replace(true),
+            "a thread has one set of tile registers"
+        );
+        // SAFETY: the instructions were detected.
+        unsafe { configure(&BF16_CONFIGURATION) };
+        Self {
+            not_send: PhantomData,
+        }
+    }
+
+    /// Writes the products of two rows of tiles with two columns of tiles, summed over all of them; the four have the same
+    /// length.
+    #[inline(always)]
+    pub fn products(&self, left: [&[Tile]; 2], right: [&[Tile]; 2], sums: &mut [[Sums; 2]; 2]) {
+        let depth = left[0].len();
+        assert!(
+            depth > 0 && left[1].len() == depth && right.iter().all(|tiles| tiles.len() == depth),
+            "rows and columns of as many tiles"
+        );
+        let sums = sums.as_flattened_mut();
+        // SAFETY: this unit configured the registers on this thread; the loop reads `depth` tiles of 1024 bytes from each
+        // pointer and writes four sums of the configured size.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "2:",
+                "tileloadd tmm4, [{a0} + {row_bytes}]",
+                "tileloadd tmm6, [{b0} + {row_bytes}]",
+                "tileloadd tmm7, [{b1} + {row_bytes}]",
+                "tileloadd tmm5, [{a1} + {row_bytes}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {a0}, 1024",
+                "add {a1}, 1024",
+                "add {b0}, 1024",
+                "add {b1}, 1024",
+                "dec {depth}",
+                "jnz 2b",
+                "tilestored [{sums} + {row_bytes}], tmm0",
+                "tilestored [{sums} + {row_bytes} + 1024], tmm1",
+                "tilestored [{sums} + {row_bytes} + 2048], tmm2",
+                "tilestored [{sums} + {row_bytes} + 3072], tmm3",
+                a0 = inout(reg) left[0].as_ptr() => _,
+                a1 = inout(reg) left[1].as_ptr() => _,
+                b0 = inout(reg) right[0].as_ptr() => _,
+                b1 = inout(reg) right[1].as_ptr() => _,
+                depth = inout(reg) depth => _,
+                sums = in(reg) sums.as_mut_ptr(),
+                row_bytes = in(reg) 2 * BF16_DEPTH,
+                options(nostack),
+            );
+        }
+    }
+}
+
+impl Drop for Bf16Unit {
+    fn drop(&mut self) {
+        // SAFETY: a unit exists only where the instructions were detected.
+        unsafe { release() }
     }
 }

@@ -22,7 +22,7 @@ pub struct SessionArgs {
     #[arg(long, value_name = "N", default_value_t = 300)]
     pub prefix_retention_seconds: u64,
     /// The most draft tokens that one step verifies, at most 64; 0 verifies none.
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 16)]
     pub max_draft_tokens: u32,
     /// A file with the number of sessions that this tail should have at most; empty or absent: no such number.
     /// When it changes, the sessions beyond it are asked once to move to another tail. It refuses nobody.

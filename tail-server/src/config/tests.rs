@@ -210,7 +210,7 @@ fn sessions_are_evicted_kept_and_verified_as_said() {
     let defaults = SessionConfig {
         evict_idle: Duration::from_secs(30),
         prefix_retention: Some(Duration::from_secs(300)),
-        max_draft_tokens: 8,
+        max_draft_tokens: 16,
         rebalance: None,
     };
     assert_eq!(config(&[]).unwrap().sessions, defaults);
