@@ -76,6 +76,8 @@ struct Unanswered {
     sample: bool,
     /// Of the rows, the last ones that are guesses.
     guesses: usize,
+    /// The token of the first row, where the step runs ahead of the result before it.
+    first_guess: Option<u32>,
     /// Set where nothing else was on its way when it was sent: then its time is the link's and its own.
     alone: Option<Sent>,
 }
@@ -96,6 +98,9 @@ pub(crate) struct Connection {
     pub(crate) opened: Opened,
     pub(crate) go_away: Option<GoAway>,
     unanswered: VecDeque<Unanswered>,
+    /// A guess was wrong: the steps that ran ahead of it will be passed over, and the tail holds so many positions until
+    /// then.
+    passing_over: Option<usize>,
     /// Positions that the tail held from the start, and those sent on this connection.
     sent: usize,
     pub(crate) traffic: Traffic,
@@ -105,6 +110,10 @@ pub(crate) struct Connection {
 pub(crate) struct Answered {
     pub(crate) result: StepResult,
     pub(crate) sample: bool,
+    /// The step ran ahead of the result before it.
+    pub(crate) ran_ahead: bool,
+    /// The step had guesses behind its first row.
+    pub(crate) had_guesses: bool,
 }
 
 impl Connection {
@@ -157,6 +166,7 @@ impl Connection {
             opened: Opened::default(),
             go_away: None,
             unanswered: VecDeque::new(),
+            passing_over: None,
             sent: 0,
             traffic: Traffic::default(),
         };
@@ -192,6 +202,12 @@ impl Connection {
         self.unanswered.len()
     }
 
+    /// Of them, those that run ahead.
+    pub(crate) fn unanswered_ahead(&self) -> usize {
+        let ahead = self.unanswered.iter();
+        ahead.filter(|step| step.first_guess.is_some()).count()
+    }
+
     /// Sends a step whose last position is `end - 1`, guesses included.
     pub(crate) async fn send_step(&mut self, step: Step, end: usize) -> Result<(), TailError> {
         let guesses = step.draft.as_ref().map_or(0, |draft| draft.ids.len());
@@ -200,6 +216,7 @@ impl Connection {
             end,
             sample: step.sample,
             guesses,
+            first_guess: step.first_guess,
             alone: None,
         });
         self.sent = end;
@@ -270,21 +287,33 @@ impl Connection {
             end,
             sample,
             guesses,
+            first_guess,
             alone,
         }) = self.unanswered.pop_front()
         else {
             return Err(protocol("a result came without a step"));
         };
+        let answered = Answered {
+            sample,
+            ran_ahead: first_guess.is_some(),
+            had_guesses: guesses > 0,
+            result,
+        };
+        let result = &answered.result;
+        if first_guess.is_none() {
+            self.passing_over = None;
+        }
+        if result.passed_over != self.passing_over.is_some() {
+            return Err(protocol(
+                "a step was passed over that was guessed right, or one was not that was guessed wrong",
+            ));
+        }
         let right = result.draft_accepted as usize;
         if right > guesses {
             let reason = format!("{right} guesses are right of a step with {guesses}");
             return Err(TailError::Protocol { reason });
         }
-        let end = end - (guesses - right);
-        if guesses > 0 {
-            // No other step was sent behind the guesses.
-            self.sent = end;
-        }
+        let end = self.passing_over.unwrap_or(end - (guesses - right));
         if result.positions != wire_u32(end) {
             let reason = format!(
                 "a result is for {} positions; expected {end}",
@@ -292,14 +321,27 @@ impl Connection {
             );
             return Err(TailError::Protocol { reason });
         }
+        if result.passed_over {
+            return Ok(answered);
+        }
         if sample && result.token_id.is_none() {
             return Err(protocol("a step asked for a token and got none"));
+        }
+        let next = self.unanswered.front().map(|step| step.first_guess);
+        let is_continued = right == guesses && next == Some(result.token_id) && sample;
+        match next {
+            Some(Some(_)) if !is_continued => {
+                self.passing_over = Some(end);
+                self.sent = end;
+            }
+            None if guesses > 0 => self.sent = end,
+            _ => {}
         }
         if let Some(sent) = alone {
             let tail_us = result.compute_us.saturating_add(result.queue_us);
             self.exchanged(sent, Duration::from_micros(tail_us));
         }
-        Ok(Answered { result, sample })
+        Ok(answered)
     }
 
     /// What was sent is answered now.

@@ -1,8 +1,9 @@
-//! Guesses of the next tokens, which the tail verifies in one step: several tokens for one round trip.
+//! Guesses of the next tokens, so that several come in one round trip.
 //!
 //! A guess stands where it is the very token that the tail samples at its place, so that guesses change when tokens
 //! come, and never which (Leviathan et al. 2023, with the tail's own draws in place of a comparison of two
-//! distributions). What a wrong guess costs is the time and the bytes of its row.
+//! distributions). What followed the same tokens before is sent behind the last token's row and verified in its step;
+//! what is guessed while a result is on its way runs ahead of that in steps of its own.
 
 mod length;
 mod lookup;
@@ -13,8 +14,8 @@ use std::time::Duration;
 use self::length::{DraftLength, Source, class_of_confidence, class_of_match};
 use self::lookup::{Match, longest_match};
 
-pub(crate) use self::length::Budget;
-pub(crate) use self::model::{DraftModel, DraftPass, Guess};
+pub(crate) use self::length::Outlook;
+pub(crate) use self::model::{DraftModel, DraftPass};
 
 /// Where guesses come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,10 +25,10 @@ pub enum Drafting {
     /// What followed the last tokens where they stood before, in the prompt or in the answer (prompt lookup decoding).
     /// How many tokens are guessed follows from how often such guesses were right and from what a row costs here.
     PromptLookup,
-    /// The early exit or the companion model that the client was given. How many tokens are guessed follows from how sure
-    /// it is of them, how often it was right when it was as sure, and what a row costs here.
+    /// The early exit or the companion model that the client was given, while a result is on its way. How many tokens are
+    /// guessed follows from how sure it is of them, and how often it was right when it was as sure.
     Model,
-    /// For each step whichever of the two is expected to give more tokens a second; lookup alone where there is no model.
+    /// At each place whichever of the two is right more often; lookup alone where there is no model.
     #[default]
     Auto,
 }
@@ -48,52 +49,61 @@ impl std::str::FromStr for Drafting {
     }
 }
 
-/// Where a model has not paid, it is asked once in so many steps, in case that the text has changed.
-const ASK_EVERY: u32 = 8;
+/// Rows by lookup of one step ahead: they are made in one go, which cannot be stopped where they turn out wrong.
+const MOST_LOOKED_UP_AHEAD: usize = 8;
+
+/// A guess, and what is known of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Guess {
+    pub(crate) token_id: u32,
+    source: Source,
+    class: usize,
+}
+
+impl Guess {
+    /// A model's guess, to which it gives this probability.
+    pub(crate) fn of_model(token_id: u32, probability: f32) -> Self {
+        Self {
+            token_id,
+            source: Source::Model,
+            class: class_of_confidence(probability),
+        }
+    }
+}
 
 /// Guesses of the tokens after a sequence.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Draft {
-    pub(crate) token_ids: Vec<u32>,
-    source: Source,
-    /// Of each guess.
-    classes: Vec<usize>,
-    /// What would have been guessed next, and its class, where a shorter step was the better one. Whether it is right
-    /// costs nothing to know where it turns out, and says when guesses are worth something again.
-    unsent: Option<(u32, usize)>,
+    pub(crate) guesses: Vec<Guess>,
+    /// What would have been guessed next, where a shorter step was the better one. Whether it is right costs nothing to
+    /// know where it turns out, and says when guesses are worth something again.
+    pub(crate) unsent: Option<Guess>,
 }
 
 impl Draft {
-    /// A model's draft that has no guess yet.
-    pub(crate) const fn of_model() -> Self {
-        Self {
-            token_ids: Vec::new(),
-            source: Source::Model,
-            classes: Vec::new(),
-            unsent: None,
+    /// Adds a guess ahead where it is worth to be made; false where it is not.
+    pub(crate) fn add(&mut self, guess: Guess, outlook: &mut Outlook) -> bool {
+        let is_added = outlook.add(guess.class);
+        if is_added {
+            self.guesses.push(guess);
+        } else {
+            self.unsent = Some(guess);
         }
+        is_added
     }
 
-    /// Adds a model's guess where that makes the step better; false where it does not.
-    pub(crate) fn add(&mut self, guess: Guess, budget: &mut Budget) -> bool {
-        let class = class_of_confidence(guess.probability);
-        if !budget.add(class) {
-            self.unsent = Some((guess.token_id, class));
-            return false;
-        }
-        self.token_ids.push(guess.token_id);
-        self.classes.push(class);
-        true
+    pub(crate) fn token_ids(&self) -> Vec<u32> {
+        self.guesses.iter().map(|guess| guess.token_id).collect()
     }
 }
 
-/// What to do about the next tokens.
+/// How the tokens are guessed that a step ahead brings.
 #[derive(Debug)]
 pub(crate) enum Guessing {
-    /// Send these guesses.
+    /// These are they.
     Guessed(Draft),
-    /// Ask the model, as long as the budget takes its guesses.
-    AskModel(Budget),
+    /// Ask the model, as long as they may be right.
+    AskModel(Outlook),
 }
 
 /// Guesses for one generation, and learns from what becomes of them.
@@ -102,7 +112,6 @@ pub(crate) struct Drafter {
     by_lookup: bool,
     by_model: bool,
     length: DraftLength,
-    steps: u32,
 }
 
 impl Drafter {
@@ -114,70 +123,90 @@ impl Drafter {
             by_lookup,
             by_model,
             length: DraftLength::default(),
-            steps: 0,
         })
     }
 
-    /// How to guess the tokens after `sequence`, at most `most`; `None` where nothing is to be guessed.
-    pub(crate) fn guess(&mut self, sequence: &[u32], most: usize) -> Option<Guessing> {
-        if most == 0 {
-            return None;
-        }
-        self.steps = self.steps.wrapping_add(1);
-        let found = longest_match(sequence).filter(|_| self.by_lookup);
-        let (tokens, lookup_rate) = found.map_or((0, 1.0), |found| {
-            let class = class_of_match(found.matched);
-            self.length.best(Source::Lookup, class, most)
-        });
-        if self.by_model {
-            let model_rate = self.length.model_rate(most);
-            let is_asked =
-                model_rate > lookup_rate || (tokens == 0 && self.steps.is_multiple_of(ASK_EVERY));
-            if is_asked {
-                return Some(Guessing::AskModel(self.length.budget(Source::Model, most)));
+    /// What to send behind the row of `sequence`'s last token, at most `most` guesses. A model's take their time and run
+    /// ahead instead.
+    pub(crate) fn draft(&self, sequence: &[u32], most: usize) -> Draft {
+        match self.found(sequence) {
+            Some(found) => {
+                let tokens = self.length.best(class_of_match(found.matched), most);
+                looked_up(sequence, found, tokens)
             }
+            None => Draft::default(),
         }
-        found.map(|found| Guessing::Guessed(looked_up(sequence, found, tokens)))
     }
 
-    /// Of the tokens of `draft` the first `accepted` are right, and `token_id` follows them.
-    pub(crate) fn verified(&mut self, draft: &Draft, accepted: usize, token_id: u32) {
-        let mut classes = draft.classes.clone();
-        let mut right = accepted;
-        if let Some((guess, class)) = draft.unsent
-            && accepted == draft.token_ids.len()
-        {
-            classes.push(class);
-            right += usize::from(guess == token_id);
+    /// How to guess what runs ahead of `sequence`, whose last tokens are guesses that are all right with probability
+    /// `alive`; in at most `most` guesses and `max_steps` steps on their way.
+    pub(crate) fn ahead(
+        &self,
+        sequence: &[u32],
+        alive: f64,
+        most: usize,
+        max_steps: usize,
+    ) -> Option<Guessing> {
+        if let Some(found) = self.found(sequence) {
+            let class = class_of_match(found.matched);
+            let most = most.min(MOST_LOOKED_UP_AHEAD);
+            let mut outlook = self.length.outlook(Source::Lookup, alive, most);
+            let tokens = (0..most).take_while(|_| outlook.add(class)).count();
+            return (tokens > 0).then(|| Guessing::Guessed(looked_up(sequence, found, tokens)));
         }
-        self.length.verified(draft.source, &classes, right);
+        let most = most.min(self.length.rows_together(max_steps));
+        let outlook = || self.length.outlook(Source::Model, alive, most);
+        (self.by_model && most > 0).then(|| Guessing::AskModel(outlook()))
     }
 
-    /// A step with `draft`, of which `accepted` tokens are right, took `time`, from the first row's computation to the
-    /// result.
-    pub(crate) fn took(&mut self, draft: Option<&Draft>, accepted: usize, time: Duration) {
-        let guesses = draft.map(|draft| (draft.source, draft.token_ids.len()));
-        self.length.took(guesses, accepted, time);
+    /// Where the end of `sequence` stood before, if what followed there is the better guess.
+    fn found(&self, sequence: &[u32]) -> Option<Match> {
+        let found = longest_match(sequence).filter(|_| self.by_lookup)?;
+        let class = class_of_match(found.matched);
+        let is_better = !self.by_model
+            || self.length.probability(Source::Lookup, class) >= self.length.model_probability();
+        is_better.then_some(found)
+    }
+
+    /// How likely a guess is right where those before it are.
+    pub(crate) fn probability(&self, guess: &Guess) -> f64 {
+        self.length.probability(guess.source, guess.class)
+    }
+
+    /// The token in the place of `guess` is this one, and all guesses before it were right.
+    pub(crate) fn seen(&mut self, guess: &Guess, token_id: u32) {
+        let is_right = guess.token_id == token_id;
+        self.length.seen(guess.source, guess.class, is_right);
+    }
+
+    /// A step of the last token's row with `guesses` behind it took `time`, from the row's computation to the result.
+    pub(crate) fn took(&mut self, guesses: usize, time: Duration) {
+        self.length.took(guesses, time);
+    }
+
+    /// To guess what is ahead and to run the layers on it took `time`.
+    pub(crate) fn made(&mut self, draft: &Draft, time: Duration) {
+        if let Some(guess) = draft.guesses.first() {
+            self.length.made(guess.source, draft.guesses.len(), time);
+        }
     }
 }
 
 /// The `tokens` tokens that followed the match.
 fn looked_up(sequence: &[u32], found: Match, tokens: usize) -> Draft {
     let Match { next, matched } = found;
-    let mut token_ids: Vec<u32> = Vec::with_capacity(tokens + 1);
+    let mut guesses: Vec<Guess> = Vec::with_capacity(tokens + 1);
     for index in next..=next + tokens {
         // Behind the end of the sequence, what was guessed follows.
         let known = sequence.get(index).copied();
-        token_ids.push(known.unwrap_or_else(|| token_ids[index - sequence.len()]));
+        guesses.push(Guess {
+            token_id: known.unwrap_or_else(|| guesses[index - sequence.len()].token_id),
+            source: Source::Lookup,
+            class: class_of_match(matched),
+        });
     }
-    let class = class_of_match(matched);
-    let unsent = token_ids.pop().map(|token_id| (token_id, class));
-    Draft {
-        classes: vec![class; token_ids.len()],
-        token_ids,
-        source: Source::Lookup,
-        unsent,
-    }
+    let unsent = guesses.pop();
+    Draft { guesses, unsent }
 }
 
 #[cfg(test)]
@@ -190,32 +219,26 @@ mod tests {
         Drafter::new(Drafting::PromptLookup, false).unwrap()
     }
 
-    fn looked_up(drafter: &mut Drafter, sequence: &[u32], most: usize) -> Option<Draft> {
-        match drafter.guess(sequence, most)? {
-            Guessing::Guessed(draft) => Some(draft),
-            Guessing::AskModel(_) => panic!("there is no model"),
-        }
-    }
-
     #[test]
     fn what_followed_the_last_tokens_before_is_guessed() {
         let sequence = [5, 6, 7, 8, 9, 1, 5, 6, 7];
-        let draft = looked_up(&mut lookup(), &sequence, 3).unwrap();
-        assert_eq!(draft.token_ids, [8, 9, 1]);
+        let draft = lookup().draft(&sequence, 3);
+        assert_eq!(draft.token_ids(), [8, 9, 1]);
     }
 
     #[test]
     fn a_period_goes_on_beyond_the_end() {
-        let draft = looked_up(&mut lookup(), &[1, 2, 1, 2, 1, 2], 5).unwrap();
-        assert!(draft.token_ids.len() >= 3, "{draft:?}");
-        assert_eq!(draft.token_ids, [1, 2, 1, 2, 1][..draft.token_ids.len()]);
+        let token_ids = lookup().draft(&[1, 2, 1, 2, 1, 2], 5).token_ids();
+        assert!(token_ids.len() >= 3, "{token_ids:?}");
+        assert_eq!(token_ids, [1, 2, 1, 2, 1][..token_ids.len()]);
     }
 
     #[test]
     fn nothing_is_guessed_where_nothing_stood_before_or_nothing_may_be() {
-        assert_eq!(looked_up(&mut lookup(), &[1, 2, 3, 4], 8), None);
-        assert_eq!(looked_up(&mut lookup(), &[1, 2, 1, 2], 0), None);
-        assert_eq!(looked_up(&mut lookup(), &[], 8), None);
+        assert_eq!(lookup().draft(&[1, 2, 3, 4], 8), Draft::default());
+        assert!(lookup().draft(&[1, 2, 1, 2], 0).guesses.is_empty());
+        assert_eq!(lookup().draft(&[], 8), Draft::default());
+        assert!(lookup().ahead(&[1, 2, 1, 2], 1.0, 0, 4).is_none());
         assert!(Drafter::new(Drafting::Off, true).is_none());
         assert!(Drafter::new(MODEL, false).is_none());
     }
@@ -224,67 +247,53 @@ mod tests {
     fn guesses_that_are_always_wrong_end_until_they_would_be_right() {
         let mut drafter = lookup();
         let sequence = [1, 2, 3, 1, 2, 3];
-        drafter.took(None, 0, Duration::from_millis(50));
+        drafter.took(0, Duration::from_millis(50));
         let guess = |drafter: &mut Drafter, right: bool| {
-            let draft = looked_up(drafter, &sequence, 8).unwrap();
-            let guesses = draft.token_ids.len();
-            let accepted = if right { guesses } else { 0 };
-            drafter.verified(&draft, accepted, if right { 1 } else { 9 });
-            drafter.took(Some(&draft), accepted, Duration::from_millis(60));
-            guesses
+            let draft = drafter.draft(&sequence, 8);
+            let first = draft.guesses.first().or(draft.unsent.as_ref()).unwrap();
+            drafter.seen(first, if right { first.token_id } else { 9 });
+            drafter.took(draft.guesses.len(), Duration::from_millis(60));
+            draft.guesses.len()
         };
         let ended = (0..100).position(|_| guess(&mut drafter, false) == 0);
         assert!(ended.is_some_and(|steps| steps > 0), "it learns");
-        let begun = (0..100).position(|_| guess(&mut drafter, true) > 0);
+        let begun = (0..200).position(|_| guess(&mut drafter, true) > 0);
         assert!(begun.is_some(), "what would have been right is noticed");
     }
 
     #[test]
-    fn a_model_is_asked_where_it_is_expected_to_give_more() {
+    fn a_model_is_asked_where_it_is_right_more_often() {
         let mut drafter = Drafter::new(Drafting::Auto, true).unwrap();
-        let unlike = [1, 2, 3, 4];
-        let asked = |drafter: &mut Drafter, sequence: &[u32]| {
-            matches!(drafter.guess(sequence, 8), Some(Guessing::AskModel(_)))
+        let asked = |drafter: &Drafter, sequence: &[u32]| {
+            let guessing = drafter.ahead(sequence, 1.0, 8, 4);
+            matches!(guessing, Some(Guessing::AskModel(_)))
         };
-        assert!(asked(&mut drafter, &unlike));
+        assert!(asked(&drafter, &[1, 2, 3, 4]));
+        assert_eq!(drafter.draft(&[1, 2, 3, 4], 8), Draft::default());
         let period = [1, 2, 3].repeat(10);
-        assert!(!asked(&mut drafter, &period), "a long match is better");
-        // A model that is never right is not asked any more, but now and then.
-        for _ in 0..400 {
-            let Some(Guessing::AskModel(mut budget)) = drafter.guess(&unlike, 8) else {
-                continue;
-            };
-            let mut draft = Draft::of_model();
-            for probability in [0.99, 0.9, 0.7, 0.5, 0.3, 0.1] {
-                let token_id = 7;
-                draft.add(
-                    Guess {
-                        token_id,
-                        probability,
-                    },
-                    &mut budget,
-                );
-            }
-            drafter.verified(&draft, 0, 9);
+        assert!(!asked(&drafter, &period), "a long match is better");
+        assert!(!drafter.draft(&period, 8).guesses.is_empty());
+        let weak = [5, 1, 2, 5];
+        assert!(asked(&drafter, &weak));
+        for _ in 0..300 {
+            let guess = Guess::of_model(7, 0.5);
+            drafter.seen(&guess, 8);
         }
-        let times = (0..64).filter(|_| asked(&mut drafter, &unlike)).count();
-        assert!((1..=16).contains(&times), "{times} of 64");
+        let wrong = Guess::of_model(7, 0.5);
+        assert!(drafter.probability(&wrong) < 0.05);
     }
 
     #[test]
     fn a_models_draft_ends_with_the_guess_that_is_not_worth_its_row() {
         let length = DraftLength::default();
-        let mut budget = length.budget(Source::Model, 2);
-        let mut draft = Draft::of_model();
-        let guess = |token_id, probability| Guess {
-            token_id,
-            probability,
-        };
-        assert!(draft.add(guess(5, 0.99), &mut budget));
-        assert!(draft.add(guess(6, 0.99), &mut budget));
-        assert!(budget.is_spent());
-        assert!(!draft.add(guess(7, 0.99), &mut budget));
-        assert_eq!(draft.token_ids, [5, 6]);
-        assert_eq!(draft.unsent, Some((7, class_of_confidence(0.99))));
+        let mut outlook = length.outlook(Source::Model, 1.0, 3);
+        let mut draft = Draft::default();
+        assert!(draft.add(Guess::of_model(5, 0.99), &mut outlook));
+        assert!(draft.add(Guess::of_model(6, 0.99), &mut outlook));
+        let mut doubtful = length.outlook(Source::Model, 0.05, 3);
+        let unlikely = Guess::of_model(7, 0.01);
+        assert!(!draft.add(unlikely, &mut doubtful));
+        assert_eq!(draft.token_ids(), [5, 6]);
+        assert_eq!(draft.unsent, Some(unlikely));
     }
 }

@@ -9,7 +9,7 @@ use headway_wire::message::Activations;
 use headway_wire::{Codec, codec};
 
 use crate::device_layers::{DeviceLayers, Holding, Sequence};
-use crate::drafting::{Budget, Draft, DraftPass};
+use crate::drafting::{Draft, DraftPass, Outlook};
 use crate::error::DeviceError;
 use crate::prefix::PrefixDigests;
 
@@ -99,29 +99,35 @@ impl HeadPass {
         self.encoded(position, &hidden_states, known, compute)
     }
 
-    /// Runs the layers on the last token of `sequence`, and on what the model guesses after it as long as `budget` takes
-    /// it. Blocks.
-    pub(crate) fn run_draft(
+    /// Runs the layers on what the model guesses after `sequence`, all of whose rows were made, as long as `outlook` takes
+    /// it and `is_wanted` says so. Blocks.
+    pub(crate) fn run_ahead(
         &mut self,
-        sequence: &[u32],
-        mut budget: Budget,
-    ) -> Result<(HeadRows, Draft), DeviceError> {
+        mut sequence: Vec<u32>,
+        mut outlook: Outlook,
+        is_wanted: impl Fn() -> bool,
+    ) -> Result<(Option<HeadRows>, Draft), DeviceError> {
         let started = Instant::now();
-        let position = sequence.len() - 1;
-        let mut sequence = sequence.to_vec();
-        let mut draft = Draft::of_model();
-        let mut hidden_states = self.hidden_states(position, &sequence[position..])?;
-        while let Some(pass) = self.draft.as_mut().filter(|_| !budget.is_spent()) {
+        let position = sequence.len();
+        let mut draft = Draft::default();
+        let mut hidden_states = Vec::new();
+        while let Some(pass) = self.draft.as_mut()
+            && !outlook.is_full()
+            && is_wanted()
+        {
             let guess = pass.guess(&sequence)?;
-            if !draft.add(guess, &mut budget) {
+            if !draft.add(guess, &mut outlook) {
                 break;
             }
             hidden_states.extend(self.hidden_states(sequence.len(), &[guess.token_id])?);
             sequence.push(guess.token_id);
         }
+        if hidden_states.is_empty() {
+            return Ok((None, draft));
+        }
         let compute = started.elapsed();
-        let rows = self.encoded(position, &hidden_states, 1, compute)?;
-        Ok((rows, draft))
+        let rows = self.encoded(position, &hidden_states, 0, compute)?;
+        Ok((Some(rows), draft))
     }
 
     /// What is behind the layers for `token_ids` at `position` and after it.

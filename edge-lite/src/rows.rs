@@ -1,7 +1,11 @@
 //! What goes up for each position: encoded hidden states from the head layers, or bare token ids.
 
 mod head;
+mod made;
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +13,7 @@ use headway_wire::message::{Activations, Step, TokenIds, step};
 use headway_wire::{Codec, codec};
 
 use self::head::{Head, Pass};
+pub(crate) use self::made::Made;
 use crate::drafting::{Draft, DraftPass, Guessing};
 use crate::error::DeviceError;
 use crate::head_layers::{HeadLayers, HeadRows};
@@ -29,51 +34,13 @@ pub(crate) struct Rows {
     max_replay_bytes: usize,
     sends_history: bool,
     ready: Option<Made>,
-    /// Rows that were made for a step with guesses whose result is not there yet; the first one's position.
-    unverified: Option<(usize, Activations)>,
+    /// Rows of steps with guesses that were sent and whose results are not there yet; each with the first one's position.
+    unverified: VecDeque<(usize, Activations)>,
+    /// Rows that stand and are not digested yet, because the layers are at work.
+    undigested: Vec<(usize, Activations)>,
+    /// While what is made ahead is wanted.
+    ahead_is_wanted: Arc<AtomicBool>,
     compute: Duration,
-}
-
-/// Consecutive positions and their tokens.
-#[derive(Clone)]
-pub(crate) struct Span {
-    position: usize,
-    token_ids: Vec<u32>,
-    /// Of the tokens, the last ones that are guesses.
-    guesses: usize,
-}
-
-/// A step that only lacks whether it samples.
-pub(crate) struct Made {
-    span: Span,
-    input: step::Input,
-    draft: Option<Draft>,
-}
-
-impl Made {
-    /// One past the step's last position.
-    pub(crate) fn end(&self) -> usize {
-        self.span.position + self.span.token_ids.len()
-    }
-
-    /// What head layers made, and the time it took.
-    fn of_rows(span: Span, rows: HeadRows, draft: Option<Draft>) -> (Self, Duration) {
-        let HeadRows {
-            activations,
-            compute,
-        } = rows;
-        let made = Self {
-            span,
-            input: step::Input::Activations(activations),
-            draft,
-        };
-        (made, compute)
-    }
-
-    /// The guesses among its tokens, and what is known of them.
-    pub(crate) fn take_draft(&mut self) -> Option<Draft> {
-        self.draft.take()
-    }
 }
 
 /// How a generation's rows are made.
@@ -121,7 +88,9 @@ impl Rows {
             codec: config.codec,
             hidden_size: config.hidden_size,
             ready: None,
-            unverified: None,
+            unverified: VecDeque::new(),
+            undigested: Vec::new(),
+            ahead_is_wanted: Arc::default(),
             compute: Duration::ZERO,
         }
     }
@@ -167,90 +136,114 @@ impl Rows {
             end = end.min(self.token_positions);
             head.catch_up(&sequence[..self.token_positions], max_rows);
         }
-        let span = |end: usize| Span {
-            position,
-            token_ids: sequence[position..end].to_vec(),
-            guesses: 0,
-        };
+        let token_ids = |end: usize| sequence[position..end].to_vec();
         let head = self.head.as_mut();
         let Some(head) = head.filter(|_| position >= self.token_positions) else {
-            let span = span(end);
-            let input = step::Input::TokenIds(TokenIds {
-                ids: span.token_ids.clone(),
-            });
-            self.ready = Some(Made {
-                span,
-                input,
-                draft: None,
-            });
+            let made = Made::of_token_ids(position, token_ids(end), Draft::default());
+            self.ready = Some(made);
             return;
         };
         if let Some(activations) = head.replay.rows_from(position, end - position) {
-            self.ready = Some(Made {
-                span: span(position + activations.rows as usize),
-                input: step::Input::Activations(activations),
-                draft: None,
-            });
+            let kept = HeadRows {
+                compute: Duration::ZERO,
+                activations,
+            };
+            let end = position + kept.activations.rows as usize;
+            let made = Made::of_rows(position, token_ids(end), kept, Draft::default());
+            self.ready = Some(made);
             return;
         }
-        let span = span(end);
+        let token_ids = token_ids(end);
         head.start(move |pass| {
-            let rows = pass.run(span.position, &span.token_ids, span.token_ids.len())?;
-            Ok(Made::of_rows(span, rows, None))
+            let rows = pass.run(position, &token_ids, token_ids.len())?;
+            Ok(Made::of_rows(position, token_ids, rows, Draft::default()))
         });
     }
 
     /// Starts to make the step of the last token of `sequence` and of guesses of the next ones. To be called when
-    /// nothing is started; [`Rows::verified`] follows the step's result.
-    pub(crate) fn start_draft(&mut self, sequence: &[u32], guessing: Guessing) {
-        let position = sequence.len() - 1;
-        let span = move |sequence: &[u32], draft: &Draft| Span {
-            position,
-            token_ids: [&sequence[position..], &draft.token_ids].concat(),
-            guesses: draft.token_ids.len(),
-        };
-        match (&mut self.head, guessing) {
-            (Some(head), Guessing::Guessed(draft)) => {
-                let span = span(sequence, &draft);
-                head.start(move |pass| {
-                    let rows = pass.run(position, &span.token_ids, 1)?;
-                    Ok(Made::of_rows(span, rows, Some(draft)))
-                });
-            }
-            (Some(head), Guessing::AskModel(budget)) => {
-                let sequence = sequence.to_vec();
-                head.start(move |pass| {
-                    let (rows, draft) = pass.run_draft(&sequence, budget)?;
-                    Ok(Made::of_rows(span(&sequence, &draft), rows, Some(draft)))
-                });
-            }
-            (None, guessing) => {
-                // A model guesses from what head layers make.
-                let draft = match guessing {
-                    Guessing::Guessed(draft) => draft,
-                    Guessing::AskModel(_) => Draft::of_model(),
-                };
-                let span = span(sequence, &draft);
-                let ids = span.token_ids.clone();
-                self.ready = Some(Made {
-                    span,
-                    input: step::Input::TokenIds(TokenIds { ids }),
-                    draft: Some(draft),
-                });
-            }
-        }
+    /// nothing is started.
+    pub(crate) fn start_draft(&mut self, sequence: &[u32], draft: Draft) {
+        let known = sequence.len() - 1;
+        self.start_guessed(known, &sequence[known..], draft);
     }
 
-    /// The first `right` guesses of the last step stand: their rows are the sequence's now.
+    /// Starts to make a step of guesses of what follows `sequence`, whose rows were all made. To be called when nothing is
+    /// started. What is made is empty where no guess is worth it.
+    pub(crate) fn start_ahead(&mut self, sequence: Vec<u32>, guessing: Guessing) {
+        let outlook = match guessing {
+            Guessing::Guessed(draft) => return self.start_guessed(sequence.len(), &[], draft),
+            Guessing::AskModel(outlook) => outlook,
+        };
+        let position = sequence.len();
+        let Some(head) = &mut self.head else {
+            // A model guesses from what head layers make.
+            let made = Made::of_token_ids(position, Vec::new(), Draft::default());
+            self.ready = Some(made);
+            return;
+        };
+        self.ahead_is_wanted = Arc::new(AtomicBool::new(true));
+        let is_wanted = Arc::clone(&self.ahead_is_wanted);
+        head.start(move |pass| {
+            let is_wanted = || is_wanted.load(Ordering::Relaxed);
+            let (rows, draft) = pass.run_ahead(sequence, outlook, is_wanted)?;
+            Ok(match rows {
+                Some(rows) => Made::of_rows(position, draft.token_ids(), rows, draft),
+                None => Made::of_token_ids(position, Vec::new(), draft),
+            })
+        });
+    }
+
+    fn start_guessed(&mut self, position: usize, known: &[u32], draft: Draft) {
+        let token_ids = [known, &draft.token_ids()].concat();
+        let known = known.len();
+        let Some(head) = &mut self.head else {
+            self.ready = Some(Made::of_token_ids(position, token_ids, draft));
+            return;
+        };
+        head.start(move |pass| {
+            let rows = pass.run(position, &token_ids, known)?;
+            Ok(Made::of_rows(position, token_ids, rows, draft))
+        });
+    }
+
+    /// What is being made ahead is wanted no more: it comes as soon as it can, and is to be left out.
+    pub(crate) fn stop_ahead(&self) {
+        self.ahead_is_wanted.store(false, Ordering::Relaxed);
+    }
+
+    /// Of the oldest step with guesses, its first row stands, and the first `right` rows behind it.
     pub(crate) fn verified(&mut self, right: usize) {
-        let Some(((position, activations), head)) = self.unverified.take().zip(self.head.as_mut())
+        let Some(((position, activations), head)) =
+            self.unverified.pop_front().zip(self.head.as_mut())
         else {
             return;
         };
         let kept = first_rows(&activations, 1 + right, self.codec);
         head.replay.record(position, &kept);
-        if let Pass::Idle(pass) = &mut head.pass {
-            pass.digest(position, &kept);
+        self.undigested.push((position, kept));
+        self.digest();
+    }
+
+    /// The oldest step with guesses was passed over.
+    pub(crate) fn passed_over(&mut self) {
+        self.unverified.pop_front();
+    }
+
+    /// No result comes any more for what was sent.
+    pub(crate) fn forget_unverified(&mut self) {
+        self.unverified.clear();
+    }
+
+    /// Digests what stands, where the layers are not at work.
+    fn digest(&mut self) {
+        if let Some(Head {
+            pass: Pass::Idle(pass),
+            ..
+        }) = &mut self.head
+        {
+            for (position, rows) in self.undigested.drain(..) {
+                pass.digest(position, &rows);
+            }
         }
     }
 
@@ -278,17 +271,14 @@ impl Rows {
         *pass = Pass::Lost;
         let (head_pass, made) = outcome?;
         *pass = Pass::Idle(head_pass);
-        let (made, compute) = made?;
-        self.compute += compute;
-        if let step::Input::Activations(activations) = &made.input {
-            let Span {
-                position, guesses, ..
-            } = made.span;
-            self.unverified = (guesses > 0).then(|| (position, activations.clone()));
-            if self.unverified.is_none() {
-                replay.record(position, activations);
-            }
+        let made = made?;
+        self.compute += made.compute;
+        if made.draft.guesses.is_empty()
+            && let step::Input::Activations(activations) = &made.input
+        {
+            replay.record(made.position, activations);
         }
+        self.digest();
         Ok(made)
     }
 
@@ -343,29 +333,48 @@ impl Rows {
 
     /// Waits out what was started for a connection that is gone.
     pub(crate) async fn settle(&mut self) -> Result<(), DeviceError> {
+        self.stop_ahead();
         while self.is_started() {
             self.next().await?;
         }
         Ok(())
     }
 
-    /// The message for `made`.
-    pub(crate) fn step(&self, made: Made, sample: bool) -> Step {
-        let Made { span, input, .. } = made;
-        let known = span.token_ids.len() - span.guesses;
-        let draft = (span.guesses > 0).then(|| TokenIds {
-            ids: span.token_ids[known..].to_vec(),
+    /// The message for `made`; where it runs ahead or has a draft, [`Rows::verified`] or [`Rows::passed_over`] follows the
+    /// result.
+    /// `runs_ahead`: of the result before it, that is, its first token is not known to be right.
+    pub(crate) fn step(&mut self, made: Made, sample: bool, runs_ahead: bool) -> Step {
+        let Made {
+            position,
+            token_ids,
+            input,
+            draft: guessed,
+            ..
+        } = made;
+        // Of a step that was made ahead the first token is a guess, too.
+        let known = (token_ids.len() - guessed.guesses.len()).max(1);
+        if let step::Input::Activations(activations) = &input
+            && !guessed.guesses.is_empty()
+        {
+            self.unverified.push_back((position, activations.clone()));
+            if !runs_ahead && known == token_ids.len() {
+                // Its only token has come while it was made.
+                self.verified(0);
+            }
+        }
+        let draft = (known < token_ids.len()).then(|| TokenIds {
+            ids: token_ids[known..].to_vec(),
         });
+        let first_guess = token_ids.first().copied().filter(|_| runs_ahead);
         let needs_history = self.sends_history && matches!(input, step::Input::Activations(_));
-        let history = needs_history.then_some(TokenIds {
-            ids: span.token_ids,
-        });
+        let history = needs_history.then_some(TokenIds { ids: token_ids });
         Step {
-            position: wire_u32(span.position),
+            position: wire_u32(position),
             input: Some(input),
             sample,
             history,
             draft,
+            first_guess,
         }
     }
 }

@@ -4,7 +4,9 @@
 //! prompt, a decode step and a rebuilt session are then the same thing: send what the tail lacks, and ask
 //! for a token after the last row.
 
+mod ahead;
 mod messages;
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -14,14 +16,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use headway_model::sampler::{Sampled, Sampler, SamplingParams};
-use headway_wire::message::{Open, StepResult};
+use headway_wire::message::Open;
 use headway_wire::{Codec, PROTOCOL_VERSION};
 
-use self::messages::{sampled, sampling};
+use self::ahead::Ahead;
+use self::messages::sampling;
+pub(crate) use self::steps::MAX_UNANSWERED_STEPS;
 use crate::answer::{Account, Answer, Plan};
 use crate::config::ReconnectPolicy;
 use crate::connection::{Connection, Dialer};
-use crate::drafting::{Draft, DraftModel, DraftPass, Drafter, Drafting, Guessing};
+use crate::drafting::{DraftModel, DraftPass, Drafter, Drafting};
 use crate::error::{DeviceError, Error, TailError};
 use crate::event::Event;
 use crate::generation::{Events, Progress};
@@ -33,8 +37,6 @@ use crate::router::reason::Segment;
 use crate::rows::{Rows, RowsConfig, wire_u32};
 use crate::vocabulary::Vocabulary;
 
-/// Steps on their way at a time. Two keep the uplink busy while the tail computes; more let it queue.
-pub(crate) const MAX_UNANSWERED_STEPS: usize = 4;
 /// How long a session stays on a tail that goes away after it could not move.
 const MIN_MOVE_WAIT: Duration = Duration::from_millis(200);
 
@@ -124,6 +126,9 @@ pub(crate) struct Session<'a> {
     sequence: Vec<u32>,
     rows: Rows,
     drafter: Option<Drafter>,
+    ahead: Ahead,
+    /// When the row of the last token was started whose result is not there, and how many guesses stood behind it.
+    begun: Option<(Instant, usize)>,
     connection: Option<Connection>,
     recovery: Recovery,
     /// Positions that some tail was sent; what is sent again below is a replay.
@@ -165,6 +170,8 @@ impl<'a> Session<'a> {
             sequence,
             rows: Rows::new(config.head_layers.as_ref(), draft_pass(config, plan), &rows),
             drafter: Drafter::new(config.drafting, config.draft_model.is_some()),
+            ahead: Ahead::default(),
+            begun: None,
             connection: None,
             recovery: Recovery::new(config.reconnect),
             sent_before: progressed.sent_before,
@@ -239,26 +246,9 @@ impl<'a> Session<'a> {
         }
         // The last token of an answer needs no position of its own.
         answer.limit_tokens(granted + 1 - self.plan.prompt.len());
-        let guessing = self.guess(answer.tokens_left(), granted);
-        self.step_to_tokens(guessing).await
-    }
-
-    /// What to guess of the next tokens, where only the row of the last token is to be sent.
-    fn guess(&mut self, tokens_left: usize, granted: usize) -> Option<Guessing> {
-        let (drafter, connection) = self.drafter.as_mut().zip(self.connection.as_ref())?;
-        let end = self.sequence.len();
-        // What goes up as token ids has no guesses behind it: those would be hidden states on another tail.
-        let is_prompt = self.rows.takes_token_ids(end - 1);
-        if is_prompt || connection.sent() + 1 != end || connection.unanswered() > 0 {
-            return None;
-        }
-        // The token behind the guesses is one of those that are left.
-        let most = tokens_left
-            .saturating_sub(1)
-            .min(granted - end)
-            .min(connection.opened.max_draft_tokens as usize)
-            .min(max_step_rows(self.config, connection) - 1);
-        drafter.guess(&self.sequence, most)
+        // The token behind the last row is one of those that are left.
+        let most_rows = granted.min(self.sequence.len() + answer.tokens_left() - 1);
+        self.step_to_tokens(most_rows).await
     }
 
     /// What to offer of the sequence: prompt and answer so far.
@@ -310,8 +300,11 @@ impl<'a> Session<'a> {
         let is_asked = self
             .connection
             .as_ref()
-            .is_some_and(|connection| connection.go_away.is_some());
-        if !is_asked || self.move_at.is_some_and(|moment| Instant::now() < moment) {
+            .is_some_and(|connection| connection.go_away.is_some() && connection.unanswered() == 0);
+        if !is_asked
+            || self.rows.is_started()
+            || self.move_at.is_some_and(|moment| Instant::now() < moment)
+        {
             return Ok(());
         }
         let prefix_digests = self.prefix_digests().await?;
@@ -334,80 +327,6 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Sends what the tail lacks of the sequence, with guesses behind it, and waits for the tokens after it. Rows are
-    /// made while earlier ones are on their way.
-    async fn step_to_tokens(&mut self, guessing: Option<Guessing>) -> Result<Vec<Sampled>, Error> {
-        let Some(connection) = &mut self.connection else {
-            return Err(TailError::Closed.into());
-        };
-        let (began, end) = (Instant::now(), self.sequence.len());
-        let lacking = end - connection.sent();
-        let max_rows = max_step_rows(self.config, connection);
-        let mut draft = None;
-        if let Some(guessing) = guessing {
-            self.rows.start_draft(&self.sequence, guessing);
-        } else if lacking > 0 {
-            self.rows.start(&self.sequence, connection.sent(), max_rows);
-        }
-        loop {
-            tokio::select! {
-                made = self.rows.next(), if connection.unanswered() < MAX_UNANSWERED_STEPS => {
-                    let mut made = made?;
-                    draft = made.take_draft();
-                    let (start, step_end) = (connection.sent(), made.end());
-                    if step_end < end {
-                        self.rows.start(&self.sequence, step_end, max_rows);
-                    }
-                    let replayed = self.sent_before.min(step_end).saturating_sub(start);
-                    self.totals.replayed_positions += replayed as u64;
-                    let step = self.rows.step(made, step_end >= end);
-                    self.totals.token_steps += u64::from(step.sample);
-                    connection.send_step(step, step_end).await?;
-                    // Guesses are nothing that another tail would have to be sent again.
-                    self.sent_before = self.sent_before.max(step_end.min(end));
-                }
-                answered = connection.next_result() => {
-                    let answered = answered?;
-                    self.totals.tail_compute_us += answered.result.compute_us;
-                    self.totals.tail_saved_us += answered.result.saved_us;
-                    self.totals.tail_queue_us += answered.result.queue_us;
-                    self.totals.tail_draft_saved_us += answered.result.draft_saved_us;
-                    if answered.sample {
-                        if lacking == 1 {
-                            self.learn(draft.as_ref(), &answered.result, began.elapsed());
-                        }
-                        return Ok(sampled(answered.result, draft)?);
-                    }
-                }
-            }
-        }
-    }
-
-    /// What became of the guesses, and how long it took.
-    fn learn(&mut self, draft: Option<&Draft>, result: &StepResult, took: Duration) {
-        let right = result.draft_accepted as usize;
-        let guesses = draft.map_or(0, |draft| draft.token_ids.len());
-        self.totals.draft_tokens += guesses as u64;
-        self.totals.accepted_draft_tokens += right as u64;
-        if draft.is_some() {
-            self.rows.verified(right);
-            let sent = self.connection.as_ref().map_or(0, Connection::sent);
-            self.sent_before = self.sent_before.max(sent);
-        }
-        let Some(drafter) = &mut self.drafter else {
-            return;
-        };
-        drafter.took(draft, right, took);
-        if let Some((draft, token_id)) = draft.zip(result.token_id) {
-            drafter.verified(draft, right, token_id);
-        }
-    }
-
-    /// The sequence goes on with this token.
-    pub(crate) fn push(&mut self, token_id: u32) {
-        self.sequence.push(token_id);
-    }
-
     /// Positions that the tail has not been sent, and must compute before the next token.
     pub(crate) fn lacking(&self) -> usize {
         let sent = self.connection.as_ref().map_or(0, Connection::sent);
@@ -428,6 +347,9 @@ impl<'a> Session<'a> {
             self.count_traffic(&connection);
         }
         self.move_at = None;
+        self.ahead = Ahead::default();
+        self.begun = None;
+        self.rows.forget_unverified();
     }
 
     fn count_traffic(&mut self, connection: &Connection) {
@@ -478,12 +400,6 @@ fn max_chunk_rows(config: &SessionConfig) -> usize {
     let row_bytes = config.codec.encoded_bytes_max(1, config.hidden_size).max(1);
     let in_frame = config.dialer.limits.max_frame_bytes / 2 / row_bytes;
     config.prompt_chunk_positions.min(in_frame).max(1)
-}
-
-/// Rows of one step: those made at a time, within the tail's limit.
-fn max_step_rows(config: &SessionConfig, connection: &Connection) -> usize {
-    let granted = connection.opened.max_step_positions as usize;
-    max_chunk_rows(config).min(granted).max(1)
 }
 
 /// In `[0, 1)`. The standard library's hash keys are the only randomness that this crate needs.

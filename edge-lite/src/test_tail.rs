@@ -319,19 +319,31 @@ async fn serve_session(tail: TestTail, mut socket: WebSocket) -> Option<()> {
         reused_positions,
         max_draft_tokens: tail.max_draft_tokens,
         prefill_token_ids: false,
+        max_ahead_steps: tail.max_draft_tokens,
     };
     send(&mut socket, opened).await?;
+    let mut given = None;
     while let Some(client_frame::Message::Step(step)) = receive(&mut socket).await {
         let Step {
             position,
             input: Some(step::Input::TokenIds(TokenIds { ids })),
             sample,
             draft,
+            first_guess,
             ..
         } = step
         else {
             panic!("a session at split layer 0 sends token ids")
         };
+        if first_guess.is_some() && given.take() != Some((position, first_guess)) {
+            let result = StepResult {
+                positions: u32::try_from(sequence.len()).unwrap(),
+                passed_over: true,
+                ..StepResult::default()
+            };
+            send(&mut socket, result).await?;
+            continue;
+        }
         assert_eq!(
             position as usize,
             sequence.len(),
@@ -355,6 +367,7 @@ async fn serve_session(tail: TestTail, mut socket: WebSocket) -> Option<()> {
             ..StepResult::default()
         };
         sampled += usize::from(sample);
+        given = Some((result.positions, result.token_id));
         match fate {
             Some(Fate::CutAfter(tokens)) if sampled > tokens => return None,
             Some(Fate::GoAwayAfter(tokens)) if sample && sampled == tokens => {

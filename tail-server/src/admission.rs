@@ -15,6 +15,10 @@ pub(crate) mod tests;
 /// several steps, so that upload, head layers and tail layers overlap.
 const MAX_STEP_POSITIONS: u32 = 512;
 
+/// Steps of a session that may wait for the result that they run ahead of. They have few rows each: such a step is one
+/// guess and its draft.
+pub(crate) const MAX_AHEAD_STEPS: u32 = 12;
+
 /// Bytes of a frame that are not activations or token ids: sampling, logit biases, tags and lengths.
 const FRAME_OVERHEAD_BYTES: usize = 64 << 10;
 
@@ -129,6 +133,14 @@ impl Admission {
             self.limits.max_draft_tokens
         } else {
             0
+        }
+    }
+
+    /// Steps that may run ahead of the result before them; none where nothing may be guessed.
+    pub(crate) fn max_ahead_steps(&self) -> u32 {
+        match self.max_draft_tokens() {
+            0 => 0,
+            _ => MAX_AHEAD_STEPS,
         }
     }
 

@@ -5,6 +5,7 @@
 //! holds a known amount of memory for a known time. What a tenant has used up beyond its rate, its sessions
 //! wait for by not being read.
 
+mod ahead;
 mod connection;
 mod replies;
 mod steps;
@@ -22,8 +23,9 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval_at, timeout, timeout_at};
 use tracing::Instrument as _;
 
+use self::ahead::{Ahead, Verdict};
 use self::connection::Connection;
-use self::replies::{LEAVING, SPREADING, go_away, step_result, traced};
+use self::replies::{LEAVING, SPREADING, go_away, passed_over, step_result, traced};
 use self::steps::StepChecker;
 pub(crate) use self::steps::StepError;
 use self::token_times::TokenTimes;
@@ -151,6 +153,7 @@ impl SessionService {
             }),
             live: self.room.live.enter(Instant::now()),
             pending: FuturesOrdered::new(),
+            ahead: Ahead::default(),
             token_times,
             trace,
             read_at: None,
@@ -164,6 +167,7 @@ impl SessionService {
             reused_positions: u32::try_from(reused_positions).unwrap_or(u32::MAX),
             max_draft_tokens: self.admission.max_draft_tokens(),
             prefill_token_ids,
+            max_ahead_steps: self.admission.max_ahead_steps(),
         };
         running.run(granted, stage, access).instrument(span).await
     }
@@ -244,6 +248,7 @@ struct RunningSession<'a> {
     waiting_prompt: Option<WaitingPrompt>,
     live: LiveSession,
     pending: FuturesOrdered<oneshot::Receiver<StepReply>>,
+    ahead: Ahead,
     token_times: TokenTimes,
     trace: SessionTrace,
     /// Nothing is read before: the tenant has used more than its rate.
@@ -278,7 +283,7 @@ impl RunningSession<'_> {
                 frame = self.connection.receive(), if is_reading => match frame? {
                     None | Some(client_frame::Message::Close(_)) => break,
                     Some(client_frame::Message::Open(_)) => return Err(Error::OpenedTwice),
-                    Some(client_frame::Message::Step(step)) => self.take(step).await?,
+                    Some(client_frame::Message::Step(step)) => self.receive(step).await?,
                 },
                 () = wait_until(self.read_at), if self.read_at.is_some() => {
                     self.read_at = None;
@@ -316,7 +321,40 @@ impl RunningSession<'_> {
     }
 
     fn is_reading(&self) -> bool {
-        self.pending.len() < MAX_PIPELINED_STEPS && self.read_at.is_none()
+        let has_room = self.pending.len() < MAX_PIPELINED_STEPS && !self.ahead.is_full();
+        has_room && self.read_at.is_none()
+    }
+
+    /// Hands a step to the engine, or lets it wait for the result that it runs ahead of.
+    async fn receive(&mut self, step: Step) -> Result<(), Error> {
+        let position = step.position as usize;
+        if step.first_guess.is_none() {
+            if !self.ahead.is_empty() {
+                return Err(StepError::AheadUnanswered { position }.into());
+            }
+            return self.take(step).await;
+        }
+        if self.service.admission.max_ahead_steps() == 0 {
+            return Err(StepError::Ahead { position }.into());
+        }
+        self.ahead.wait(step);
+        self.settle_ahead().await
+    }
+
+    /// Goes on with the steps that run ahead, as far as the results before them are there.
+    async fn settle_ahead(&mut self) -> Result<(), Error> {
+        while self.pending.is_empty()
+            && let Some(verdict) = self.ahead.next()
+        {
+            match verdict {
+                Verdict::Compute(step) => self.take(*step).await?,
+                Verdict::PassOver => {
+                    let result = passed_over(self.checker.received());
+                    self.connection.send(result).await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Hands a step to the engine.
@@ -360,6 +398,8 @@ impl RunningSession<'_> {
         }
         let (mut moments, facts) = traced(&output);
         let tokens = output.sampled.len();
+        let token_id = output.sampled.last().map(|sampled| sampled.token_id);
+        self.ahead.given(output.positions, token_id);
         self.connection.send(step_result(output)).await?;
         moments.sent = Instant::now();
         if tokens > 0
@@ -372,7 +412,7 @@ impl RunningSession<'_> {
             // Nothing was read meanwhile, so its silence says nothing about the device.
             self.connection.note_alive();
         }
-        Ok(())
+        self.settle_ahead().await
     }
 }
 

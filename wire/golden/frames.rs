@@ -27,6 +27,7 @@ pub fn client_frames() -> Vec<(String, ClientFrame)> {
         ),
         ("step_token_ids".to_owned(), token_ids_step().into()),
         ("step_draft".to_owned(), draft_step().into()),
+        ("step_ahead".to_owned(), ahead_step().into()),
         ("close".to_owned(), Close {}.into()),
     ]);
     frames
@@ -62,8 +63,26 @@ pub fn server_frames() -> Vec<(String, ServerFrame)> {
             }
             .into(),
         ),
+        (
+            "opened_with_steps_ahead".to_owned(),
+            Opened {
+                max_draft_tokens: 16,
+                max_ahead_steps: 12,
+                ..opened
+            }
+            .into(),
+        ),
         ("step_result".to_owned(), step_result().into()),
         ("step_result_of_draft".to_owned(), draft_result().into()),
+        (
+            "step_result_passed_over".to_owned(),
+            StepResult {
+                positions: 300,
+                passed_over: true,
+                ..StepResult::default()
+            }
+            .into(),
+        ),
         (
             "step_result_without_token".to_owned(),
             StepResult {
@@ -110,6 +129,7 @@ fn activations_step(name: &str) -> (String, ClientFrame) {
             ids: vec![1, 200, 49_151],
         }),
         draft: None,
+        first_guess: None,
     };
     (format!("step_{}", name.replace(':', "_")), step.into())
 }
@@ -124,6 +144,7 @@ fn token_ids_step() -> Step {
         sample: false,
         history: None,
         draft: None,
+        first_guess: None,
     }
 }
 
@@ -138,6 +159,14 @@ fn draft_step() -> Step {
         draft: Some(TokenIds {
             ids: vec![0, 49_151],
         }),
+        first_guess: None,
+    }
+}
+
+fn ahead_step() -> Step {
+    Step {
+        first_guess: Some(17),
+        ..draft_step()
     }
 }
 

@@ -1,8 +1,13 @@
 //! How many tokens to guess.
 //!
-//! Let a guess be right with probability `pᵢ` where those before it are, a step of one row take `t`, and each further row
-//! `b`. A step with `n` guesses gives `1 + p₁ + p₁p₂ + … + p₁⋯pₙ` tokens (the right ones, and the one that the tail samples
-//! after them) in `t + n·b`. Guesses are added as long as that is more tokens a second; none where it never is.
+//! Behind the row of the last token a step may carry guesses that cost next to nothing to make (lookup). Let one be right
+//! with probability `pᵢ` where those before it are, a step of one row take `t`, and each further row `b`. A step with `n`
+//! guesses gives `1 + p₁ + p₁p₂ + … + p₁⋯pₙ` tokens (the right ones, and the one that the tail samples after them) in
+//! `t + n·b`. Guesses are added as long as that is more tokens a second; none where it never is.
+//!
+//! Steps that run ahead are made while a result is waited for, and cost time only where they are wrong: what is being made
+//! then must be finished first, half a row in the mean. So guesses are made as long as all of them together are right with
+//! probability `b / 2t` or more.
 //!
 //! The probabilities are learned for each class of guesses and forgotten slowly, because a text changes; `t` and `b` are
 //! running means of what steps took here, over whatever link and tail there is.
@@ -13,20 +18,20 @@ use std::time::Duration;
 const MOST: usize = 32;
 /// What a further row costs before it is known, in steps of one row.
 const USUAL_ROW_COST: f64 = 1.0 / 16.0;
-/// What remains of a count when a draft is verified.
-const REMAINS: f64 = 0.97;
+/// Guesses that are made ahead are right with this probability, or a larger one.
+const LEAST_ALIVE: std::ops::RangeInclusive<f64> = 0.03..=0.5;
+/// Rows that a model makes at most for one step ahead.
+const MOST_TOGETHER: usize = 4;
+/// What remains of a count with each guess that is verified.
+const REMAINS: f64 = 0.98;
 /// The weight of a new time in the running means.
 const NEW: f64 = 0.2;
-/// What remains of a model's steps with each further one.
-const STEPS_REMAIN: f64 = 0.9;
-/// How many steps the expectation of a model's rate counts for, beside those that were taken.
-const EXPECTED_STEPS: f64 = 2.0;
 /// Classes of each source.
 const CLASSES: usize = 6;
 
 /// Where guesses come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(crate) enum Source {
     /// A place where the same tokens stood before; classes by their number.
     Lookup,
     /// A model on this device; classes by its own probability of the guess.
@@ -67,8 +72,6 @@ pub(super) struct DraftLength {
     model: Known,
     /// Seconds of a step of one row.
     one_row: Option<f64>,
-    /// Tokens and seconds of the steps whose guesses were a model's.
-    model_steps: (f64, f64),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +87,12 @@ struct Count {
     all: f64,
 }
 
+impl Count {
+    fn probability(self) -> f64 {
+        self.right / self.all
+    }
+}
+
 impl Default for DraftLength {
     fn default() -> Self {
         let known = |right: [f64; CLASSES]| Known {
@@ -94,126 +103,122 @@ impl Default for DraftLength {
             lookup: known(MATCHES.map(|(_, right)| right)),
             model: known(CONFIDENCES.map(|(_, right)| right)),
             one_row: None,
-            model_steps: (0.0, 0.0),
         }
     }
 }
 
-/// A step whose guesses are added one by one.
+/// Guesses ahead, which are made as long as all of them may be right.
 #[derive(Clone, Debug)]
-pub(crate) struct Budget {
+pub(crate) struct Outlook {
     probabilities: [f64; CLASSES],
-    /// Of a further row, in steps of one row.
-    row_cost: f64,
+    /// How likely all guesses so far are right, those included that were sent before.
+    alive: f64,
+    least: f64,
     left: usize,
-    tokens: f64,
-    right_so_far: f64,
-    cost: f64,
 }
 
-impl Budget {
-    /// Tokens a second, where a step without guesses gives 1.
-    pub(super) fn rate(&self) -> f64 {
-        self.tokens / self.cost
-    }
-
-    /// True where no guess can be added.
-    pub(crate) const fn is_spent(&self) -> bool {
-        self.left == 0
-    }
-
-    /// Adds a guess of `class` where that makes the step better; false where it does not.
-    pub(crate) fn add(&mut self, class: usize) -> bool {
-        let right_so_far = self.right_so_far * self.probabilities[class];
-        let (tokens, cost) = (self.tokens + right_so_far, self.cost + self.row_cost);
-        if self.is_spent() || tokens / cost <= self.rate() {
+impl Outlook {
+    /// Adds a guess of `class` where it is worth to be made; false where it is not.
+    pub(super) fn add(&mut self, class: usize) -> bool {
+        let alive = self.alive * self.probabilities[class];
+        if self.is_full() || alive < self.least {
             return false;
         }
         self.left -= 1;
-        (self.tokens, self.right_so_far, self.cost) = (tokens, right_so_far, cost);
+        self.alive = alive;
         true
+    }
+
+    /// True where the step takes no further guess.
+    pub(crate) const fn is_full(&self) -> bool {
+        self.left == 0
     }
 }
 
 impl DraftLength {
-    /// A step without guesses yet, which takes `most` of them.
-    pub(super) fn budget(&self, source: Source, most: usize) -> Budget {
-        let known = self.known(source);
-        let row_cost = match (self.one_row, known.further_row) {
-            (Some(one), Some(further)) if one > 0.0 => further / one,
-            _ => USUAL_ROW_COST,
-        };
-        Budget {
-            probabilities: known.classes.map(|Count { right, all }| right / all),
-            row_cost,
-            left: most.min(MOST),
-            tokens: 1.0,
-            right_so_far: 1.0,
-            cost: 1.0,
-        }
+    /// How likely a guess is right where those before it are.
+    pub(super) fn probability(&self, source: Source, class: usize) -> f64 {
+        self.known(source).classes[class].probability()
     }
 
-    /// The best number of guesses of one class, at most `most`, and the rate it gives.
-    pub(super) fn best(&self, source: Source, class: usize, most: usize) -> (usize, f64) {
-        let mut budget = self.budget(source, most);
-        let mut guesses = 0;
-        while budget.add(class) {
-            guesses += 1;
-        }
-        (guesses, budget.rate())
-    }
-
-    /// The rate of a model's steps: what is expected where each guess is as good as they are in the mean, and soon what
-    /// such steps gave, because a model's guesses are no better where it is sure of many and wrong with the first.
-    pub(super) fn model_rate(&self, most: usize) -> f64 {
+    /// The same of a model's guesses in the mean.
+    pub(super) fn model_probability(&self) -> f64 {
         let sum = |of: fn(&Count) -> f64| self.model.classes.iter().map(of).sum::<f64>();
-        let mean = sum(|count| count.right) / sum(|count| count.all);
-        let mut budget = self.budget(Source::Model, most);
-        budget.probabilities = [mean; CLASSES];
-        while budget.add(0) {}
-        let Some(one_row) = self.one_row.filter(|seconds| *seconds > 0.0) else {
-            return budget.rate();
+        sum(|count| count.right) / sum(|count| count.all)
+    }
+
+    /// The best number of guesses by lookup behind the row of the last token, at most `most`.
+    pub(super) fn best(&self, class: usize, most: usize) -> usize {
+        let (row_cost, probability) = (
+            self.row_cost(Source::Lookup),
+            self.probability(Source::Lookup, class),
+        );
+        let (mut tokens, mut cost, mut alive) = (1.0, 1.0, 1.0);
+        let is_better = |_: &usize| {
+            alive *= probability;
+            let (more, dearer) = (tokens + alive, cost + row_cost);
+            let is_better = more / dearer > tokens / cost;
+            (tokens, cost) = (more, dearer);
+            is_better
         };
-        let (tokens, seconds) = self.model_steps;
-        (EXPECTED_STEPS * budget.rate() + tokens) / (EXPECTED_STEPS + seconds / one_row)
+        (0..most.min(MOST)).take_while(is_better).count()
     }
 
-    /// Of guesses of these classes, one after the other, the first `right` were right and then one was wrong, where there
-    /// is one more. What came after that one says nothing.
-    pub(super) fn verified(&mut self, source: Source, classes: &[usize], right: usize) {
-        let known = self.known_mut(source);
-        let mut seen = [Count {
-            right: 0.0,
-            all: 0.0,
-        }; CLASSES];
-        for (index, class) in classes.iter().enumerate().take(right + 1) {
-            seen[*class].all += 1.0;
-            seen[*class].right += f64::from(u8::from(index < right));
-        }
-        for (count, seen) in known.classes.iter_mut().zip(seen) {
-            if seen.all > 0.0 {
-                count.right = count.right * REMAINS + seen.right;
-                count.all = count.all * REMAINS + seen.all;
-            }
+    /// For at most `most` guesses of a step that runs ahead, where those that were sent before are all right with
+    /// probability `alive`.
+    pub(super) fn outlook(&self, source: Source, alive: f64, most: usize) -> Outlook {
+        let known = self.known(source);
+        let least = self.row_cost(source) / 2.0;
+        Outlook {
+            probabilities: known.classes.map(Count::probability),
+            alive,
+            least: least.clamp(*LEAST_ALIVE.start(), *LEAST_ALIVE.end()),
+            left: most.min(MOST),
         }
     }
 
-    /// A step with `guesses` of a source, of which `right` were, took `time`; `None` without guesses.
-    pub(super) fn took(&mut self, guesses: Option<(Source, usize)>, right: usize, time: Duration) {
+    /// Rows of a model that go together in a step ahead, so that no more than `max_steps` are on their way where the rows
+    /// of a whole round trip are.
+    pub(super) fn rows_together(&self, max_steps: usize) -> usize {
+        let in_round_trip = 1.0 / self.row_cost(Source::Model).max(1e-3);
+        let rows = (in_round_trip / float(max_steps.max(1))).ceil();
+        (1..MOST_TOGETHER)
+            .find(|together| float(*together) >= rows)
+            .unwrap_or(MOST_TOGETHER)
+    }
+
+    /// A guess was right or not, and all before it were.
+    pub(super) fn seen(&mut self, source: Source, class: usize, is_right: bool) {
+        let count = &mut self.known_mut(source).classes[class];
+        count.right = count.right * REMAINS + f64::from(u8::from(is_right));
+        count.all = count.all * REMAINS + 1.0;
+    }
+
+    /// A step of the last token's row with `guesses` by lookup behind it took `time`.
+    pub(super) fn took(&mut self, guesses: usize, time: Duration) {
         let seconds = time.as_secs_f64();
         match (guesses, self.one_row) {
-            (None | Some((_, 0)), _) => self.one_row = Some(mean(self.one_row, seconds)),
-            (Some((source, guesses)), Some(one)) => {
+            (0, _) => self.one_row = Some(mean(self.one_row, seconds)),
+            (_, Some(one)) => {
                 let each = ((seconds - one) / float(guesses)).max(0.0);
-                let known = self.known_mut(source);
-                known.further_row = Some(mean(known.further_row, each));
+                self.lookup.further_row = Some(mean(self.lookup.further_row, each));
             }
-            (Some(_), None) => {}
+            (_, None) => {}
         }
-        if let Some((Source::Model, _)) = guesses {
-            let (tokens, sum) = &mut self.model_steps;
-            *tokens = *tokens * STEPS_REMAIN + 1.0 + float(right);
-            *sum = *sum * STEPS_REMAIN + seconds;
+    }
+
+    /// To guess `rows` tokens and run the layers on them took `time`.
+    pub(super) fn made(&mut self, source: Source, rows: usize, time: Duration) {
+        let each = time.as_secs_f64() / float(rows.max(1));
+        let known = self.known_mut(source);
+        known.further_row = Some(mean(known.further_row, each));
+    }
+
+    /// What a further row takes, in steps of one row.
+    fn row_cost(&self, source: Source) -> f64 {
+        match (self.one_row, self.known(source).further_row) {
+            (Some(one), Some(further)) if one > 0.0 => further / one,
+            _ => USUAL_ROW_COST,
         }
     }
 
@@ -245,7 +250,6 @@ const fn float(count: usize) -> f64 {
 mod tests {
     use super::*;
 
-    const SOURCES: [Source; 2] = [Source::Lookup, Source::Model];
     const CLASS: usize = 1;
 
     fn milliseconds(count: u64) -> Duration {
@@ -253,59 +257,50 @@ mod tests {
     }
 
     /// After many drafts of ten guesses, of which `right` were right.
-    fn learned(source: Source, right: usize, one_row: u64, eleven_rows: u64) -> DraftLength {
+    fn learned(right: usize, one_row: u64, eleven_rows: u64) -> DraftLength {
         let mut length = DraftLength::default();
         for _ in 0..100 {
-            length.took(None, 0, milliseconds(one_row));
-            length.took(Some((source, 10)), right, milliseconds(eleven_rows));
-            length.verified(source, &[CLASS; 10], right);
+            length.took(0, milliseconds(one_row));
+            length.took(10, milliseconds(eleven_rows));
+            for index in 0..=right.min(9) {
+                length.seen(Source::Lookup, CLASS, index < right);
+            }
         }
         length
     }
 
-    fn best(length: &DraftLength, source: Source, most: usize) -> usize {
-        length.best(source, CLASS, most).0
-    }
-
     #[test]
     fn the_slower_the_round_trip_the_longer_the_draft() {
-        for source in SOURCES {
-            let near = best(&learned(source, 3, 20, 120), source, 100);
-            let far = best(&learned(source, 3, 120, 220), source, 100);
-            assert!(0 < near && near < far, "{near} {far}");
-        }
+        let near = learned(3, 20, 120).best(CLASS, 100);
+        let far = learned(3, 120, 220).best(CLASS, 100);
+        assert!(0 < near && near < far, "{near} {far}");
     }
 
     #[test]
     fn drafts_are_as_long_as_guesses_are_right() {
-        for source in SOURCES {
-            let often = best(&learned(source, 9, 50, 100), source, 100);
-            let seldom = best(&learned(source, 1, 50, 100), source, 100);
-            assert!(seldom < often, "{seldom} {often}");
-            let always = learned(source, 10, 50, 51);
-            assert_eq!(best(&always, source, 100), MOST);
-            assert_eq!(best(&always, source, 4), 4);
-        }
+        let often = learned(9, 50, 100).best(CLASS, 100);
+        let seldom = learned(1, 50, 100).best(CLASS, 100);
+        assert!(seldom < often, "{seldom} {often}");
+        let always = learned(10, 50, 51);
+        assert_eq!(always.best(CLASS, 100), MOST);
+        assert_eq!(always.best(CLASS, 4), 4);
     }
 
     #[test]
     fn rows_that_cost_as_much_as_steps_are_not_guessed() {
-        for source in SOURCES {
-            assert_eq!(best(&learned(source, 5, 10, 110), source, 100), 0);
-        }
+        assert_eq!(learned(5, 10, 110).best(CLASS, 100), 0);
     }
 
     #[test]
     fn the_best_number_gives_the_most_tokens_a_second() {
-        let length = learned(Source::Lookup, 4, 40, 80);
-        let Count { right, all } = length.lookup.classes[CLASS];
-        let probability = right / all;
+        let length = learned(4, 40, 80);
+        let probability = length.probability(Source::Lookup, CLASS);
         let rate = |guesses: i32| {
             let tokens: f64 = (0..=guesses).map(|power| probability.powi(power)).sum();
             tokens / f64::from(40 + 4 * guesses)
         };
         let expected = (0..=32).max_by(|a, b| rate(*a).total_cmp(&rate(*b)));
-        let found = best(&length, Source::Lookup, 32);
+        let found = length.best(CLASS, 32);
         assert_eq!(i32::try_from(found).ok(), expected);
     }
 
@@ -313,50 +308,57 @@ mod tests {
     fn classes_and_sources_are_learned_apart() {
         let mut length = DraftLength::default();
         let (weak, strong) = (class_of_match(1), class_of_match(9));
-        for _ in 0..50 {
-            length.verified(Source::Lookup, &[weak], 0);
+        for _ in 0..100 {
+            length.seen(Source::Lookup, weak, false);
         }
-        assert_eq!(length.best(Source::Lookup, weak, 8).0, 0);
-        assert!(length.best(Source::Lookup, strong, 8).0 > 0);
-        assert!(length.model_rate(8) > 1.0);
+        assert_eq!(length.best(weak, 8), 0);
+        assert!(length.best(strong, 8) > 0);
+        assert!(length.model_probability() > 0.3);
         for class in 0..CLASSES {
-            for _ in 0..200 {
-                length.verified(Source::Model, &[class], 0);
+            for _ in 0..300 {
+                length.seen(Source::Model, class, false);
             }
         }
-        assert!(length.model_rate(8) <= 1.0);
+        assert!(length.model_probability() < 0.1);
     }
 
     #[test]
-    fn a_model_is_worth_what_its_steps_gave() {
-        let mut length = DraftLength::default();
-        length.took(None, 0, milliseconds(50));
-        let expected = length.model_rate(8);
-        let steps = |length: &mut DraftLength, right: usize| {
-            for _ in 0..50 {
-                length.took(Some((Source::Model, 4)), right, milliseconds(75));
-            }
-            length.model_rate(8)
-        };
-        let poor = steps(&mut length, 0);
-        assert!(poor < 1.0 && poor < expected, "{poor} {expected}");
-        let good = steps(&mut length, 4);
-        assert!(
-            (2.5..=3.5).contains(&good),
-            "five tokens in 1.5 steps' time: {good}"
-        );
-    }
-
-    #[test]
-    fn a_guess_that_is_unlikely_ends_a_draft() {
+    fn guesses_run_ahead_as_long_as_all_may_be_right() {
         let mut length = DraftLength::default();
         let (sure, unsure) = (class_of_confidence(0.99), class_of_confidence(0.01));
-        for _ in 0..50 {
-            length.verified(Source::Model, &[sure, sure, unsure], 2);
+        for _ in 0..300 {
+            length.seen(Source::Model, sure, true);
+            length.seen(Source::Model, unsure, false);
         }
-        let mut budget = length.budget(Source::Model, 8);
-        assert!(budget.add(sure) && budget.add(sure));
-        assert!(!budget.add(unsure));
-        assert!(budget.add(sure), "what was refused cost nothing");
+        let mut outlook = length.outlook(Source::Model, 1.0, 3);
+        assert!(outlook.add(sure));
+        assert!(!outlook.add(unsure));
+        assert!(outlook.add(sure), "what was refused cost nothing");
+        assert!(outlook.add(sure) && outlook.is_full() && !outlook.add(sure));
+        assert!(!length.outlook(Source::Model, 0.01, 3).add(sure));
+    }
+
+    #[test]
+    fn the_dearer_a_row_the_surer_a_guess_must_be() {
+        let uncertain = class_of_confidence(0.3);
+        let is_made = |row: u64, one_row: u64| {
+            let mut length = DraftLength::default();
+            length.took(0, milliseconds(one_row));
+            length.made(Source::Model, 4, milliseconds(4 * row));
+            length.outlook(Source::Model, 0.4, 8).add(uncertain)
+        };
+        assert!(is_made(5, 60));
+        assert!(!is_made(10, 15));
+    }
+
+    #[test]
+    fn the_rows_of_a_round_trip_go_in_as_many_steps_as_there_may_be() {
+        let together = |one_row: u64| {
+            let mut length = DraftLength::default();
+            length.took(0, milliseconds(one_row));
+            length.made(Source::Model, 1, milliseconds(5));
+            length.rows_together(10)
+        };
+        assert_eq!((together(15), together(100), together(1000)), (1, 2, 4));
     }
 }

@@ -7,6 +7,7 @@ use headway_model::sampler::Sampler;
 use headway_model::weights::{WeightDtype, Weights};
 use headway_model::{EarlyExit, KvCache};
 
+use super::Guess;
 use crate::config::DraftModelFile;
 use crate::device_layers::{DeviceLayers, Holding, Sequence};
 use crate::error::{DeviceError, Error, RequestError};
@@ -63,17 +64,11 @@ impl DraftModel {
     }
 }
 
-/// A token and how sure the model is of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Guess {
-    pub(crate) token_id: u32,
-    /// The model's own probability of it, before temperature and filters.
-    pub(crate) probability: f32,
-}
-
 /// A model's side of one generation.
 pub(crate) struct DraftPass {
     state: State,
+    /// After the last row that was taken; empty where that row was not run.
+    logits: Vec<f32>,
     /// The tail's draws are drawn here, too: a model that is nearly right then mostly draws the same token.
     sampler: Arc<Sampler>,
 }
@@ -109,7 +104,11 @@ impl DraftModel {
             },
             Self::Companion(layers) => State::Companion(layers.sequence(capacity)),
         };
-        DraftPass { state, sampler }
+        DraftPass {
+            state,
+            logits: Vec::new(),
+            sampler,
+        }
     }
 }
 
@@ -117,6 +116,7 @@ impl DraftPass {
     /// The head layers made `rows`, `[n, hidden_size]`, which stand at `position` and after it; what stood there before is
     /// forgotten.
     pub(crate) fn take_rows(&mut self, position: usize, rows: &[f32]) {
+        self.logits.clear();
         match &mut self.state {
             State::EarlyExit {
                 cache,
@@ -138,33 +138,32 @@ impl DraftPass {
 
     /// The token after `sequence`, whose last row was taken. Blocks.
     pub(crate) fn guess(&mut self, sequence: &[u32]) -> Result<Guess, DeviceError> {
-        let (logits, token_ids) = match &mut self.state {
+        let token_ids = match &mut self.state {
             State::EarlyExit {
                 exit,
                 cache,
                 hidden_size,
                 unseen,
             } => {
-                let mut logits = Vec::new();
                 for rows in unseen.chunks(EXIT_ROWS * *hidden_size) {
-                    logits = exit.logits(rows, cache)?;
+                    self.logits = exit.logits(rows, cache)?;
                 }
                 unseen.clear();
-                (logits, Some(exit.token_ids()))
+                Some(exit.token_ids())
             }
             State::Companion(companion) => {
                 let new = &sequence[companion.len()..];
-                (companion.logits(new)?, None)
+                if !new.is_empty() {
+                    self.logits = companion.logits(new)?;
+                }
+                None
             }
         };
-        debug_assert!(!logits.is_empty(), "the last row was taken");
-        let sampled = self.sampler.sample_adjusted(&logits, sequence.len());
+        debug_assert!(!self.logits.is_empty(), "the last row was taken");
+        let sampled = self.sampler.sample_adjusted(&self.logits, sequence.len());
         let index = sampled.token_id as usize;
         let token_id = token_ids.map_or(sampled.token_id, |token_ids| token_ids[index]);
-        Ok(Guess {
-            token_id,
-            probability: probability(&logits, index),
-        })
+        Ok(Guess::of_model(token_id, probability(&self.logits, index)))
     }
 }
 

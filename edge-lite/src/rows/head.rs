@@ -10,10 +10,8 @@ use crate::error::DeviceError;
 use crate::head_layers::HeadPass;
 use crate::replay::ReplayBuffer;
 
-/// A step, and the time that the layers took for it.
-pub(super) type Timed = Result<(Made, Duration), DeviceError>;
 /// What the layers are to make.
-type Work = Box<dyn FnOnce(&mut HeadPass) -> Timed + Send>;
+type Work = Box<dyn FnOnce(&mut HeadPass) -> Result<Made, DeviceError> + Send>;
 
 /// The head layers' side, where there is one.
 pub(super) struct Head {
@@ -28,7 +26,7 @@ pub(super) struct Head {
 pub(super) enum Pass {
     Idle(Box<HeadPass>),
     /// Computes; gives the pass back with the rows.
-    Busy(JoinHandle<(Box<HeadPass>, Timed)>),
+    Busy(JoinHandle<(Box<HeadPass>, Result<Made, DeviceError>)>),
     /// Computes what went up as token ids; gives the pass back with the time it took.
     CatchingUp(JoinHandle<(Box<HeadPass>, Result<Duration, DeviceError>)>),
     /// A worker thread panicked and took the pass along; `ready` has reported it.
@@ -51,7 +49,10 @@ impl Head {
     }
 
     /// Starts to make a step by `work`, off the async threads; where the layers catch up, once they have.
-    pub(super) fn start(&mut self, work: impl FnOnce(&mut HeadPass) -> Timed + Send + 'static) {
+    pub(super) fn start(
+        &mut self,
+        work: impl FnOnce(&mut HeadPass) -> Result<Made, DeviceError> + Send + 'static,
+    ) {
         self.start_work(Box::new(work));
     }
 

@@ -3,12 +3,14 @@
 use headway_model::sampler::{Sampled, SamplingParams};
 use headway_wire::message::{LogitBias, Sampling, StepResult, TokenLogprob};
 
-use crate::drafting::Draft;
 use crate::error::TailError;
 use crate::rows::wire_u32;
 
-/// The guesses that stand, and the token after them.
-pub(super) fn sampled(result: StepResult, draft: Option<Draft>) -> Result<Vec<Sampled>, TailError> {
+/// The guesses that stand, and the token after them. `guesses`: those behind the step's first row, at least.
+pub(super) fn sampled(
+    result: StepResult,
+    guesses: impl IntoIterator<Item = u32>,
+) -> Result<Vec<Sampled>, TailError> {
     let token_id = result.token_id.ok_or(TailError::Closed)?;
     let tops = |entries: &[TokenLogprob]| {
         let entries = entries.iter();
@@ -16,7 +18,6 @@ pub(super) fn sampled(result: StepResult, draft: Option<Draft>) -> Result<Vec<Sa
             .map(|entry| (entry.token_id, entry.logprob))
             .collect()
     };
-    let guesses = draft.map_or_else(Vec::new, |draft| draft.token_ids);
     let right = guesses.into_iter().take(result.draft_accepted as usize);
     let mut logprobs = result.draft_logprobs.iter();
     let mut tokens: Vec<Sampled> = right

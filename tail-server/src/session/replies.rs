@@ -53,6 +53,16 @@ pub(super) fn step_result(output: StepOutput) -> StepResult {
     result
 }
 
+/// The answer to a step that ran ahead of another token than the one that came.
+pub(super) fn passed_over(positions: usize) -> StepResult {
+    StepResult {
+        // Bounded by the session's `max_positions`, which came as a u32.
+        positions: u32::try_from(positions).unwrap_or(u32::MAX),
+        passed_over: true,
+        ..StepResult::default()
+    }
+}
+
 /// What the trace tells of a step that is being answered; it is not sent yet.
 pub(super) fn traced(output: &StepOutput) -> (StepMoments, StepFacts) {
     let moments = StepMoments {

@@ -53,6 +53,15 @@ pub(crate) enum StepError {
          next step starts"
     )]
     DraftUnanswered { position: usize },
+    #[error(
+        "the step at position {position} runs ahead; this session was opened without, see Opened.max_ahead_steps"
+    )]
+    Ahead { position: usize },
+    #[error(
+        "a step at position {position} came while steps that run ahead wait; send it behind their results, or as one \
+         that runs ahead"
+    )]
+    AheadUnanswered { position: usize },
     #[error("the activations cannot be read")]
     Activations(#[from] CodecError),
 }
@@ -202,6 +211,11 @@ impl StepChecker {
             arrived,
             memory,
         })
+    }
+
+    /// Positions that the tail holds or will hold once what was handed to the engine is done.
+    pub(super) const fn received(&self) -> usize {
+        self.received
     }
 
     /// The tail holds `positions` positions after a step's result.

@@ -30,6 +30,14 @@ pub(super) fn check_opened(opened: &Opened, limits: &Limits) -> Result<(), Frame
 pub(super) fn check_step_result(result: &StepResult, limits: &Limits) -> Result<(), FrameError> {
     check::within("max_positions", limits.max_positions, result.positions)?;
     check::at_least_one("StepResult.positions", result.positions)?;
+    if result.passed_over && result.token_id.is_some() {
+        let expected = "no token of a step that was passed over";
+        return Err(check::invalid(
+            "StepResult.token_id",
+            expected,
+            result.token_id.unwrap_or_default(),
+        ));
+    }
     let has_logprobs = result.logprob.is_some() || !result.top_logprobs.is_empty();
     if has_logprobs && result.token_id.is_none() {
         return Err(FrameError::Missing {

@@ -27,7 +27,8 @@ pub(super) fn check(step: &Step, limits: &Limits) -> Result<(), FrameError> {
         u64::from(step.position) + rows as u64,
     )?;
     check_history(step, rows)?;
-    check_draft(step, rows, limits)
+    check_draft(step, rows, limits)?;
+    check_first_guess(step, rows)
 }
 
 fn check_history(step: &Step, rows: usize) -> Result<(), FrameError> {
@@ -81,5 +82,34 @@ fn check_draft(step: &Step, rows: usize, limits: &Limits) -> Result<(), FrameErr
             Err(check::invalid("Step.draft", expected, guess))
         }
         None => Ok(()),
+    }
+}
+
+fn check_first_guess(step: &Step, rows: usize) -> Result<(), FrameError> {
+    let Some(first_guess) = step.first_guess else {
+        return Ok(());
+    };
+    if !step.sample {
+        let expected = "Step.sample beside a first guess";
+        return Err(check::invalid("Step.sample", expected, false));
+    }
+    let guesses = step.draft.as_ref().map_or(0, |draft| draft.ids.len());
+    if rows != 1 + guesses {
+        let expected = format!("the token id of each of {rows} rows but the first");
+        return Err(check::invalid("Step.draft", expected, guesses));
+    }
+    // The same token is said twice.
+    let first = match (&step.input, &step.history) {
+        (Some(step::Input::TokenIds(TokenIds { ids })), _) | (_, Some(TokenIds { ids })) => {
+            ids.first()
+        }
+        _ => None,
+    };
+    match first {
+        Some(first) if *first != first_guess => {
+            let expected = format!("the token id of its row, {first}");
+            Err(check::invalid("Step.first_guess", expected, first_guess))
+        }
+        _ => Ok(()),
     }
 }

@@ -629,6 +629,50 @@ fn a_draft_has_a_token_id_for_each_row_but_the_first() {
 }
 
 #[test]
+fn a_step_ahead_has_guesses_for_rows_and_nothing_else() {
+    let ahead = |step: Step| Step {
+        first_guess: Some(0),
+        ..step
+    };
+    assert!(client(ahead(draft(3, vec![1, 2])), &Limits::default()).is_ok());
+    let one_row = Step {
+        sample: true,
+        ..token_ids(1)
+    };
+    assert!(client(ahead(one_row.clone()), &Limits::default()).is_ok());
+    assert_refused(ahead(token_ids(1)), RefusalCode::Malformed, "Step.sample");
+    let rows_without_guesses = Step {
+        sample: true,
+        ..token_ids(2)
+    };
+    assert_refused(
+        ahead(rows_without_guesses),
+        RefusalCode::Malformed,
+        "Step.draft",
+    );
+    let other = Step {
+        first_guess: Some(7),
+        ..one_row
+    };
+    assert_refused(other, RefusalCode::Malformed, "Step.first_guess");
+}
+
+#[test]
+fn a_result_of_a_step_that_was_passed_over_has_no_token() {
+    let passed_over = StepResult {
+        positions: 3,
+        passed_over: true,
+        ..StepResult::default()
+    };
+    assert!(server(passed_over.clone()).is_ok());
+    let with_token = StepResult {
+        token_id: Some(1),
+        ..passed_over
+    };
+    assert!(server(with_token).is_err());
+}
+
+#[test]
 fn a_tail_that_reuses_too_much_or_reports_too_little_is_not_believed() {
     let opened = |reused_positions| Opened {
         protocol_version: crate::PROTOCOL_VERSION,
