@@ -70,6 +70,8 @@ pub(super) fn class_of_confidence(probability: f32) -> usize {
 pub(super) struct DraftLength {
     lookup: Known,
     model: Known,
+    /// Of the model's guesses of all classes.
+    model_guesses: Count,
     /// Seconds of a step of one row.
     one_row: Option<f64>,
 }
@@ -91,6 +93,11 @@ impl Count {
     fn probability(self) -> f64 {
         self.right / self.all
     }
+
+    fn add(&mut self, is_right: bool) {
+        self.right = self.right * REMAINS + f64::from(u8::from(is_right));
+        self.all = self.all * REMAINS + 1.0;
+    }
 }
 
 impl Default for DraftLength {
@@ -102,6 +109,10 @@ impl Default for DraftLength {
         Self {
             lookup: known(MATCHES.map(|(_, right)| right)),
             model: known(CONFIDENCES.map(|(_, right)| right)),
+            model_guesses: Count {
+                right: 1.0,
+                all: 2.0,
+            },
             one_row: None,
         }
     }
@@ -143,8 +154,7 @@ impl DraftLength {
 
     /// The same of a model's guesses in the mean.
     pub(super) fn model_probability(&self) -> f64 {
-        let sum = |of: fn(&Count) -> f64| self.model.classes.iter().map(of).sum::<f64>();
-        sum(|count| count.right) / sum(|count| count.all)
+        self.model_guesses.probability()
     }
 
     /// The best number of guesses by lookup behind the row of the last token, at most `most`.
@@ -189,9 +199,10 @@ impl DraftLength {
 
     /// A guess was right or not, and all before it were.
     pub(super) fn seen(&mut self, source: Source, class: usize, is_right: bool) {
-        let count = &mut self.known_mut(source).classes[class];
-        count.right = count.right * REMAINS + f64::from(u8::from(is_right));
-        count.all = count.all * REMAINS + 1.0;
+        self.known_mut(source).classes[class].add(is_right);
+        if source == Source::Model {
+            self.model_guesses.add(is_right);
+        }
     }
 
     /// A step of the last token's row with `guesses` by lookup behind it took `time`.
@@ -319,7 +330,7 @@ mod tests {
                 length.seen(Source::Model, class, false);
             }
         }
-        assert!(length.model_probability() < 0.1);
+        assert!(length.model_probability() < 0.05);
     }
 
     #[test]
