@@ -31,6 +31,7 @@ use self::measured::Measured;
 use self::predict::predict;
 use crate::config::ClientConfig;
 use crate::link::Link;
+use crate::prefill::Prefill;
 use crate::profile::Profile;
 use crate::report::Route;
 
@@ -54,10 +55,10 @@ pub struct PlannerInput<'a> {
     pub policy: &'a Policy,
 }
 
-/// How the prompt goes up.
+/// What the prompt goes up as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Prefill {
+pub enum PromptForm {
     /// Nothing goes up.
     Nothing,
     /// Token ids: 4 bytes each, and all layers run on the tail.
@@ -71,8 +72,8 @@ pub enum Prefill {
 pub struct Plan {
     /// Layers that run here.
     pub split_layer: usize,
-    /// How the prompt goes up.
-    pub prefill: Prefill,
+    /// What the prompt goes up as.
+    pub prefill: PromptForm,
     /// How hidden states go up.
     #[serde(serialize_with = "as_text")]
     pub codec: Codec,
@@ -93,6 +94,11 @@ impl Plan {
             codec: Some(self.codec),
             head_quantization: Some(self.head_quantization),
             prompt_chunk_positions: self.prompt_chunk_positions,
+            prefill: match self.prefill {
+                PromptForm::Nothing => config.prefill,
+                PromptForm::TokenIds => Prefill::TokenIds,
+                PromptForm::HiddenStates => Prefill::HiddenStates,
+            },
             ..config
         }
     }

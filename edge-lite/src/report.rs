@@ -88,6 +88,9 @@ pub struct Report {
     pub bytes_down: u64,
     /// Sessions opened after the first.
     pub reconnects: u32,
+    /// Positions that went up as token ids: all of them without layers here, the prompt's where it was sent so beside
+    /// layers here, 0 where hidden states went up.
+    pub token_id_positions: u64,
     /// Positions that were sent again to rebuild a session.
     pub replayed_positions: u64,
     /// Positions that were not sent because the tail held them from earlier sessions, summed over the sessions of
@@ -95,6 +98,10 @@ pub struct Report {
     pub reused_positions: u64,
     /// Steps that were sent for tokens; with guesses that were right, fewer than tokens.
     pub token_steps: u64,
+    /// Of the steps, those with guesses.
+    pub draft_steps: u64,
+    /// Of those, the steps whose first guess was right.
+    pub accepted_first_guesses: u64,
     /// Guessed tokens that were sent.
     pub draft_tokens: u64,
     /// Of those, the right ones.
@@ -116,9 +123,12 @@ pub(crate) struct Totals {
     pub(crate) bytes_up: u64,
     pub(crate) bytes_down: u64,
     pub(crate) reconnects: u32,
+    pub(crate) token_id_positions: u64,
     pub(crate) replayed_positions: u64,
     pub(crate) reused_positions: u64,
     pub(crate) token_steps: u64,
+    pub(crate) draft_steps: u64,
+    pub(crate) accepted_first_guesses: u64,
     pub(crate) draft_tokens: u64,
     pub(crate) accepted_draft_tokens: u64,
     pub(crate) tail_draft_saved_us: u64,
@@ -136,9 +146,12 @@ impl Totals {
             bytes_up,
             bytes_down,
             reconnects,
+            token_id_positions,
             replayed_positions,
             reused_positions,
             token_steps,
+            draft_steps,
+            accepted_first_guesses,
             draft_tokens,
             accepted_draft_tokens,
             tail_draft_saved_us,
@@ -150,9 +163,12 @@ impl Totals {
         self.bytes_up += bytes_up;
         self.bytes_down += bytes_down;
         self.reconnects += reconnects;
+        self.token_id_positions += token_id_positions;
         self.replayed_positions += replayed_positions;
         self.reused_positions += reused_positions;
         self.token_steps += token_steps;
+        self.draft_steps += draft_steps;
+        self.accepted_first_guesses += accepted_first_guesses;
         self.draft_tokens += draft_tokens;
         self.accepted_draft_tokens += accepted_draft_tokens;
         self.tail_draft_saved_us += tail_draft_saved_us;

@@ -56,6 +56,14 @@ impl Made {
         self.span.position + self.span.token_ids.len()
     }
 
+    /// Positions of the sequence in it that go up as token ids.
+    pub(crate) const fn token_id_positions(&self) -> usize {
+        match self.input {
+            step::Input::TokenIds(_) => self.span.token_ids.len() - self.span.guesses,
+            step::Input::Activations(_) => 0,
+        }
+    }
+
     /// What head layers made, and the time it took.
     fn of_rows(span: Span, rows: HeadRows, draft: Option<Draft>) -> (Self, Duration) {
         let HeadRows {

@@ -360,6 +360,7 @@ impl<'a> Session<'a> {
                     }
                     let replayed = self.sent_before.min(step_end).saturating_sub(start);
                     self.totals.replayed_positions += replayed as u64;
+                    self.totals.token_id_positions += made.token_id_positions() as u64;
                     let step = self.rows.step(made, step_end >= end);
                     self.totals.token_steps += u64::from(step.sample);
                     connection.send_step(step, step_end).await?;
@@ -387,6 +388,8 @@ impl<'a> Session<'a> {
     fn learn(&mut self, draft: Option<&Draft>, result: &StepResult, took: Duration) {
         let right = result.draft_accepted as usize;
         let guesses = draft.map_or(0, |draft| draft.token_ids.len());
+        self.totals.draft_steps += u64::from(guesses > 0);
+        self.totals.accepted_first_guesses += u64::from(right > 0);
         self.totals.draft_tokens += guesses as u64;
         self.totals.accepted_draft_tokens += right as u64;
         if draft.is_some() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use edge_lite::Report;
+use edge_lite::{Report, Route};
 use serde_json::Value;
 
 use super::relay::{Network, Relays};
@@ -20,11 +20,14 @@ pub struct Arguments {
     /// Split layers of the fixed plans; the first is all on the tail, the last all on the device.
     #[arg(long, value_delimiter = ',', default_values_t = [0, 10, 20, 30])]
     split_layers: Vec<usize>,
+    /// How prompts go up in the fixed plans that split: hidden-states, token-ids.
+    #[arg(long, value_delimiter = ',', default_values_t = ["hidden-states".to_owned(), "token-ids".to_owned()])]
+    prefills: Vec<String>,
     /// Round trips, in milliseconds.
     #[arg(long, value_delimiter = ',', default_values_t = [0, 20, 50])]
     round_trips: Vec<u64>,
     /// Uplinks, in megabits a second; 0 is not limited.
-    #[arg(long, value_delimiter = ',', default_values_t = [5, 100, 0])]
+    #[arg(long, value_delimiter = ',', default_values_t = [5, 20, 100])]
     uplinks: Vec<u64>,
     /// Words of the prompts; about one token each.
     #[arg(long, value_delimiter = ',', default_values_t = [12, 500])]
@@ -32,6 +35,13 @@ pub struct Arguments {
     /// Repetitions; the median is reported.
     #[arg(long, default_value_t = 3)]
     repeats: usize,
+    /// The type in which the device holds its weights [default: the tail's]. With f32 a device is several times slower than
+    /// its tail, as its arithmetic really is.
+    #[arg(long)]
+    device_dtype: Option<String>,
+    /// Threads of the tail; the device has one.
+    #[arg(long, default_value_t = 1)]
+    tail_threads: usize,
 }
 
 /// One network and one prompt.
@@ -39,6 +49,22 @@ struct Cell {
     network: String,
     url: String,
     prompt: String,
+    prompt_tokens: usize,
+}
+
+/// What is run: a fixed plan, or the planner's choice.
+struct Way {
+    /// `None`: the planner's choice.
+    fixed: Option<Fixed>,
+    reports: Vec<Report>,
+}
+
+/// A plan that was not chosen. Its chunks are those that are predicted to be best for it.
+#[derive(Clone)]
+struct Fixed {
+    split_layer: usize,
+    prefill: String,
+    chunk: u64,
 }
 
 /// What was measured of one plan, or predicted.
@@ -49,11 +75,15 @@ struct Times {
     total_ms: f64,
 }
 
+/// What `edge-lite plan` says, by how prompts may go up.
+struct Predicted(Vec<(String, Value)>);
+
 /// Relative errors, and what the choices lost.
 #[derive(Default)]
 struct Results {
     first_token: Vec<f64>,
     token: Vec<f64>,
+    token_on_device: Vec<f64>,
     total: Vec<f64>,
     regret: Vec<f64>,
     over_device: Vec<f64>,
@@ -63,19 +93,37 @@ struct Results {
 /// Prints predictions beside measurements, and the planner's choice beside the best fixed plan.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     processes::build()?;
+    let threads = arguments.tail_threads.to_string();
     let tail = Tail::start(
         &model::fetch()?,
-        &["--threads", "1", "--on-device-answers", "--codecs", "f32"],
+        &[
+            "--threads",
+            &threads,
+            "--on-device-answers",
+            "--codecs",
+            "f32",
+        ],
     )?;
     let relays = Relays::to(&tail.url)?;
     // Weights are fetched, the tail is warm, and the device is measured once, before any network is emulated.
     for split_layer in &arguments.split_layers {
-        generate(arguments, &tail.url, &text_of(12), &split_layer.to_string())?;
+        let fixed = Fixed {
+            split_layer: *split_layer,
+            prefill: "auto".to_owned(),
+            chunk: 256,
+        };
+        generate(arguments, &tail.url, &text_of(12), Some(&fixed))?;
     }
-    processes::edge_lite(&["profile", "--tail", &tail.url])?;
+    let dtype = arguments.dtype();
+    processes::edge_lite(&[&["profile", "--tail", &tail.url], &dtype[..]].concat())?;
     println!(
-        "{} tokens, f32, one thread a side; medians of {}; predicted / measured.\n",
-        arguments.tokens, arguments.repeats
+        "{} tokens, f32, one thread here (weights {}) and {threads} on the tail; medians of {}; predicted / measured.\n",
+        arguments.tokens,
+        arguments
+            .device_dtype
+            .as_deref()
+            .unwrap_or("as on the tail"),
+        arguments.repeats
     );
     println!(
         "| network | prompt | plan | first token ms | ms a token | answer ms |\n|---|---|---|---|---|---|"
@@ -92,10 +140,18 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 megabits => format!("{megabits} Mbit/s"),
             };
             for &words in &arguments.words {
+                let prompt = text_of(words);
+                let on_device = Fixed {
+                    split_layer: *arguments.split_layers.last().context("a split layer")?,
+                    prefill: "auto".to_owned(),
+                    chunk: 256,
+                };
+                let counted = generate(arguments, &tail.url, &prompt, Some(&on_device))?;
                 let cell = Cell {
                     network: format!("{round_trip} ms, {uplink}"),
                     url: url.clone(),
-                    prompt: text_of(words),
+                    prompt,
+                    prompt_tokens: counted.prompt_tokens,
                 };
                 measure(arguments, &cell, &mut results)?;
             }
@@ -105,35 +161,85 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
+impl Arguments {
+    /// For the device's programs.
+    fn dtype(&self) -> Vec<&str> {
+        let dtype = self.device_dtype.as_deref();
+        dtype.map_or_else(Vec::new, |dtype| vec!["--dtype", dtype])
+    }
+
+    /// The fixed plans, and the planner's choice behind them.
+    fn ways(&self, predicted: &Predicted) -> anyhow::Result<Vec<Way>> {
+        let mut fixed = Vec::new();
+        let ends = [self.split_layers.first(), self.split_layers.last()];
+        for &split_layer in &self.split_layers {
+            let is_split = !ends.contains(&Some(&split_layer));
+            let prefills = match is_split {
+                true => &self.prefills[..],
+                false => &["auto".to_owned()],
+            };
+            for prefill in prefills {
+                let alternative = predicted.alternative(split_layer, prefill)?;
+                let chunk = alternative["prompt_chunk_positions"].as_u64();
+                fixed.push(Fixed {
+                    split_layer,
+                    prefill: prefill.clone(),
+                    chunk: chunk.context("a chunk")?,
+                });
+            }
+        }
+        let ways = fixed.into_iter().map(Some).chain([None]);
+        let ways = ways.map(|fixed| Way {
+            fixed,
+            reports: Vec::new(),
+        });
+        Ok(ways.collect())
+    }
+}
+
+impl Way {
+    /// What it is, and what it was predicted to take.
+    fn described(&self, predicted: &Predicted) -> anyhow::Result<(String, Times)> {
+        if let Some(fixed) = &self.fixed {
+            let shown = match fixed.prefill.as_str() {
+                "auto" => fixed.split_layer.to_string(),
+                prefill => format!("{}, {prefill}", fixed.split_layer),
+            };
+            let alternative = predicted.alternative(fixed.split_layer, &fixed.prefill)?;
+            return Ok((shown, Times::predicted(alternative)?));
+        }
+        let report = &self.reports[self.reports.len() / 2];
+        let (shown, prefill) = match (report.route, report.token_id_positions) {
+            (Route::Split, 0) => (", hidden-states", "hidden-states"),
+            (Route::Split, _) => (", token-ids", "token-ids"),
+            _ => ("", "auto"),
+        };
+        let alternative = predicted.alternative(report.split_layer, prefill)?;
+        let shown = format!("planner: {}{shown}", report.split_layer);
+        Ok((shown, Times::predicted(alternative)?))
+    }
+}
+
 /// All plans of one cell, in turns, so that a slow minute is everybody's.
 fn measure(arguments: &Arguments, cell: &Cell, results: &mut Results) -> anyhow::Result<()> {
     let Cell {
         network,
         url,
         prompt,
+        prompt_tokens,
     } = cell;
-    let names: Vec<String> = arguments
-        .split_layers
-        .iter()
-        .map(ToString::to_string)
-        .chain(["plan".to_owned()])
-        .collect();
-    let mut reports: Vec<Vec<Report>> = vec![Vec::new(); names.len()];
+    let predicted = Predicted::of(arguments, cell)?;
+    let mut ways = arguments.ways(&predicted)?;
     for _ in 0..arguments.repeats.max(1) {
-        for (name, reports) in names.iter().zip(&mut reports) {
-            reports.push(generate(arguments, url, prompt, name)?);
+        for way in &mut ways {
+            let report = generate(arguments, url, prompt, way.fixed.as_ref())?;
+            way.reports.push(report);
         }
     }
-    let prompt_tokens = reports[0][0].prompt_tokens;
-    let predicted = predicted(arguments, url, prompt_tokens)?;
     let mut totals = Vec::new();
-    for (name, reports) in names.iter().zip(&reports) {
-        let chosen = reports[reports.len() / 2].split_layer;
-        let (expected, got) = (of_split_layer(&predicted, chosen)?, Times::of(reports));
-        let shown = match name.as_str() {
-            "plan" => format!("planner: {chosen}"),
-            name => name.to_owned(),
-        };
+    for way in &ways {
+        let (shown, expected) = way.described(&predicted)?;
+        let got = Times::of(&way.reports);
         println!(
             "| {network} | {prompt_tokens} | {shown} | {:.0} / {:.0} | {:.1} / {:.1} | {:.0} / {:.0} |",
             expected.first_token_ms,
@@ -143,7 +249,8 @@ fn measure(arguments: &Arguments, cell: &Cell, results: &mut Results) -> anyhow:
             expected.total_ms,
             got.total_ms
         );
-        results.compare(expected, got);
+        let is_on_device = way.reports.iter().all(|of| of.route == Route::Device);
+        results.compare(expected, got, is_on_device);
         totals.push(got.total_ms);
     }
     let chosen = totals.pop().context("the planner's choice")?;
@@ -157,6 +264,15 @@ fn measure(arguments: &Arguments, cell: &Cell, results: &mut Results) -> anyhow:
 }
 
 impl Times {
+    fn predicted(alternative: &Value) -> anyhow::Result<Self> {
+        let number = |field: &str| alternative[field].as_f64().context("a number");
+        Ok(Self {
+            first_token_ms: number("first_token_ms")?,
+            token_ms: number("token_ms")?,
+            total_ms: number("total_ms")?,
+        })
+    }
+
     fn of(reports: &[Report]) -> Self {
         let median_of = |time: fn(&Report) -> f64| median(reports.iter().map(time).collect());
         Self {
@@ -172,11 +288,15 @@ impl Times {
 }
 
 impl Results {
-    fn compare(&mut self, expected: Times, got: Times) {
+    fn compare(&mut self, expected: Times, got: Times, is_on_device: bool) {
         let error = |expected: f64, got: f64| (expected - got).abs() / got;
         self.first_token
             .push(error(expected.first_token_ms, got.first_token_ms));
         self.token.push(error(expected.token_ms, got.token_ms));
+        if is_on_device {
+            self.token_on_device
+                .push(error(expected.token_ms, got.token_ms));
+        }
         self.total.push(error(expected.total_ms, got.total_ms));
     }
 
@@ -185,11 +305,15 @@ impl Results {
         for (what, mut values) in [
             ("error of the first token", self.first_token),
             ("error of a token", self.token),
+            ("of those, on the device alone", self.token_on_device),
             ("error of the answer", self.total),
             ("choice against the best fixed plan", self.regret),
             ("choice against all on the device", self.over_device),
             ("choice against all on the tail", self.over_cloud),
         ] {
+            if values.is_empty() {
+                continue;
+            }
             values.sort_by(f64::total_cmp);
             let at = |part: usize| values[(values.len() - 1) * part / 10] * 100.0;
             println!(
@@ -202,46 +326,66 @@ impl Results {
     }
 }
 
-/// What `edge-lite plan` says of this prompt over this network.
-fn predicted(arguments: &Arguments, url: &str, prompt_tokens: usize) -> anyhow::Result<Value> {
-    let (prompt_tokens, answer_tokens) = (prompt_tokens.to_string(), arguments.tokens.to_string());
-    let json = processes::edge_lite(&[
-        "plan",
-        "--tail",
-        url,
-        "--prompt-tokens",
-        &prompt_tokens,
-        "--answer-tokens",
-        &answer_tokens,
-        "--format",
-        "json",
-    ])?;
-    serde_json::from_slice(&json).context("edge-lite prints a plan")
+impl Predicted {
+    /// Of this prompt over this network.
+    fn of(arguments: &Arguments, cell: &Cell) -> anyhow::Result<Self> {
+        let (prompt_tokens, answer_tokens) =
+            (cell.prompt_tokens.to_string(), arguments.tokens.to_string());
+        let mut plans = Vec::new();
+        for prefill in arguments
+            .prefills
+            .iter()
+            .map(String::as_str)
+            .chain(["auto"])
+        {
+            let asked = [
+                ["--tail", &cell.url],
+                ["--prompt-tokens", &prompt_tokens],
+                ["--answer-tokens", &answer_tokens],
+                ["--prefill", prefill],
+                ["--format", "json"],
+            ];
+            let asked = [&["plan"], asked.as_flattened(), &arguments.dtype()].concat();
+            let json = processes::edge_lite(&asked)?;
+            let plan = serde_json::from_slice(&json).context("edge-lite prints a plan")?;
+            plans.push((prefill.to_owned(), plan));
+        }
+        Ok(Self(plans))
+    }
+
+    fn alternative(&self, split_layer: usize, prefill: &str) -> anyhow::Result<&Value> {
+        let plan = self.0.iter().find(|(name, _)| name == prefill);
+        let (_, plan) = plan.with_context(|| format!("{prefill} was not planned"))?;
+        let alternatives = plan["by_split_layer"].as_array().context("alternatives")?;
+        alternatives
+            .iter()
+            .find(|alternative| alternative["split_layer"] == split_layer)
+            .with_context(|| format!("split layer {split_layer} is not possible"))
+    }
 }
 
-fn of_split_layer(planned: &Value, split_layer: usize) -> anyhow::Result<Times> {
-    let alternatives = planned["by_split_layer"]
-        .as_array()
-        .context("alternatives")?;
-    let alternative = alternatives
-        .iter()
-        .find(|alternative| alternative["split_layer"] == split_layer)
-        .with_context(|| format!("split layer {split_layer} is not possible"))?;
-    let number = |field: &str| alternative[field].as_f64().context("a number");
-    Ok(Times {
-        first_token_ms: number("first_token_ms")?,
-        token_ms: number("token_ms")?,
-        total_ms: number("total_ms")?,
-    })
-}
-
+/// `fixed`: `None` is the planner's choice.
 fn generate(
     arguments: &Arguments,
     url: &str,
     prompt: &str,
-    split_layer: &str,
+    fixed: Option<&Fixed>,
 ) -> anyhow::Result<Report> {
     let tokens = arguments.tokens.to_string();
+    let fixed = fixed.map(|fixed| {
+        (
+            fixed.split_layer.to_string(),
+            fixed.prefill.as_str(),
+            fixed.chunk.to_string(),
+        )
+    });
+    let split_layer = match &fixed {
+        None => vec!["--split-layer", "plan"],
+        Some((split_layer, prefill, chunk)) => {
+            let layer = ["--split-layer", split_layer, "--prefill", prefill];
+            [&layer[..], &["--prompt-chunk", chunk]].concat()
+        }
+    };
     // A round trip for each token, and as many tokens as were planned for.
     let chosen = [
         "--raw",
@@ -250,8 +394,6 @@ fn generate(
         "off",
         "--codec",
         "f32",
-        "--split-layer",
-        split_layer,
         "--answer-tokens",
         &tokens,
         "--max-tokens",
@@ -259,5 +401,8 @@ fn generate(
         "--prompt",
         prompt,
     ];
-    processes::generate(url, &chosen)
+    processes::generate(
+        url,
+        &[&chosen[..], &split_layer, &arguments.dtype()].concat(),
+    )
 }

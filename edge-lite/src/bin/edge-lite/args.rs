@@ -99,6 +99,9 @@ pub struct EngineArgs {
         conflicts_with = "model"
     )]
     pub prefill: Prefill,
+    /// Positions of the prompt that are computed and sent at a time; a plan chooses its own
+    #[arg(long, value_name = "POSITIONS", default_value_t = 256, value_parser = positions)]
+    pub prompt_chunk: usize,
     /// Do not tell the tail how many tokens were answered here with all layers
     #[arg(long, conflicts_with = "model")]
     pub no_on_device_reports: bool,
@@ -189,6 +192,11 @@ impl SplitLayer {
             Self::Layers(layers) => Some(layers),
         }
     }
+}
+
+fn positions(text: &str) -> Result<usize, String> {
+    let positions = text.parse().ok().filter(|positions| *positions > 0);
+    positions.ok_or_else(|| "expected a number of positions, 1 or more".to_owned())
 }
 
 fn split_layer(text: &str) -> Result<SplitLayer, String> {

@@ -60,6 +60,7 @@ impl Engine {
             dtype: place.dtype.unwrap_or_default(),
             place: place.device,
             max_positions: args.max_positions,
+            prompt_chunk_positions: args.prompt_chunk,
             ..LocalConfig::default()
         };
         let cache_dir = place.cache_dir.as_deref();
@@ -112,6 +113,7 @@ fn tail_config(args: &EngineArgs) -> Result<ClientConfig> {
         drafting: args.draft,
         draft_model: draft_model(args)?,
         prefill: args.prefill,
+        prompt_chunk_positions: args.prompt_chunk,
         report_on_device_answers: !args.no_on_device_reports,
         ..client_config(&args.head, &args.credentials)
     })

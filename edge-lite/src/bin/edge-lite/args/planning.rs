@@ -2,7 +2,7 @@
 
 use clap::Args;
 use edge_lite::planner::Objective;
-use edge_lite::{Codec, Quantization};
+use edge_lite::{Codec, Prefill, Quantization};
 
 use super::{CredentialArgs, OutputFormat, PlaceArgs};
 
@@ -78,6 +78,9 @@ pub struct PlanArgs {
     /// How likely a guess of the next token is right, 0 to 1
     #[arg(long, default_value_t = 0.0)]
     pub right_share: f64,
+    /// How the prompt may go up where layers run here and on the tail: auto, hidden-states or token-ids
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub prefill: Prefill,
     #[command(flatten)]
     pub policy: PolicyArgs,
     /// Print every split layer's best alternative, and why others are not possible
