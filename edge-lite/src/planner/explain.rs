@@ -5,6 +5,10 @@ use std::fmt::{Display, Formatter, Result, Write as _};
 use super::{Alternative, Impossible, Planned, PromptForm};
 use crate::report::Route;
 
+/// Where a split is predicted to be faster than what is chosen.
+const CAUTION: &str =
+    "what is predicted to be faster is so by too little, or costs the tail too much";
+
 impl Display for Impossible {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
         let Self {
@@ -83,6 +87,11 @@ impl Planned {
         }
         for impossible in &self.impossible {
             let _ = writeln!(text, "{impossible}");
+        }
+        let best = &self.best;
+        let is_faster = |of: &Alternative| of.prediction.total_ms < best.prediction.total_ms;
+        if best.route != Route::Split && self.by_split_layer.iter().any(is_faster) {
+            let _ = writeln!(text, "{CAUTION}");
         }
         let _ = writeln!(text, "{} alternatives compared", self.compared);
         text

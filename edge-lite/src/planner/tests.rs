@@ -146,6 +146,32 @@ fn a_price_on_the_tails_compute_moves_layers_to_the_device() {
 }
 
 #[test]
+fn a_split_is_chosen_where_it_is_faster_by_more_than_predictions_err() {
+    let mut world = World::new();
+    world.profile.layers = vec![times(Quantization::None, 0.1)];
+    world.manifest.on_device_answers = false;
+    let fastest_split = |world: &World| {
+        let planned = world.planned();
+        let splits = planned.by_split_layer.iter();
+        let splits = splits.filter(|of| of.route == Route::Split);
+        let totals = splits.map(|of| of.prediction.total_ms);
+        totals.fold(f64::INFINITY, f64::min)
+    };
+    // The faster the uplink, the faster the splits.
+    let mut chosen = Vec::new();
+    for megabits in 1..200 {
+        world.link.up_bits_per_second = Some(f64::from(megabits) * 1e6);
+        let (best, cloud) = (world.planned().best, world.of(0).total_ms);
+        let gain = cloud / fastest_split(&world);
+        assert_eq!(best.route == Route::Split, gain > SPLIT_CAUTION, "{gain}");
+        let says_why = world.planned().explain().contains("by too little");
+        assert_eq!(says_why, gain > 1.0 && gain <= SPLIT_CAUTION);
+        chosen.push((best.route, gain > 1.0));
+    }
+    assert!(chosen.contains(&(Route::Cloud, true)) && chosen.contains(&(Route::Split, true)));
+}
+
+#[test]
 fn nothing_lossy_is_chosen_that_is_not_allowed_by_name() {
     let mut world = World::new();
     world.manifest.split.min = 1;
@@ -473,12 +499,10 @@ prop_compose! {
     }
 }
 
-/// What a weighted objective makes of a prediction.
-fn price(world: &World, prediction: &Prediction) -> f64 {
+/// What a weighted objective makes of an alternative.
+fn price_of(world: &World, alternative: &Alternative) -> f64 {
     match world.policy.objective {
-        Objective::Weighted { cost_weight } => {
-            prediction.total_ms + cost_weight * prediction.tail_ms
-        }
+        Objective::Weighted { cost_weight } => price(alternative, cost_weight),
         Objective::Bound { .. } => f64::NAN,
     }
 }
@@ -496,9 +520,9 @@ proptest! {
     #[test]
     fn no_possible_alternative_is_predicted_to_be_better(world in worlds()) {
         let planned = world.planned();
-        let best = price(&world, &planned.best.prediction);
+        let best = price_of(&world, &planned.best);
         for alternative in &planned.by_split_layer {
-            prop_assert!(best <= price(&world, &alternative.prediction));
+            prop_assert!(best <= price_of(&world, alternative));
         }
         prop_assert!(best.is_finite() && best > 0.0);
     }
@@ -531,7 +555,7 @@ proptest! {
         free.policy.codecs.push(Codec::Int8 { group_size: 32 });
         free.policy.quantizations.push(Quantization::Q4_0);
         let (bound, free_best) = (world.planned().best, free.planned().best);
-        prop_assert!(price(&free, &free_best.prediction) <= price(&world, &bound.prediction));
+        prop_assert!(price_of(&free, &free_best) <= price_of(&world, &bound));
     }
 
     #[test]
