@@ -188,15 +188,15 @@ async fn a_prompt_that_is_planned_as_token_ids_goes_up_so_and_no_token_changes()
     };
     let objective = ["--objective", "cost=1", "--answer-tokens", "1000"];
     let planned = [
-        &["plan", "--tail", &url, "--prompt-tokens", "700"],
-        &objective[..],
+        &["plan", "--tail", &url, "--prompt-tokens", "700"][..],
+        &objective,
     ]
     .concat();
     let generated = [
-        &["generate", "--tail", &url, "--raw", "--prompt", &prompt],
+        &["generate", "--tail", &url, "--raw", "--prompt", &prompt][..],
         &["--ignore-end-of-turn", "--max-tokens", "12"],
         &["--split-layer", "plan"],
-        &objective[..],
+        &objective,
     ]
     .concat();
     let request = request(Prompt::Raw(prompt.clone()), 12, SamplingParams::default());

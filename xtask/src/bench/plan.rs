@@ -6,10 +6,13 @@ use anyhow::Context as _;
 use edge_lite::{Report, Route};
 use serde_json::Value;
 
+use self::results::{Results, Times};
 use super::relay::{Network, Relays};
-use super::{median, text_of};
+use super::text_of;
 use crate::model;
 use crate::processes::{self, Tail};
+
+mod results;
 
 /// Options of `bench plan`.
 #[derive(clap::Args)]
@@ -67,28 +70,8 @@ struct Fixed {
     chunk: u64,
 }
 
-/// What was measured of one plan, or predicted.
-#[derive(Clone, Copy)]
-struct Times {
-    first_token_ms: f64,
-    token_ms: f64,
-    total_ms: f64,
-}
-
 /// What `edge-lite plan` says, by how prompts may go up.
 struct Predicted(Vec<(String, Value)>);
-
-/// Relative errors, and what the choices lost.
-#[derive(Default)]
-struct Results {
-    first_token: Vec<f64>,
-    token: Vec<f64>,
-    token_on_device: Vec<f64>,
-    total: Vec<f64>,
-    regret: Vec<f64>,
-    over_device: Vec<f64>,
-    over_cloud: Vec<f64>,
-}
 
 /// Prints predictions beside measurements, and the planner's choice beside the best fixed plan.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
@@ -285,69 +268,6 @@ fn measure(arguments: &Arguments, cell: &Cell, results: &mut Results) -> anyhow:
     results.over_cloud.push(chosen / cloud - 1.0);
     results.over_device.push(chosen / device - 1.0);
     Ok(())
-}
-
-impl Times {
-    fn predicted(alternative: &Value) -> anyhow::Result<Self> {
-        let number = |field: &str| alternative[field].as_f64().context("a number");
-        Ok(Self {
-            first_token_ms: number("first_token_ms")?,
-            token_ms: number("token_ms")?,
-            total_ms: number("total_ms")?,
-        })
-    }
-
-    fn of(reports: &[Report]) -> Self {
-        let median_of = |time: fn(&Report) -> f64| median(reports.iter().map(time).collect());
-        Self {
-            first_token_ms: median_of(|report| report.timings_ms.first_token),
-            token_ms: median_of(|report| {
-                #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
-                let further = (report.token_ids.len() - 1) as f64;
-                report.timings_ms.decode / further
-            }),
-            total_ms: median_of(|report| report.timings_ms.first_token + report.timings_ms.decode),
-        }
-    }
-}
-
-impl Results {
-    fn compare(&mut self, expected: Times, got: Times, is_on_device: bool) {
-        let error = |expected: f64, got: f64| (expected - got).abs() / got;
-        self.first_token
-            .push(error(expected.first_token_ms, got.first_token_ms));
-        self.token.push(error(expected.token_ms, got.token_ms));
-        if is_on_device {
-            self.token_on_device
-                .push(error(expected.token_ms, got.token_ms));
-        }
-        self.total.push(error(expected.total_ms, got.total_ms));
-    }
-
-    fn print(self) {
-        println!("\n| | median | 9 of 10 | most |\n|---|---|---|---|");
-        for (what, mut values) in [
-            ("error of the first token", self.first_token),
-            ("error of a token", self.token),
-            ("of those, on the device alone", self.token_on_device),
-            ("error of the answer", self.total),
-            ("choice against the best fixed plan", self.regret),
-            ("choice against all on the device", self.over_device),
-            ("choice against all on the tail", self.over_cloud),
-        ] {
-            if values.is_empty() {
-                continue;
-            }
-            values.sort_by(f64::total_cmp);
-            let at = |part: usize| values[(values.len() - 1) * part / 10] * 100.0;
-            println!(
-                "| {what} | {:.1} % | {:.1} % | {:.1} % |",
-                at(5),
-                at(9),
-                at(10)
-            );
-        }
-    }
 }
 
 impl Predicted {
