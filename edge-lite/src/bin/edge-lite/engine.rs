@@ -61,7 +61,6 @@ impl Engine {
             place: place.device,
             max_positions: args.max_positions,
             prompt_chunk_positions: args.prompt_chunk,
-            ..LocalConfig::default()
         };
         let cache_dir = place.cache_dir.as_deref();
         Ok(Self::Device(load_model(model, cache_dir, config).await?))
