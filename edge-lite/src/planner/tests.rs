@@ -275,7 +275,8 @@ fn slow_uplink() -> World {
     world.manifest.on_device_answers = false;
     world.profile.layers = vec![times(Quantization::None, 0.01)];
     world.workload.prompt_tokens = 2000;
-    world.workload.answer_tokens = 1000;
+    world.workload.answer_tokens = 2000;
+    world.link.rtt_ms = Some(1.0);
     world.link.up_bits_per_second = Some(20e6);
     world
 }
