@@ -1,4 +1,4 @@
-//! The command line of profiles and plans.
+//! The command line of profiles and plans, and of what runs where.
 
 use clap::Args;
 use edge_lite::planner::Objective;
@@ -93,4 +93,37 @@ pub struct PlanArgs {
     pub place: PlaceArgs,
     #[command(flatten)]
     pub credentials: CredentialArgs,
+}
+
+/// A number of layers, the tail's recommendation, or a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitLayer {
+    /// What the tail recommends.
+    Auto,
+    /// What is predicted to be best.
+    Plan,
+    /// This many.
+    Layers(usize),
+}
+
+impl SplitLayer {
+    /// `None` for the tail's recommendation, and for a plan.
+    pub const fn layers(self) -> Option<usize> {
+        match self {
+            Self::Auto | Self::Plan => None,
+            Self::Layers(layers) => Some(layers),
+        }
+    }
+}
+
+/// For the command line.
+pub fn split_layer(text: &str) -> Result<SplitLayer, String> {
+    match text {
+        "auto" => Ok(SplitLayer::Auto),
+        "plan" => Ok(SplitLayer::Plan),
+        digits => digits
+            .parse()
+            .map(SplitLayer::Layers)
+            .map_err(|_| "expected a number of layers, auto or plan".to_owned()),
+    }
 }
