@@ -205,6 +205,7 @@ impl<'v> Answer<'v> {
             bytes_up: totals.bytes_up,
             bytes_down: totals.bytes_down,
             reconnects: totals.reconnects,
+            token_id_positions: totals.token_id_positions,
             replayed_positions: totals.replayed_positions,
             reused_positions: totals.reused_positions,
             token_steps: totals.token_steps,

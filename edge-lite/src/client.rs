@@ -149,8 +149,8 @@ fn choose(manifest: &Manifest, config: &ClientConfig) -> Result<Choice, Error> {
         .into());
     }
     let needs_all_layers = split_layer > 0 && !answers_alone;
-    let takes_prompts = split.min == 0 && manifest.token_upload;
-    if config.prefill == Prefill::TokenIds && needs_all_layers && !takes_prompts {
+    let is_refused = needs_all_layers && !manifest.allows_token_prefill();
+    if config.prefill == Prefill::TokenIds && is_refused {
         return Err(RequestError::TokenPrefill.into());
     }
     // A later tail may offer codecs that this version does not know beside those that it does.

@@ -6,7 +6,8 @@
 //!
 //! # Invariants
 //! - Nothing lossy is chosen that the policy does not name.
-//! - No alternative that is possible under the same policy is predicted to be better than the plan.
+//! - No alternative that is possible under the same policy is predicted to be better than the plan, but for splits that are
+//!   so by less than predictions of splits err.
 
 mod candidates;
 mod explain;
@@ -31,6 +32,7 @@ use self::measured::Measured;
 use self::predict::predict;
 use crate::config::ClientConfig;
 use crate::link::Link;
+use crate::prefill::Prefill;
 use crate::profile::Profile;
 use crate::report::Route;
 
@@ -54,10 +56,10 @@ pub struct PlannerInput<'a> {
     pub policy: &'a Policy,
 }
 
-/// How the prompt goes up.
+/// What the prompt goes up as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Prefill {
+pub enum PromptForm {
     /// Nothing goes up.
     Nothing,
     /// Token ids: 4 bytes each, and all layers run on the tail.
@@ -71,8 +73,8 @@ pub enum Prefill {
 pub struct Plan {
     /// Layers that run here.
     pub split_layer: usize,
-    /// How the prompt goes up.
-    pub prefill: Prefill,
+    /// What the prompt goes up as.
+    pub prefill: PromptForm,
     /// How hidden states go up.
     #[serde(serialize_with = "as_text")]
     pub codec: Codec,
@@ -93,6 +95,11 @@ impl Plan {
             codec: Some(self.codec),
             head_quantization: Some(self.head_quantization),
             prompt_chunk_positions: self.prompt_chunk_positions,
+            prefill: match self.prefill {
+                PromptForm::Nothing => config.prefill,
+                PromptForm::TokenIds => Prefill::TokenIds,
+                PromptForm::HiddenStates => Prefill::HiddenStates,
+            },
             ..config
         }
     }
@@ -257,24 +264,40 @@ fn note(impossible: &mut Vec<Impossible>, split_layer: usize, reason: String) {
     }
 }
 
+/// As what a split's latency counts beside that of all layers here or all on the tail. It is made of more estimates, of
+/// both sides, of the link and of what runs at the same time, and it is the best of many alternatives, which is where
+/// errors that flatter are found: a split that is predicted to be a little faster is as likely to be slower. A tenth is
+/// what answers are mispredicted by in the middle (`docs/benchmarks/plan.md`).
+const SPLIT_CAUTION: f64 = 1.1;
+
 /// The better one; of equals the one that costs the tail less, and then the earlier one.
 fn better(objective: Objective, best: Option<Alternative>, other: Alternative) -> Alternative {
     let Some(best) = best else { return other };
-    let rank = |of: &Prediction| match objective {
-        Objective::Weighted { cost_weight } => {
-            [0.0, of.total_ms + cost_weight * of.tail_ms, of.tail_ms]
+    let rank = |of: &Alternative| {
+        let Prediction {
+            total_ms, tail_ms, ..
+        } = of.prediction;
+        match objective {
+            Objective::Weighted { cost_weight } => [0.0, price(of, cost_weight), tail_ms],
+            Objective::Bound { latency_ms } if total_ms <= latency_ms => [0.0, tail_ms, total_ms],
+            Objective::Bound { .. } => [1.0, total_ms, tail_ms],
         }
-        Objective::Bound { latency_ms } if of.total_ms <= latency_ms => {
-            [0.0, of.tail_ms, of.total_ms]
-        }
-        Objective::Bound { .. } => [1.0, of.total_ms, of.tail_ms],
     };
-    let (ours, others) = (rank(&best.prediction), rank(&other.prediction));
+    let (ours, others) = (rank(&best), rank(&other));
     let order = ours.iter().zip(&others).map(|(a, b)| a.total_cmp(b));
     match order.reduce(std::cmp::Ordering::then) {
         Some(std::cmp::Ordering::Greater) => other,
         _ => best,
     }
+}
+
+/// Latency and the tail's compute, in milliseconds of latency.
+fn price(of: &Alternative, cost_weight: f64) -> f64 {
+    let caution = match of.route {
+        Route::Split => SPLIT_CAUTION,
+        Route::Device | Route::Cloud => 1.0,
+    };
+    caution * of.prediction.total_ms + cost_weight * of.prediction.tail_ms
 }
 
 fn check(input: &PlannerInput<'_>) -> Result<(), PlanError> {

@@ -7,6 +7,7 @@
 mod device;
 pub(crate) mod measure;
 pub(crate) mod probe;
+mod stack;
 mod store;
 mod table;
 #[cfg(test)]
@@ -25,8 +26,8 @@ pub use self::store::{ProfileStore, StoreError};
 
 use crate::link::Link;
 
-/// The version of the stored form.
-pub const VERSION: u32 = 1;
+/// The version of the stored form and of how it is measured.
+pub const VERSION: u32 = 2;
 /// Tails whose link is remembered.
 const MAX_TAILS: usize = 16;
 
@@ -75,7 +76,7 @@ pub struct Held {
 pub struct LayerTimes {
     /// How the weights are held.
     pub held: Held,
-    /// Layers that were loaded to measure one.
+    /// Layers that were run one after the other to measure one.
     pub layers_measured: usize,
     /// Bytes of a layer's file.
     pub layer_bytes: u64,
@@ -89,7 +90,7 @@ pub struct LayerTimes {
     pub prefill: Vec<PrefillTime>,
     /// What a row adds in one layer for each position before it, where many rows go at once.
     pub prefill_row_position_ms: f64,
-    /// Final norm and lm_head, where they were here to be measured.
+    /// Final norm, lm_head and sampling, where they were here to be measured.
     pub lm_head: Option<LmHeadTimes>,
 }
 

@@ -88,12 +88,16 @@ pub struct Report {
     pub bytes_down: u64,
     /// Sessions opened after the first.
     pub reconnects: u32,
+    /// Positions that went up as token ids: all of them without layers here, the prompt's where it was sent so beside
+    /// layers here, 0 where hidden states went up.
+    pub token_id_positions: u64,
     /// Positions that were sent again to rebuild a session.
     pub replayed_positions: u64,
     /// Positions that were not sent because the tail held them from earlier sessions, summed over the sessions of
     /// this generation; 0 without `reuse_prefix`.
     pub reused_positions: u64,
-    /// Steps that were sent for tokens; with guesses that were right, fewer than tokens.
+    /// Steps that were sent for tokens and did not run ahead of a result: the answer's round trips. With guesses that were
+    /// right, fewer than tokens.
     pub token_steps: u64,
     /// Guessed tokens that were sent.
     pub draft_tokens: u64,
@@ -116,6 +120,7 @@ pub(crate) struct Totals {
     pub(crate) bytes_up: u64,
     pub(crate) bytes_down: u64,
     pub(crate) reconnects: u32,
+    pub(crate) token_id_positions: u64,
     pub(crate) replayed_positions: u64,
     pub(crate) reused_positions: u64,
     pub(crate) token_steps: u64,
@@ -136,6 +141,7 @@ impl Totals {
             bytes_up,
             bytes_down,
             reconnects,
+            token_id_positions,
             replayed_positions,
             reused_positions,
             token_steps,
@@ -150,6 +156,7 @@ impl Totals {
         self.bytes_up += bytes_up;
         self.bytes_down += bytes_down;
         self.reconnects += reconnects;
+        self.token_id_positions += token_id_positions;
         self.replayed_positions += replayed_positions;
         self.reused_positions += reused_positions;
         self.token_steps += token_steps;

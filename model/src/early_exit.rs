@@ -49,6 +49,14 @@ impl EarlyExit {
         })
     }
 
+    /// The layers of its model before the exit at `path`, of whatever model it is.
+    ///
+    /// # Errors
+    /// [`LoadError`] where the file is none or is damaged.
+    pub fn split_layer_of(path: &Path) -> Result<usize, LoadError> {
+        Ok(ExitFile::open(path)?.split_layer)
+    }
+
     /// The layers of the model before the exit.
     #[must_use]
     pub const fn split_layer(&self) -> usize {

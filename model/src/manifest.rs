@@ -130,6 +130,13 @@ impl Manifest {
         self.on_device_answers || self.split.max >= self.identity.config.num_layers
     }
 
+    /// Whether a prompt may come as token ids where a device runs layers, too: the tail has all layers to run on it, and
+    /// token ids may come.
+    #[must_use]
+    pub const fn allows_token_prefill(&self) -> bool {
+        self.split.min == 0 && self.token_upload
+    }
+
     /// The most layers that a device may fetch.
     #[must_use]
     pub fn max_device_layers(&self) -> usize {

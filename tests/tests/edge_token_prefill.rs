@@ -49,6 +49,9 @@ async fn the_answer_is_that_of_the_unsplit_model_at_fewer_bytes() -> Result<()> 
             let saved = 2000 * answer.report.prompt_tokens as u64;
             assert!(ids + saved < states, "{ids} bytes beside {states}");
             assert!(answer.report.head_compute_ms > 0.0);
+            let of_prompt = answer.report.prompt_tokens as u64;
+            assert_eq!(answer.report.token_id_positions, of_prompt);
+            assert_eq!(plain.report.token_id_positions, 0);
         }
     }
     Ok(())
@@ -93,6 +96,53 @@ async fn a_tail_lost_in_the_answer_is_sent_token_ids_and_hidden_states_again() -
         assert!(answer.report.reconnects >= 1);
         assert!(answer.report.replayed_positions >= answer.report.prompt_tokens as u64);
     }
+    Ok(())
+}
+
+/// A tail that lacks the first layers, at the address of one that had them: devices know the first one's manifest.
+async fn replaced(tail: Tail) -> Result<Tail> {
+    let address = tail.address();
+    tail.kill().await?;
+    Tail::start_on(address, &smollm2(), &["--split-min", "5"]).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_a_session_is_not_granted_token_ids_the_prompt_goes_up_as_hidden_states() -> Result<()>
+{
+    let tail = Tail::start(&smollm2(), &[]).await?;
+    let request = request(prose(1500)?, 16, SamplingParams::default());
+    let expected = alone(&request).await?;
+    let client = Client::connect(&tail.url(), by_token_ids(10)).await?;
+    let _tail = replaced(tail).await?;
+    for _ in 0..2 {
+        let answer = finish(client.generate(request.clone()).await?).await?;
+        assert_eq!(answer.tokens, expected.tokens);
+        let (report, hidden_size) = (answer.report, 576);
+        assert_eq!((report.token_id_positions, report.reconnects), (0, 0));
+        let bytes_of_states = (report.prompt_tokens * hidden_size * size_of::<f32>()) as u64;
+        assert!(report.bytes_up > bytes_of_states);
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_moves_to_a_tail_without_the_first_layers_goes_on_in_hidden_states()
+-> Result<()> {
+    let tail = Tail::start(&smollm2(), &[]).await?;
+    // Long enough that the answer is not there in whole when the tail is lost.
+    let request = request(prose(1500)?, 96, SamplingParams::default());
+    let expected = alone(&request).await?;
+    let client = Client::connect(&tail.url(), by_token_ids(10)).await?;
+    let mut generation = client.generate(request.clone()).await?;
+    let tokens = first_tokens(&mut generation, 5).await?;
+    let _tail = replaced(tail).await?;
+    let answer = finish_after(tokens, generation).await?;
+    assert_eq!(answer.tokens, expected.tokens);
+    let report = answer.report;
+    assert!(report.reconnects >= 1);
+    // To the first tail, and not to the second one.
+    assert_eq!(report.token_id_positions, report.prompt_tokens as u64);
+    assert!(report.replayed_positions >= report.prompt_tokens as u64);
     Ok(())
 }
 

@@ -3,7 +3,8 @@
 use headway_model::quantization::Quantization;
 use headway_wire::Codec;
 
-use super::{Plan, PlannerInput, Prefill};
+use super::{Plan, PlannerInput, PromptForm};
+use crate::prefill::Prefill;
 
 /// Prompt positions sent at a time that are tried.
 const CHUNKS: [usize; 4] = [32, 64, 128, 256];
@@ -40,7 +41,7 @@ pub(super) fn candidates(
         let codec = any_codec.or_else(|| manifest.codecs.first()?.parse().ok());
         let plan = |chunk| {
             plan(
-                Prefill::TokenIds,
+                PromptForm::TokenIds,
                 codec.unwrap_or(Codec::F32),
                 Quantization::None,
                 chunk,
@@ -62,22 +63,21 @@ pub(super) fn candidates(
             "no head quantisation is allowed of those offered: {offered}"
         ));
     }
+    let forms = prompt_forms(input);
+    if forms.is_empty() && !is_here {
+        return Err("the tail takes no prompt as token ids beside layers here".to_owned());
+    }
     let mut plans = Vec::new();
     for quantization in quantizations {
         if is_here {
             let codec = any_codec.or_else(|| manifest.codecs.first()?.parse().ok());
             let codec = codec.unwrap_or(Codec::F32);
-            plans.push(plan(Prefill::Nothing, codec, quantization, CHUNKS[3]));
+            plans.push(plan(PromptForm::Nothing, codec, quantization, CHUNKS[3]));
             continue;
         }
         for codec in &codecs {
-            plans.extend(
-                CHUNKS.map(|chunk| plan(Prefill::HiddenStates, *codec, quantization, chunk)),
-            );
-            if policy.token_prefill && manifest.token_upload && split.min == 0 {
-                plans.extend(
-                    CHUNKS.map(|chunk| plan(Prefill::TokenIds, *codec, quantization, chunk)),
-                );
+            for form in &forms {
+                plans.extend(CHUNKS.map(|chunk| plan(*form, *codec, quantization, chunk)));
             }
         }
     }
@@ -86,6 +86,18 @@ pub(super) fn candidates(
         return Err(format!("no codec is allowed of those offered: {offered}"));
     }
     Ok(plans)
+}
+
+/// What the prompt of a split session may go up as; of equals, the first one is chosen, which costs the tail less.
+fn prompt_forms(input: &PlannerInput<'_>) -> Vec<PromptForm> {
+    let is_offered = input.manifest.allows_token_prefill();
+    match input.policy.prefill {
+        Prefill::HiddenStates => vec![PromptForm::HiddenStates],
+        Prefill::TokenIds if is_offered => vec![PromptForm::TokenIds],
+        Prefill::TokenIds => Vec::new(),
+        Prefill::Auto if is_offered => vec![PromptForm::HiddenStates, PromptForm::TokenIds],
+        Prefill::Auto => vec![PromptForm::HiddenStates],
+    }
 }
 
 /// Allowed by the policy and offered by the tail, which offers kinds: group sizes are the device's choice.

@@ -2,8 +2,12 @@
 
 use std::fmt::{Display, Formatter, Result, Write as _};
 
-use super::{Alternative, Impossible, Planned, Prefill};
+use super::{Alternative, Impossible, Planned, PromptForm};
 use crate::report::Route;
+
+/// Where a split is predicted to be faster than what is chosen.
+const CAUTION: &str =
+    "what is predicted to be faster is so by too little, or costs the tail too much";
 
 impl Display for Impossible {
     fn fmt(&self, f: &mut Formatter<'_>) -> Result {
@@ -40,7 +44,7 @@ impl Display for Planned {
         if *route != Route::Cloud {
             write!(f, ", head quantisation {}", plan.head_quantization)?;
         }
-        if plan.prefill == Prefill::TokenIds && *route == Route::Split {
+        if plan.prefill == PromptForm::TokenIds && *route == Route::Split {
             write!(f, ", the prompt as token ids")?;
         }
         if *route != Route::Device {
@@ -75,7 +79,7 @@ impl Planned {
     #[must_use]
     pub fn explain(&self) -> String {
         let mut text = String::from(
-            "split  codec  head   chunk  guesses  first token ms  ms/token  answer ms   tail ms     KB up  MB here\n",
+            "split  codec  head   prompt  chunk  guesses  first token ms  ms/token  answer ms   tail ms     KB up  MB here\n",
         );
         for alternative in &self.by_split_layer {
             // Writing to a String cannot fail.
@@ -83,6 +87,11 @@ impl Planned {
         }
         for impossible in &self.impossible {
             let _ = writeln!(text, "{impossible}");
+        }
+        let best = &self.best;
+        let is_faster = |of: &Alternative| of.prediction.total_ms < best.prediction.total_ms;
+        if best.route != Route::Split && self.by_split_layer.iter().any(is_faster) {
+            let _ = writeln!(text, "{CAUTION}");
         }
         let _ = writeln!(text, "{} alternatives compared", self.compared);
         text
@@ -95,11 +104,15 @@ fn row(alternative: &Alternative, is_best: bool) -> String {
         plan,
         prediction,
     } = alternative;
-    let codec = match (route, plan.prefill) {
-        (Route::Split, Prefill::TokenIds) => format!("{}*", plan.codec),
-        (Route::Split, _) => plan.codec.to_string(),
-        (Route::Cloud, _) => "ids".to_owned(),
-        (Route::Device, _) => "-".to_owned(),
+    let codec = match route {
+        Route::Split => plan.codec.to_string(),
+        Route::Cloud => "ids".to_owned(),
+        Route::Device => "-".to_owned(),
+    };
+    let prompt = match plan.prefill {
+        PromptForm::Nothing => "-",
+        PromptForm::TokenIds => "ids",
+        PromptForm::HiddenStates => "states",
     };
     let quantization = match route {
         Route::Cloud => "-",
@@ -110,7 +123,7 @@ fn row(alternative: &Alternative, is_best: bool) -> String {
         _ => plan.prompt_chunk_positions.to_string(),
     };
     format!(
-        "{:>5}  {codec:<5}  {quantization:<5} {chunk:>6}  {:>7}  {:>14.1}  {:>8.2}  {:>9.0}  {:>8.1}  {:>8.1}  {:>7.0}{}",
+        "{:>5}  {codec:<5}  {quantization:<5}  {prompt:<6}  {chunk:>5}  {:>7}  {:>14.1}  {:>8.2}  {:>9.0}  {:>8.1}  {:>8.1}  {:>7.0}{}",
         plan.split_layer,
         plan.draft_tokens,
         prediction.first_token_ms,

@@ -5,6 +5,8 @@ use headway_model::weights::WeightDtype;
 use headway_wire::Codec;
 use serde::Serialize;
 
+use crate::prefill::Prefill;
+
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Workload {
@@ -41,8 +43,8 @@ pub struct Policy {
     pub quantizations: Vec<Quantization>,
     /// The type in which head weights are held; `None`: as [`ClientConfig::dtype`](crate::ClientConfig::dtype) says.
     pub dtype: Option<WeightDtype>,
-    /// The prompt may go up as token ids while the head runs on it here, in a split session.
-    pub token_prefill: bool,
+    /// How the prompt may go up where layers run here and on the tail: by whichever is best, or as named.
+    pub prefill: Prefill,
 }
 
 impl Default for Policy {
@@ -53,7 +55,7 @@ impl Default for Policy {
             codecs: vec![Codec::F32],
             quantizations: vec![Quantization::None],
             dtype: None,
-            token_prefill: false,
+            prefill: Prefill::Auto,
         }
     }
 }

@@ -16,7 +16,7 @@ use headway_model::config::ModelConfig;
 use headway_model::layer_range::LayerRange;
 
 use super::measured::Measured;
-use super::{Plan, PlannerInput, Prediction, Prefill, Workload};
+use super::{Plan, PlannerInput, Prediction, PromptForm, Workload};
 use crate::profile::{Held, LayerTimes, PartBytes};
 use crate::session::MAX_UNANSWERED_STEPS;
 
@@ -195,15 +195,15 @@ impl<'a> AnswerOf<'a> {
             up_bytes,
         } = self.piped(cached, rows);
         // What the tail holds is known by digests of what would be sent, so all of it is computed before.
-        let before = if cached > 0 && self.plan.prefill == Prefill::HiddenStates {
+        let before = if cached > 0 && self.plan.prefill == PromptForm::HiddenStates {
             self.head_of_prompt(tokens)
         } else {
             0.0
         };
         let first_token_ms = before + open + arrived_ms + self.measured.rtt / 2.0;
         let head_left_ms = match self.plan.prefill {
-            Prefill::TokenIds => (open + self.head_of_prompt(tokens) - first_token_ms).max(0.0),
-            Prefill::HiddenStates | Prefill::Nothing => 0.0,
+            PromptForm::TokenIds => (open + self.head_of_prompt(tokens) - first_token_ms).max(0.0),
+            PromptForm::HiddenStates | PromptForm::Nothing => 0.0,
         };
         PromptTimes {
             first_token_ms,
@@ -225,7 +225,7 @@ impl<'a> AnswerOf<'a> {
     /// `rows` rows behind `cached` positions through head, uplink and tail, chunk by chunk.
     fn piped(&self, cached: usize, rows: usize) -> Piped {
         let measured = self.measured;
-        let is_token_ids = self.plan.prefill == Prefill::TokenIds;
+        let is_token_ids = self.plan.prefill == PromptForm::TokenIds;
         let (row_bytes, tail_layers) = if is_token_ids {
             (TOKEN_ID_BYTES, float(self.config.num_layers))
         } else {

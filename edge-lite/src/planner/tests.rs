@@ -118,6 +118,7 @@ fn times(quantization: Quantization, layer_ms: f64) -> LayerTimes {
     for time in &mut times.prefill {
         time.ms *= layer_ms;
     }
+    times.prefill_row_position_ms *= layer_ms;
     times
 }
 
@@ -142,6 +143,32 @@ fn a_price_on_the_tails_compute_moves_layers_to_the_device() {
     let (free, dear) = (at(0.0), at(100.0));
     assert_eq!((free.plan.split_layer, dear.plan.split_layer), (0, 3));
     assert!(dear.prediction.tail_ms < free.prediction.tail_ms);
+}
+
+#[test]
+fn a_split_is_chosen_where_it_is_faster_by_more_than_predictions_err() {
+    let mut world = World::new();
+    world.profile.layers = vec![times(Quantization::None, 0.1)];
+    world.manifest.on_device_answers = false;
+    let fastest_split = |world: &World| {
+        let planned = world.planned();
+        let splits = planned.by_split_layer.iter();
+        let splits = splits.filter(|of| of.route == Route::Split);
+        let totals = splits.map(|of| of.prediction.total_ms);
+        totals.fold(f64::INFINITY, f64::min)
+    };
+    // The faster the uplink, the faster the splits.
+    let mut chosen = Vec::new();
+    for megabits in 1..200 {
+        world.link.up_bits_per_second = Some(f64::from(megabits) * 1e6);
+        let (best, cloud) = (world.planned().best, world.of(0).total_ms);
+        let gain = cloud / fastest_split(&world);
+        assert_eq!(best.route == Route::Split, gain > SPLIT_CAUTION, "{gain}");
+        let says_why = world.planned().explain().contains("by too little");
+        assert_eq!(says_why, gain > 1.0 && gain <= SPLIT_CAUTION);
+        chosen.push((best.route, gain > 1.0));
+    }
+    assert!(chosen.contains(&(Route::Cloud, true)) && chosen.contains(&(Route::Split, true)));
 }
 
 #[test]
@@ -241,27 +268,102 @@ fn guesses_that_are_likely_right_are_made_and_others_are_not() {
     assert_eq!(world.planned().best.prediction, plain);
 }
 
-#[test]
-fn a_prompt_goes_up_as_token_ids_only_where_that_is_switched_on() {
+/// A long prompt over an uplink on which a row of hidden states takes longer than all layers of the tail on a prompt's row,
+/// and less than its layers on a row of the answer.
+fn slow_uplink() -> World {
     let mut world = World::new();
+    world.manifest.on_device_answers = false;
+    world.profile.layers = vec![times(Quantization::None, 0.01)];
     world.workload.prompt_tokens = 2000;
-    world.link.up_bits_per_second = Some(1e6);
-    let prefill = |world: &World, split_layer: usize| {
-        let planned = world.planned();
-        planned.by_split_layer[split_layer].plan.prefill
-    };
-    assert_eq!(prefill(&world, 2), Prefill::HiddenStates);
-    let slow = world.of(2);
-    world.policy.token_prefill = true;
-    assert_eq!(prefill(&world, 2), Prefill::TokenIds);
-    let fast = world.of(2);
-    assert!(fast.first_token_ms < slow.first_token_ms / 2.0);
-    assert!(fast.tail_ms > slow.tail_ms, "all layers run on the tail");
-    world.manifest.split.min = 1;
-    assert_eq!(
-        world.planned().by_split_layer[1].plan.prefill,
-        Prefill::HiddenStates
+    world.workload.answer_tokens = 2000;
+    world.link.rtt_ms = Some(1.0);
+    world.link.up_bits_per_second = Some(20e6);
+    world
+}
+
+#[test]
+fn a_slow_uplink_and_a_long_prompt_make_it_go_up_as_token_ids() {
+    let mut world = slow_uplink();
+    let best = world.planned().best;
+    assert_eq!(best.route, Route::Split);
+    assert_eq!(best.plan.prefill, PromptForm::TokenIds);
+    world.policy.prefill = Prefill::HiddenStates;
+    let states = world.of(best.plan.split_layer);
+    assert!(best.prediction.first_token_ms < states.first_token_ms / 1.5);
+    assert!(
+        best.prediction.tail_ms > states.tail_ms,
+        "all layers run on the tail"
     );
+    let config = best.plan.configure(ClientConfig::default());
+    assert_eq!(config.prefill, Prefill::TokenIds);
+    // Where rows are nothing to the uplink, the tail is spared the prompt's first layers.
+    world.policy.prefill = Prefill::Auto;
+    world.link.up_bits_per_second = Some(1e10);
+    let plan = world.planned().best.plan;
+    assert_eq!(plan.prefill, PromptForm::HiddenStates);
+    let config = plan.configure(ClientConfig::default());
+    assert_eq!(config.prefill, Prefill::HiddenStates);
+}
+
+#[test]
+fn token_ids_are_never_chosen_beside_layers_here_where_they_are_not_allowed() {
+    let changes: [fn(&mut World); 3] = [
+        |world| world.manifest.split.min = 1,
+        |world| world.manifest.token_upload = false,
+        |world| world.policy.prefill = Prefill::HiddenStates,
+    ];
+    for change in changes {
+        let mut world = slow_uplink();
+        change(&mut world);
+        let planned = world.planned();
+        let splits = planned.by_split_layer.iter();
+        let mut splits = splits.filter(|of| of.route == Route::Split).peekable();
+        assert!(splits.peek().is_some());
+        assert!(splits.all(|of| of.plan.prefill == PromptForm::HiddenStates));
+    }
+    let mut world = slow_uplink();
+    world.policy.prefill = Prefill::TokenIds;
+    let forms = |world: &World| -> Vec<PromptForm> {
+        let planned = world.planned();
+        let alternatives = planned.by_split_layer.iter();
+        alternatives.map(|of| of.plan.prefill).collect()
+    };
+    assert_eq!(forms(&world), [PromptForm::TokenIds; 4]);
+    world.manifest.split.min = 1;
+    let error = world.plan().unwrap_err().to_string();
+    assert!(
+        error.contains("no prompt as token ids beside layers here"),
+        "{error}"
+    );
+}
+
+#[test]
+fn beside_token_ids_the_heads_time_is_waited_for_with_the_second_token_only() {
+    let mut world = slow_uplink();
+    world.policy.prefill = Prefill::TokenIds;
+    let after_first = |world: &World, layer_ms: f64| {
+        let mut world = world.clone();
+        world.profile.layers = vec![times(Quantization::None, layer_ms)];
+        world.workload.answer_tokens = 2;
+        let of = world.of(2);
+        (
+            of.first_token_ms,
+            of.total_ms - of.first_token_ms - of.token_ms,
+        )
+    };
+    let (fast_first, fast_left) = after_first(&world, 0.01);
+    let (slow_first, slow_left) = after_first(&world, 50.0);
+    assert!((fast_first - slow_first).abs() < 1e-6);
+    assert!(
+        fast_left.abs() < 1e-6,
+        "the head is long ready: {fast_left}"
+    );
+    assert!(slow_left > slow_first, "{slow_left} {slow_first}");
+    // Where there is no second token, nobody waits.
+    world.workload.answer_tokens = 1;
+    world.profile.layers = vec![times(Quantization::None, 50.0)];
+    let of = world.of(2);
+    assert!((of.total_ms - of.first_token_ms).abs() < 1e-6);
 }
 
 #[test]
@@ -381,7 +483,7 @@ prop_compose! {
         answer_tokens in 1..500_usize,
         cached_share in 0.0..1.0_f64,
         right_share in 0.0..1.0_f64,
-        token_prefill: bool,
+        prefill in prop_oneof![Just(Prefill::Auto), Just(Prefill::HiddenStates)],
         cost_weight in 0.0..5.0_f64,
     ) -> World {
         let mut world = World::new();
@@ -392,18 +494,16 @@ prop_compose! {
         world.load.costs.decode_row_layer_us = Some(tail_us);
         world.load.costs.prefill_row_layer_us = Some(tail_us / 7.0);
         world.workload = Workload { prompt_tokens, answer_tokens, cached_share, right_share };
-        world.policy.token_prefill = token_prefill;
+        world.policy.prefill = prefill;
         world.policy.objective = Objective::Weighted { cost_weight };
         world
     }
 }
 
-/// What a weighted objective makes of a prediction.
-fn price(world: &World, prediction: &Prediction) -> f64 {
+/// What a weighted objective makes of an alternative.
+fn price_of(world: &World, alternative: &Alternative) -> f64 {
     match world.policy.objective {
-        Objective::Weighted { cost_weight } => {
-            prediction.total_ms + cost_weight * prediction.tail_ms
-        }
+        Objective::Weighted { cost_weight } => price(alternative, cost_weight),
         Objective::Bound { .. } => f64::NAN,
     }
 }
@@ -421,9 +521,9 @@ proptest! {
     #[test]
     fn no_possible_alternative_is_predicted_to_be_better(world in worlds()) {
         let planned = world.planned();
-        let best = price(&world, &planned.best.prediction);
+        let best = price_of(&world, &planned.best);
         for alternative in &planned.by_split_layer {
-            prop_assert!(best <= price(&world, &alternative.prediction));
+            prop_assert!(best <= price_of(&world, alternative));
         }
         prop_assert!(best.is_finite() && best > 0.0);
     }
@@ -456,7 +556,7 @@ proptest! {
         free.policy.codecs.push(Codec::Int8 { group_size: 32 });
         free.policy.quantizations.push(Quantization::Q4_0);
         let (bound, free_best) = (world.planned().best, free.planned().best);
-        prop_assert!(price(&free, &free_best.prediction) <= price(&world, &bound.prediction));
+        prop_assert!(price_of(&free, &free_best) <= price_of(&world, &bound));
     }
 
     #[test]

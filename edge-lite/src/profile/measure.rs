@@ -1,28 +1,27 @@
 //! Measures layers on this device.
 //!
-//! A few layers are loaded and run as in an answer. Before each one-row run, a buffer larger than most caches is read:
-//! in an answer, the weights of other layers have passed since a layer ran last, and so few layers as are loaded here
-//! would stay in the cache.
+//! A few layers are loaded, as often as the model has layers ([`Stack`]), and run as in an answer: a row goes through all
+//! of them and, where it is here, the lm_head, before the next one.
 
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use headway_model::Decoder;
 use headway_model::artifact::identity;
-use headway_model::layer_range::LayerRange;
 use headway_model::quantization::Quantization;
 use headway_model::threads;
 use headway_model::weights::{WeightDtype, Weights};
 
+use super::stack::{Depth, Output, Stack};
 use super::{
-    DecodeTime, Held, LayerTimes, LmHeadTimes, PartBytes, PrefillTime, Profile, ProfileKey, float,
+    DecodeTime, DeviceFacts, Held, LayerTimes, LmHeadTimes, PartBytes, PrefillTime, Profile,
+    ProfileKey, float,
 };
-use crate::device_layers::{DeviceLayers, Holding, Sequence, name_of};
+use crate::device_layers::{DeviceLayers, Holding, name_of};
 use crate::error::{DeviceError, Error};
 use crate::place::Place;
 
-/// Layers that are loaded to measure one.
+/// Layers that are fetched to measure one.
 pub(crate) const MOST_LAYERS: usize = 4;
 /// Positions before a row, and rows at once, as far as the model and the time allow.
 const CONTEXTS: [usize; 4] = [0, 128, 512, 2048];
@@ -30,12 +29,12 @@ const ROWS: [usize; 4] = [8, 32, 128, 512];
 /// Rows at once behind [`DEEP_POSITIONS`], to tell what positions add.
 const DEEP_ROWS: usize = 128;
 const DEEP_POSITIONS: usize = 512;
+/// So many rows at once read the weights of all layers anew; of more, the first layers tell as much.
+const MOST_ROWS_THROUGH_ALL: usize = 32;
 /// Rows at once while positions are filled.
 const FILL_ROWS: usize = 256;
 const ONE_ROW_RUNS: usize = 9;
 const MANY_ROWS_RUNS: usize = 3;
-/// Read before each one-row run.
-const SWEEP_BYTES: usize = 64 << 20;
 
 /// Weights to measure, and how they are held.
 pub(crate) struct Measuring {
@@ -115,86 +114,87 @@ pub(crate) fn measure_layers(measuring: &Measuring) -> Result<LayerTimes, Device
         max_positions: capacity,
     };
     let layers = DeviceLayers::load(&measuring.weights, num_layers, holding)?;
-    let lm_head = match &layers {
-        DeviceLayers::Cpu(_) if measuring.has_lm_head => lm_head(measuring)?,
+    let output = match &layers {
+        DeviceLayers::Cpu(_) if measuring.has_lm_head => Some(Output::load(measuring)?),
         _ => None,
     };
+    let available = DeviceFacts::read("cpu").memory_available_bytes;
+    let available = usize::try_from(available).unwrap_or(usize::MAX);
     let mut runs = Runs {
-        sequence: layers.sequence(capacity),
-        is_whole: num_layers == config.num_layers,
-        num_layers,
+        stack: Stack::load(measuring, &layers, capacity, available)?,
+        output,
         vocab_size: config.vocab_size,
         capacity,
         deadline: Instant::now() + measuring.budget,
-        sweep: vec![1; SWEEP_BYTES],
         embedding_row_ms: embedding_row_ms(&layers)?,
     };
     // Threads are started and pages are read once.
     runs.run(0, FILL_ROWS.min(ROWS[1]))?;
-    let mut decode = vec![runs.decode(0)?];
+    let (first, lm_head_ms) = runs.tokens(0)?;
+    let mut decode = vec![first];
     let mut prefill = Vec::new();
     for rows in ROWS {
         prefill.extend(runs.prefill(rows, 0, prefill.last().copied())?);
     }
+    let prefill_row_position_ms = runs.deep_rows(&prefill)?;
     for positions in &CONTEXTS[1..] {
         if runs.has_time_to_fill(*positions, prefill.last()) {
-            decode.push(runs.decode(*positions)?);
+            decode.push(runs.tokens(*positions)?.0);
         }
     }
-    let prefill_row_position_ms = runs.deep_rows(&prefill)?;
     Ok(LayerTimes {
         held: measuring.held,
-        layers_measured: num_layers,
+        layers_measured: runs.stack.num_layers(Depth::All),
         layer_bytes: measuring.bytes.layer,
         embedding_bytes: measuring.bytes.embedding,
         embedding_row_ms: runs.embedding_row_ms,
         decode,
         prefill,
         prefill_row_position_ms,
-        lm_head,
+        lm_head: lm_head_ms.map(|one_row_ms| LmHeadTimes {
+            bytes: measuring.bytes.lm_head,
+            one_row_ms,
+        }),
     })
 }
 
 /// Runs of some layers.
 struct Runs {
-    sequence: Sequence,
-    /// The layers are all of the model's.
-    is_whole: bool,
-    num_layers: usize,
+    stack: Stack,
+    output: Option<Output>,
     vocab_size: usize,
     capacity: usize,
     deadline: Instant,
-    sweep: Vec<u8>,
     embedding_row_ms: f64,
 }
 
 impl Runs {
     /// Milliseconds of one layer for `rows` rows behind `positions`, once.
     fn run(&mut self, positions: usize, rows: usize) -> Result<f64, DeviceError> {
-        self.fill(positions)?;
-        self.forward(rows)
+        let depth = depth(rows);
+        self.fill(positions, depth)?;
+        Ok(self.forward(rows, depth)?.0)
     }
 
-    fn forward(&mut self, rows: usize) -> Result<f64, DeviceError> {
-        let position = self.sequence.len();
+    /// What one layer took for the next rows, and what is behind the last layer.
+    fn forward(&mut self, rows: usize, depth: Depth) -> Result<(f64, Vec<f32>), DeviceError> {
+        let position = self.stack.len(depth);
         // Ids that a compiler or a cache cannot foresee, all within the vocabulary.
         let ids = (position..position + rows)
             .map(|index| u32::try_from((index * 7919 + 13) % self.vocab_size).unwrap_or(0));
         let ids: Vec<u32> = ids.collect();
         let began = Instant::now();
-        if self.is_whole {
-            self.sequence.extend(&ids)?;
-        } else {
-            black_box(self.sequence.hidden_states(&ids)?);
-        }
+        let hidden_states = black_box(self.stack.forward(&ids, depth)?);
         let ms = milliseconds(began.elapsed()) - float(rows) * self.embedding_row_ms;
-        Ok((ms / float(self.num_layers)).max(f64::MIN_POSITIVE))
+        let layer_ms = ms / float(self.stack.num_layers(depth));
+        Ok((layer_ms.max(f64::MIN_POSITIVE), hidden_states))
     }
 
-    fn fill(&mut self, positions: usize) -> Result<(), DeviceError> {
-        self.sequence.truncate(positions);
-        while self.sequence.len() < positions {
-            self.forward(FILL_ROWS.min(positions - self.sequence.len()))?;
+    fn fill(&mut self, positions: usize, depth: Depth) -> Result<(), DeviceError> {
+        self.stack.truncate(positions, depth);
+        while self.stack.len(depth) < positions {
+            let lacking = positions - self.stack.len(depth);
+            self.forward(FILL_ROWS.min(lacking), depth)?;
         }
         Ok(())
     }
@@ -203,16 +203,22 @@ impl Runs {
         Instant::now() >= self.deadline
     }
 
-    fn decode(&mut self, positions: usize) -> Result<DecodeTime, DeviceError> {
-        let mut runs = Vec::new();
-        while runs.len() < ONE_ROW_RUNS && !(runs.len() >= MANY_ROWS_RUNS && self.is_late()) {
-            read_all(&self.sweep);
-            runs.push(self.run(positions, 1)?);
+    /// A layer's time for one row, and that of what is behind the layers, where it is here; as token follows token.
+    fn tokens(&mut self, positions: usize) -> Result<(DecodeTime, Option<f64>), DeviceError> {
+        let (mut layer, mut end) = (Vec::new(), Vec::new());
+        while layer.len() < ONE_ROW_RUNS && !(layer.len() >= MANY_ROWS_RUNS && self.is_late()) {
+            self.fill(positions, Depth::All)?;
+            let (ms, hidden_states) = self.forward(1, Depth::All)?;
+            layer.push(ms);
+            if let Some(output) = &self.output {
+                let began = Instant::now();
+                black_box(output.token(&hidden_states)?);
+                end.push(milliseconds(began.elapsed()));
+            }
         }
-        Ok(DecodeTime {
-            positions,
-            ms: median(runs),
-        })
+        let ms = median(layer);
+        let end = (!end.is_empty()).then(|| median(end));
+        Ok((DecodeTime { positions, ms }, end))
     }
 
     /// `None` where it does not fit the model, or the time. `last`: what fewer rows took.
@@ -222,7 +228,8 @@ impl Runs {
         positions: usize,
         last: Option<PrefillTime>,
     ) -> Result<Option<PrefillTime>, DeviceError> {
-        if positions + rows > self.capacity || !self.has_time(rows, last.as_ref()) {
+        let depth = depth(rows);
+        if positions + rows > self.capacity || !self.has_time(rows, depth, last.as_ref()) {
             return Ok(None);
         }
         let mut runs = Vec::new();
@@ -238,7 +245,8 @@ impl Runs {
         let Some(shallow) = prefill.iter().find(|time| time.rows == DEEP_ROWS) else {
             return Ok(0.0);
         };
-        if !self.has_time_to_fill(DEEP_POSITIONS, Some(shallow)) {
+        let lacking = DEEP_POSITIONS.saturating_sub(self.stack.len(Depth::First));
+        if !self.has_time(lacking, Depth::First, Some(shallow)) {
             return Ok(0.0);
         }
         let deep = self.prefill(DEEP_ROWS, DEEP_POSITIONS, None)?;
@@ -247,18 +255,27 @@ impl Runs {
         }))
     }
 
+    /// Whether positions before a row can be filled in all layers until the deadline.
     fn has_time_to_fill(&self, positions: usize, known: Option<&PrefillTime>) -> bool {
-        positions + DEEP_ROWS <= self.capacity
-            && self.has_time(positions.saturating_sub(self.sequence.len()), known)
+        let lacking = positions.saturating_sub(self.stack.len(Depth::All));
+        positions + FILL_ROWS <= self.capacity && self.has_time(lacking, Depth::All, known)
     }
 
     /// Whether `rows` rows can be run until the deadline, if they take what `known` says.
-    fn has_time(&self, rows: usize, known: Option<&PrefillTime>) -> bool {
+    fn has_time(&self, rows: usize, depth: Depth, known: Option<&PrefillTime>) -> bool {
         let needed_ms = known.map_or(0.0, |known| {
-            known.ms / float(known.rows) * float(rows * self.num_layers)
+            known.ms / float(known.rows) * float(rows * self.stack.num_layers(depth))
         });
         let left = self.deadline.saturating_duration_since(Instant::now());
         !self.is_late() && needed_ms <= milliseconds(left)
+    }
+}
+
+const fn depth(rows: usize) -> Depth {
+    if rows <= MOST_ROWS_THROUGH_ALL {
+        Depth::All
+    } else {
+        Depth::First
     }
 }
 
@@ -281,30 +298,6 @@ fn embedding_row_ms(layers: &DeviceLayers) -> Result<f64, DeviceError> {
         runs.push(milliseconds(began.elapsed()) / f64::from(ROWS));
     }
     Ok(median(runs))
-}
-
-fn lm_head(measuring: &Measuring) -> Result<Option<LmHeadTimes>, DeviceError> {
-    let num_layers = measuring.weights.config().num_layers;
-    let range = LayerRange::new(num_layers, num_layers);
-    let decoder = Decoder::load(&measuring.weights, range, measuring.held.dtype)?;
-    let hidden_states = vec![0.5; decoder.config().hidden_size];
-    let (mut runs, sweep) = (Vec::new(), vec![1; SWEEP_BYTES]);
-    for _ in 0..ONE_ROW_RUNS {
-        read_all(&sweep);
-        let began = Instant::now();
-        black_box(decoder.logits(&hidden_states)?);
-        runs.push(milliseconds(began.elapsed()));
-    }
-    Ok(Some(LmHeadTimes {
-        bytes: measuring.bytes.lm_head,
-        one_row_ms: median(runs),
-    }))
-}
-
-/// One byte of each cache line.
-fn read_all(bytes: &[u8]) {
-    let lines = bytes.iter().step_by(64);
-    black_box(lines.map(|byte| u64::from(*byte)).sum::<u64>());
 }
 
 fn milliseconds(time: Duration) -> f64 {

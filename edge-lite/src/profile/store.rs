@@ -23,7 +23,7 @@ pub enum StoreError {
         #[source]
         source: std::io::Error,
     },
-    /// Another program version wrote it.
+    /// A later version of the program wrote it.
     #[error(
         "{path} is a profile of version {got}; this program knows version {VERSION}: delete the file, and `edge-lite \
          profile` measures anew"
@@ -82,10 +82,10 @@ impl ProfileStore {
         self.folder.join(name)
     }
 
-    /// The stored profile, if there is one.
+    /// The stored profile, if there is one. What an earlier version measured counts as nothing: it is measured anew.
     ///
     /// # Errors
-    /// [`StoreError`] where the file cannot be read or is not a profile of this version.
+    /// [`StoreError`] where the file cannot be read, is no profile or is one of a later version.
     pub fn read(&self, key: &ProfileKey) -> Result<Option<Profile>, StoreError> {
         #[derive(Deserialize)]
         struct Version {
@@ -113,7 +113,10 @@ impl ProfileStore {
             source,
         };
         let Version { version: got } = serde_json::from_slice(&json).map_err(malformed)?;
-        if got != VERSION {
+        if got < VERSION {
+            return Ok(None);
+        }
+        if got > VERSION {
             return Err(StoreError::Version { path, got });
         }
         let profile: Profile = serde_json::from_slice(&json).map_err(malformed)?;

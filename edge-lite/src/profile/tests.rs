@@ -101,17 +101,17 @@ fn a_stored_profile_is_read_back_for_its_model_place_and_threads_only() {
 }
 
 #[test]
-fn another_version_or_a_damaged_file_says_what_to_do() {
+fn a_later_version_or_a_damaged_file_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let store = ProfileStore::new(folder.path());
     let path = store.write(&profile()).unwrap();
     for (content, said) in [
         (
             r#"{"version":9}"#,
-            "version 9; this program knows version 1",
+            "version 9; this program knows version 2",
         ),
         ("{", "is no profile"),
-        (r#"{"version":1}"#, "is no profile"),
+        (r#"{"version":2}"#, "is no profile"),
     ] {
         std::fs::write(&path, content).unwrap();
         let error = store.read(&key()).unwrap_err().to_string();
@@ -123,6 +123,17 @@ fn another_version_or_a_damaged_file_says_what_to_do() {
     std::fs::write(&path, vec![b' '; 2 << 20]).unwrap();
     let error = store.read(&key()).unwrap_err();
     assert!(matches!(error, StoreError::TooLarge { .. }), "{error}");
+}
+
+#[test]
+fn what_an_earlier_version_measured_is_measured_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = ProfileStore::new(folder.path());
+    let path = store.write(&profile()).unwrap();
+    std::fs::write(&path, r#"{"version":1}"#).unwrap();
+    assert_eq!(store.read(&key()).unwrap(), None);
+    let merged = store.merge(profile()).unwrap();
+    assert_eq!(store.read(&key()).unwrap(), Some(merged));
 }
 
 #[test]

@@ -26,6 +26,14 @@ impl Made {
         self.position + self.token_ids.len()
     }
 
+    /// Positions of the sequence in it that go up as token ids.
+    pub(crate) const fn token_id_positions(&self) -> usize {
+        match self.input {
+            step::Input::TokenIds(_) => self.token_ids.len() - self.draft.guesses.len(),
+            step::Input::Activations(_) => 0,
+        }
+    }
+
     /// Rows that are token ids.
     pub(super) fn of_token_ids(position: usize, token_ids: Vec<u32>, draft: Draft) -> Self {
         let ids = token_ids.clone();

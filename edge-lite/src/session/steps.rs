@@ -131,6 +131,7 @@ impl Session<'_> {
         let runs_ahead = made.is_ahead && start >= end;
         let replayed = self.sent_before.min(step_end).saturating_sub(start);
         self.totals.replayed_positions += replayed as u64;
+        self.totals.token_id_positions += made.token_id_positions() as u64;
         self.totals.draft_tokens += guesses.len() as u64;
         let step = self.rows.step(made, step_end >= end, runs_ahead);
         self.totals.token_steps += u64::from(step.sample && !runs_ahead);

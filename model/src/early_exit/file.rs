@@ -46,7 +46,7 @@ pub(super) struct ExitFile {
     path: PathBuf,
     weights: Weights,
     model_digest: String,
-    split_layer: usize,
+    pub(super) split_layer: usize,
     pub(super) token_ids: Vec<u32>,
 }
 

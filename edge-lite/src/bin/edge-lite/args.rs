@@ -1,5 +1,6 @@
 //! The command line, read and checked.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use crate::calibrate::CalibrateArgs;
@@ -10,7 +11,7 @@ use edge_lite::{
     Prompt, Quantization, SamplingParams, Token, WeightDtype,
 };
 
-pub use self::planning::{PlanArgs, PolicyArgs, ProfileArgs};
+pub use self::planning::{PlanArgs, PolicyArgs, ProfileArgs, SplitLayer};
 
 mod planning;
 
@@ -99,6 +100,9 @@ pub struct EngineArgs {
         conflicts_with = "model"
     )]
     pub prefill: Prefill,
+    /// Positions of the prompt that are computed and sent at a time; a plan chooses its own
+    #[arg(long, value_name = "POSITIONS", default_value = "256")]
+    pub prompt_chunk: NonZeroUsize,
     /// Do not tell the tail how many tokens were answered here with all layers
     #[arg(long, conflicts_with = "model")]
     pub no_on_device_reports: bool,
@@ -144,7 +148,7 @@ impl CredentialArgs {
 pub struct HeadArgs {
     /// Layers to run here; auto takes what the tail recommends, plan what is predicted to be best on this device and
     /// this network
-    #[arg(long, default_value = "auto", value_parser = split_layer)]
+    #[arg(long, default_value = "auto", value_parser = planning::split_layer)]
     pub split_layer: SplitLayer,
     /// How hidden states go up: f32, f16, bf16, int8, int4, tcq4 or tcq3 [default: what the tail recommends]
     #[arg(long)]
@@ -168,38 +172,6 @@ pub struct PlaceArgs {
     /// Where weights and profiles are kept [default: the user's cache folder]
     #[arg(long)]
     pub cache_dir: Option<PathBuf>,
-}
-
-/// A number of layers, the tail's recommendation, or a plan.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SplitLayer {
-    /// What the tail recommends.
-    Auto,
-    /// What is predicted to be best.
-    Plan,
-    /// This many.
-    Layers(usize),
-}
-
-impl SplitLayer {
-    /// `None` for the tail's recommendation, and for a plan.
-    pub const fn layers(self) -> Option<usize> {
-        match self {
-            Self::Auto | Self::Plan => None,
-            Self::Layers(layers) => Some(layers),
-        }
-    }
-}
-
-fn split_layer(text: &str) -> Result<SplitLayer, String> {
-    match text {
-        "auto" => Ok(SplitLayer::Auto),
-        "plan" => Ok(SplitLayer::Plan),
-        digits => digits
-            .parse()
-            .map(SplitLayer::Layers)
-            .map_err(|_| "expected a number of layers, auto or plan".to_owned()),
-    }
 }
 
 /// How tokens are chosen, and when to end.

@@ -60,7 +60,7 @@ impl Engine {
             dtype: place.dtype.unwrap_or_default(),
             place: place.device,
             max_positions: args.max_positions,
-            ..LocalConfig::default()
+            prompt_chunk_positions: args.prompt_chunk.get(),
         };
         let cache_dir = place.cache_dir.as_deref();
         Ok(Self::Device(load_model(model, cache_dir, config).await?))
@@ -112,6 +112,7 @@ fn tail_config(args: &EngineArgs) -> Result<ClientConfig> {
         drafting: args.draft,
         draft_model: draft_model(args)?,
         prefill: args.prefill,
+        prompt_chunk_positions: args.prompt_chunk.get(),
         report_on_device_answers: !args.no_on_device_reports,
         ..client_config(&args.head, &args.credentials)
     })

@@ -74,9 +74,13 @@ pub fn summary(report: &Report) -> String {
     };
     let positions = (report.prompt_tokens + tokens).max(1) as f64;
     let mib = report.head_weight_bytes as f64 / f64::from(1 << 20);
+    let prompt = match report.token_id_positions {
+        0 => "",
+        _ => ", the prompt as token ids",
+    };
     let route = match report.route {
         Route::Split => format!(
-            "layers 0 to {} here, {} to {} on the tail",
+            "layers 0 to {} here, {} to {} on the tail{prompt}",
             report.split_layer - 1,
             report.split_layer,
             report.num_layers - 1

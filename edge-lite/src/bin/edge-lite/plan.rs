@@ -4,7 +4,8 @@ use std::io::Write as _;
 
 use anyhow::Result;
 use edge_lite::planner::{Policy, Survey, SurveyOptions, Workload, survey};
-use edge_lite::{ClientConfig, GenerateRequest};
+use edge_lite::{ClientConfig, DraftModelFile, GenerateRequest};
+use headway_model::EarlyExit;
 
 use crate::args::{EngineArgs, OutputFormat, PlanArgs, PolicyArgs};
 use crate::engine::place_config;
@@ -13,7 +14,10 @@ use crate::engine::place_config;
 const MOST_EXPECTED_TOKENS: usize = 128;
 
 pub async fn run(args: PlanArgs) -> Result<()> {
-    let config = place_config(&args.place, &args.credentials);
+    let config = ClientConfig {
+        prefill: args.prefill,
+        ..place_config(&args.place, &args.credentials)
+    };
     let policy = policy(&args.policy, &config);
     let options = SurveyOptions {
         quantizations: policy.quantizations.clone(),
@@ -62,7 +66,20 @@ pub async fn planned(
     };
     let planned = survey.plan(workload, &policy)?;
     tracing::info!("{planned}");
-    Ok((planned.best.plan.configure(config), Some(Box::new(survey))))
+    let config = planned.best.plan.configure(config);
+    Ok((without_foreign_exit(config)?, Some(Box::new(survey))))
+}
+
+/// An early exit guesses behind one split layer, and a plan may have chosen another one.
+fn without_foreign_exit(mut config: ClientConfig) -> Result<ClientConfig> {
+    if let Some(DraftModelFile::EarlyExit(path)) = &config.draft_model {
+        let its_layer = EarlyExit::split_layer_of(path)?;
+        if config.split_layer != Some(its_layer) {
+            tracing::info!("the early exit is for split layer {its_layer}, so it is not used");
+            config.draft_model = None;
+        }
+    }
+    Ok(config)
 }
 
 /// What was asked for by name is the only choice; otherwise what is allowed.
@@ -76,6 +93,6 @@ fn policy(args: &PolicyArgs, config: &ClientConfig) -> Policy {
             .head_quantization
             .map_or_else(|| args.allow_head_quantizations.clone(), |one| vec![one]),
         dtype: config.dtype,
-        token_prefill: false,
+        prefill: config.prefill,
     }
 }

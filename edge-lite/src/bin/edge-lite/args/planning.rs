@@ -1,8 +1,8 @@
-//! The command line of profiles and plans.
+//! The command line of profiles and plans, and of what runs where.
 
 use clap::Args;
 use edge_lite::planner::Objective;
-use edge_lite::{Codec, Quantization};
+use edge_lite::{Codec, Prefill, Quantization};
 
 use super::{CredentialArgs, OutputFormat, PlaceArgs};
 
@@ -78,6 +78,9 @@ pub struct PlanArgs {
     /// How likely a guess of the next token is right, 0 to 1
     #[arg(long, default_value_t = 0.0)]
     pub right_share: f64,
+    /// How the prompt may go up where layers run here and on the tail: auto, hidden-states or token-ids
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub prefill: Prefill,
     #[command(flatten)]
     pub policy: PolicyArgs,
     /// Print every split layer's best alternative, and why others are not possible
@@ -90,4 +93,37 @@ pub struct PlanArgs {
     pub place: PlaceArgs,
     #[command(flatten)]
     pub credentials: CredentialArgs,
+}
+
+/// A number of layers, the tail's recommendation, or a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitLayer {
+    /// What the tail recommends.
+    Auto,
+    /// What is predicted to be best.
+    Plan,
+    /// This many.
+    Layers(usize),
+}
+
+impl SplitLayer {
+    /// `None` for the tail's recommendation, and for a plan.
+    pub const fn layers(self) -> Option<usize> {
+        match self {
+            Self::Auto | Self::Plan => None,
+            Self::Layers(layers) => Some(layers),
+        }
+    }
+}
+
+/// For the command line.
+pub fn split_layer(text: &str) -> Result<SplitLayer, String> {
+    match text {
+        "auto" => Ok(SplitLayer::Auto),
+        "plan" => Ok(SplitLayer::Plan),
+        digits => digits
+            .parse()
+            .map(SplitLayer::Layers)
+            .map_err(|_| "expected a number of layers, auto or plan".to_owned()),
+    }
 }
