@@ -19,4 +19,4 @@ pub mod scrape;
 pub mod shelf;
 
 #[cfg(test)]
-mod simulation;
+mod tests;
