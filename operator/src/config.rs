@@ -56,6 +56,9 @@ pub struct Config {
     /// Give each SplitModel a PodMonitor of the Prometheus operator.
     #[arg(long)]
     pub pod_monitors: bool,
+    /// Seconds between two times that a tail is asked what it has used and saved; 0 adds nothing up.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(0..=300))]
+    pub scrape_seconds: u16,
     /// How logs are written.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

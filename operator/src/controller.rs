@@ -27,6 +27,9 @@ use crate::error::{ReconcileError, backoff, error_chain};
 use crate::metrics::{Metrics, SplitModelCounts};
 use crate::names;
 use crate::observed::{Caches, Observed, observe};
+use crate::savings::rounds::Rounds;
+use crate::savings::scrape::Scraper;
+use crate::savings::shelf::Shelf;
 use crate::status::{StatusWriter, status};
 use crate::validate::{Owner, ValidSpec};
 use crate::watches::Watches;
@@ -53,6 +56,8 @@ pub struct Setup {
     pub metrics: Arc<Metrics>,
     /// The most reconciliations at a time.
     pub concurrency: u16,
+    /// Between two times that a tail is asked what it has counted; `None` adds up no savings.
+    pub scrape_interval: Option<Duration>,
 }
 
 /// What reconciliations share.
@@ -68,12 +73,13 @@ struct Context {
     failures: Mutex<HashMap<ObjectRef<SplitModel>, u32>>,
 }
 
-/// Reconciles until `stop` is cancelled, then finishes what is under way.
+/// Reconciles and adds up savings until `stop` is cancelled, then finishes what is under way.
 ///
 /// # Errors
-/// Where the API server cannot be asked which kinds it serves.
-pub async fn run(setup: Setup, stop: CancellationToken) -> Result<(), kube::Error> {
-    let watches = Watches::new(&setup.client, &setup.metrics).await?;
+/// Where the API server cannot be asked which kinds it serves, or there is no TLS provider.
+pub async fn run(setup: Setup, stop: CancellationToken) -> anyhow::Result<()> {
+    let shelf = Arc::new(Shelf::default());
+    let watches = Watches::new(&setup.client, &setup.metrics, &shelf).await?;
     let filled = watches.filled().boxed().shared();
     let Watches {
         splitmodels,
@@ -84,6 +90,19 @@ pub async fn run(setup: Setup, stop: CancellationToken) -> Result<(), kube::Erro
         caches,
         ..
     } = watches;
+    let rounds = match setup.scrape_interval {
+        None => None,
+        Some(scrape_interval) => Some(Rounds {
+            client: setup.client.clone(),
+            scraper: Scraper::new()?,
+            scrape_interval,
+            splitmodels: splitmodel_cache.clone(),
+            pods: caches.pods.clone(),
+            shelf,
+            metrics: Arc::clone(&setup.metrics),
+            answers: Mutex::default(),
+        }),
+    };
     let context = Arc::new(Context {
         writer: StatusWriter::new(setup.client.clone(), setup.recorder),
         client: setup.client,
@@ -109,8 +128,22 @@ pub async fn run(setup: Setup, stop: CancellationToken) -> Result<(), kube::Erro
         () = reconciling => {}
         () = stopped(&stop, &filled) => {}
         () = count_splitmodels(&splitmodel_cache, &setup.metrics) => {}
+        () = add_up(rounds.as_ref(), &filled) => {}
+    }
+    if let Some(rounds) = rounds.filter(|_| filled.peek().is_some()) {
+        rounds.finish().await;
     }
     Ok(())
+}
+
+/// Adds up savings, without end. Before the caches are filled, a pod that is only not known yet would look like one
+/// that has gone.
+async fn add_up(rounds: Option<&Rounds>, filled: &Shared<BoxFuture<'static, ()>>) {
+    filled.clone().await;
+    match rounds {
+        Some(rounds) => rounds.run().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Ends when reconciliations have had their time to end. Before the caches are filled there are none.

@@ -12,6 +12,7 @@ pub mod autoscaling;
 pub mod edge;
 pub mod expose;
 pub mod model;
+pub mod pricing;
 pub mod rollout;
 pub mod split;
 pub mod status;
@@ -25,6 +26,7 @@ use autoscaling::Autoscaling;
 use edge::EdgePolicy;
 use expose::Expose;
 use model::Model;
+use pricing::Pricing;
 use rollout::Rollout;
 use split::Split;
 use status::SplitModelStatus;
@@ -53,8 +55,12 @@ use tail::Tail;
     printcolumn(name = "Split", type_ = "integer", json_path = ".spec.split.default", description = "Layers a device runs unless it decides otherwise"),
     printcolumn(name = "Used", type_ = "number", json_path = ".status.savings.usedGpuSeconds", description = "GPU-seconds used by the tails"),
     printcolumn(name = "Saved", type_ = "number", json_path = ".status.savings.savedGpuSeconds", description = "GPU-seconds saved by what devices did"),
+    printcolumn(name = "Saved%", type_ = "number", json_path = ".status.savings.savedPercent", description = "What was saved, in percent of used and saved together"),
+    printcolumn(name = "Money", type_ = "string", json_path = ".status.savings.moneySaved", description = "What was saved, at the price in spec.pricing"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason", priority = 1),
+    printcolumn(name = "Tokens", type_ = "integer", json_path = ".status.savings.tokens.tails", priority = 1, description = "Tokens that tails sent to devices"),
+    printcolumn(name = "Current", type_ = "string", json_path = ".status.conditions[?(@.type=='SavingsCurrent')].status", priority = 1, description = "Whether the savings are up to date"),
     printcolumn(name = "Desired", type_ = "integer", json_path = ".status.desiredReplicas", priority = 1),
     printcolumn(name = "Model", type_ = "string", json_path = ".spec.model.source", priority = 1),
     printcolumn(name = "Revision", type_ = "string", json_path = ".spec.model.revision", priority = 1),
@@ -100,6 +106,9 @@ pub struct SplitModelSpec {
     /// How pods are replaced.
     #[serde(default)]
     pub rollout: Rollout,
+    /// What GPU time costs, so that the status can say what was saved in money.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pricing: Option<Pricing>,
 }
 
 /// The definition to install: the derived one, without number formats that Kubernetes does not know and would

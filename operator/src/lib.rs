@@ -11,7 +11,7 @@
 //! | writing the difference | [`drift`], [`apply`] | `Applied` |
 //! | what is said about it | [`conditions`], [`status`] | `status`, events |
 //!
-//! [`controller`] strings them together. `validate`, `build`, `drift` and `conditions` are pure: no client, and
+//! [`controller`] strings them together. Beside it, [`savings`] adds up what tails count. `validate`, `build`, `drift` and `conditions` are pure: no client, and
 //! time comes in as an argument.
 //!
 //! **Invariant: an unchanged cluster causes no writes.** What would be written is compared with what the watches
@@ -36,6 +36,7 @@ pub mod names;
 pub mod observed;
 pub mod pod_problem;
 pub mod run;
+pub mod savings;
 pub mod status;
 pub mod telemetry;
 pub mod validate;

@@ -1,5 +1,6 @@
 //! The operator's own metrics, in Prometheus' text format. `docs/operator.md` lists them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{
@@ -7,7 +8,11 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use self::savings::SavingsCollector;
+use crate::crd::SplitModel;
 use crate::kinds::OwnedKind;
+
+mod savings;
 
 /// The operator's own metrics.
 pub struct Metrics {
@@ -19,6 +24,8 @@ pub struct Metrics {
     splitmodels: IntGaugeVec,
     leader: IntGauge,
     watch_errors: IntCounterVec,
+    scrapes: IntCounterVec,
+    savings: SavingsCollector,
 }
 
 /// SplitModels by their condition `Ready`.
@@ -81,8 +88,16 @@ impl Metrics {
                 ),
                 &["kind"],
             )?,
+            scrapes: IntCounterVec::new(
+                Opts::new(
+                    "headway_operator_scrapes_total",
+                    "Tails that were asked what they have counted: ok or failed.",
+                ),
+                &["result"],
+            )?,
+            savings: SavingsCollector::new()?,
         };
-        let all: [Box<dyn prometheus::core::Collector>; 7] = [
+        let all: [Box<dyn prometheus::core::Collector>; 9] = [
             Box::new(metrics.reconciliations.clone()),
             Box::new(metrics.duration.clone()),
             Box::new(metrics.writes.clone()),
@@ -90,6 +105,8 @@ impl Metrics {
             Box::new(metrics.splitmodels.clone()),
             Box::new(metrics.leader.clone()),
             Box::new(metrics.watch_errors.clone()),
+            Box::new(metrics.scrapes.clone()),
+            Box::new(metrics.savings.clone()),
         ];
         for collector in all {
             metrics.registry.register(collector)?;
@@ -129,7 +146,18 @@ impl Metrics {
         self.leader.set(i64::from(is_leader));
         if !is_leader {
             self.splitmodels.reset();
+            self.savings.show(Vec::new());
         }
+    }
+
+    pub(crate) fn scraped(&self, is_ok: bool) {
+        let result = if is_ok { "ok" } else { "failed" };
+        self.scrapes.with_label_values(&[result]).inc();
+    }
+
+    /// Savings as the API server holds them, which no restart takes back.
+    pub(crate) fn show_savings(&self, splitmodels: Vec<Arc<SplitModel>>) {
+        self.savings.show(splitmodels);
     }
 
     pub(crate) fn set_splitmodels(&self, counts: SplitModelCounts) {
@@ -157,6 +185,8 @@ mod tests {
         metrics.written("apply", OwnedKind::Service);
         metrics.set_splitmodels(SplitModelCounts::default());
         metrics.watch_failed("Service");
+        metrics.scraped(true);
+        metrics.show_savings(vec![Arc::new(savings::tests::splitmodel())]);
         let gathered = metrics.registry.gather();
         let live: BTreeSet<String> = gathered
             .iter()

@@ -6,6 +6,8 @@ pub const OBJECTS_MANAGER: &str = "headway-operator";
 pub const HANDOVER_MANAGER: &str = "headway-operator-handover";
 /// Field manager of a SplitModel's status.
 pub const STATUS_MANAGER: &str = "headway-operator-status";
+/// Field manager of the savings in a SplitModel's status.
+pub const SAVINGS_MANAGER: &str = "headway-operator-savings";
 /// Keeps a SplitModel until its pods have drained.
 pub const FINALIZER: &str = "headway.dev/drain";
 /// On an owned object: digest of what was applied.

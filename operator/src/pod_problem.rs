@@ -3,6 +3,8 @@
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod, PodStatus};
 use kube::ResourceExt as _;
 
+use crate::savings::counters::read_last_words;
+
 /// The most characters of a message that reach a condition.
 const MAX_MESSAGE_CHARS: usize = 512;
 
@@ -66,9 +68,14 @@ fn crashing(status: &PodStatus) -> Option<Found> {
     Some((Gravity::Crashing, "CrashLoopBackOff".to_owned(), said))
 }
 
-/// The error in a tail's termination message, which is JSON; anything else as it is.
+/// The error in a tail's termination message, which is JSON; anything else as it is. A tail that was killed leaves
+/// what it had counted, and no error.
 fn last_words(message: &str) -> String {
-    let json: Option<serde_json::Value> = serde_json::from_str(message).ok();
+    if read_last_words(message).is_some_and(|_| !message.contains("\"error\":")) {
+        return "it was killed, or ended without an error".to_owned();
+    }
+    let line = message.lines().next().unwrap_or_default();
+    let json: Option<serde_json::Value> = serde_json::from_str(line).ok();
     let error = json.as_ref().and_then(|json| json.get("error")?.as_str());
     error.unwrap_or(message).trim().to_owned()
 }
@@ -144,6 +151,15 @@ mod tests {
     fn words_that_are_not_a_tails_are_told_as_they_are() {
         assert_eq!(last_words("killed\n"), "killed");
         assert_eq!(last_words("{\"tokens\":1}"), "{\"tokens\":1}");
+    }
+
+    #[test]
+    fn counters_of_a_killed_tail_are_no_error() {
+        let words = "{\"start_time_seconds\":1,\"busy_seconds\":2}\n";
+        assert_eq!(
+            last_words(words),
+            "it was killed, or ended without an error"
+        );
     }
 
     #[test]

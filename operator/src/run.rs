@@ -79,6 +79,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         ),
         metrics: Arc::clone(&metrics),
         concurrency: config.concurrency,
+        scrape_interval: match config.scrape_seconds {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds.into())),
+        },
     };
     lead(&mut leadership, setup, &metrics, &stop).await;
     leadership.release().await;

@@ -18,12 +18,13 @@ use crate::crd::status::SplitModelStatus;
 use crate::metrics::Metrics;
 use crate::names;
 use crate::observed::Observed;
+use crate::savings::report::CURRENT;
 use crate::validate::ValidSpec;
 
 /// An event's note may have 1 KiB.
 const MAX_NOTE_CHARS: usize = 1000;
 
-/// The status after `outcome`. Savings are another writer's, and are left as they are.
+/// The status after `outcome`. Savings and their condition are another writer's, and are left as they are.
 #[must_use]
 pub fn status(
     splitmodel: &SplitModel,
@@ -38,9 +39,12 @@ pub fn status(
         Outcome::Applied(applied) => applied.replicas,
         _ => before.desired_replicas,
     };
+    let mut conditions = conditions(outcome, observed, generation, &before.conditions, now);
+    let others = before.conditions.iter().filter(|old| is_of_savings(old));
+    conditions.extend(others.cloned());
     SplitModelStatus {
         observed_generation: generation,
-        conditions: conditions(outcome, observed, generation, &before.conditions, now),
+        conditions,
         replicas: observed.replicas(),
         ready_replicas: observed.ready_replicas(),
         desired_replicas,
@@ -52,6 +56,18 @@ pub fn status(
             .or_else(|| before.endpoint.clone()),
         savings: before.savings.clone(),
     }
+}
+
+/// Conditions are a map by type: with two writers, their order is the API server's.
+fn in_order(status: &SplitModelStatus) -> SplitModelStatus {
+    let mut status = status.clone();
+    let by_type = |a: &Condition, b: &Condition| a.type_.cmp(&b.type_);
+    status.conditions.sort_by(by_type);
+    status
+}
+
+fn is_of_savings(condition: &Condition) -> bool {
+    condition.type_ == CURRENT
 }
 
 /// Writes statuses and tells of transitions.
@@ -115,13 +131,15 @@ impl StatusWriter {
         status: &SplitModelStatus,
         metrics: &Metrics,
     ) -> Result<(), kube::Error> {
-        if before == status {
+        if in_order(before) == in_order(status) {
             return Ok(());
         }
         let namespace = splitmodel.namespace().unwrap_or_default();
         let api: Api<SplitModel> = Api::namespaced(self.client.clone(), &namespace);
         metrics.status_written();
-        let mut own = serde_json::to_value(status).map_err(kube::Error::SerdeError)?;
+        let mut own = status.clone();
+        own.conditions.retain(|condition| !is_of_savings(condition));
+        let mut own = serde_json::to_value(own).map_err(kube::Error::SerdeError)?;
         if let Some(fields) = own.as_object_mut() {
             fields.remove("savings");
         }
@@ -203,6 +221,33 @@ mod tests {
             observed_generation: None,
             last_transition_time: Time(Timestamp::UNIX_EPOCH),
         }
+    }
+
+    #[test]
+    fn the_condition_of_savings_is_kept_wherever_it_stands() {
+        let mut current = condition("True", "AllScraped", "a");
+        current.type_ = CURRENT.to_owned();
+        let before = SplitModelStatus {
+            conditions: vec![current.clone(), condition("True", "TailsReady", "a")],
+            ..SplitModelStatus::default()
+        };
+        let after = status(
+            &serde_json::from_value(json!({
+                "metadata": {"name": "smol"},
+                "spec": {"model": {"source": "hf://org/smol"}, "auth": {"allowAnonymous": true}},
+            }))
+            .unwrap(),
+            &before,
+            None,
+            &Outcome::Paused,
+            &Observed::default(),
+            &Time(Timestamp::UNIX_EPOCH),
+        );
+        assert_eq!(after.conditions.last(), Some(&current));
+        let mut reordered = after.clone();
+        reordered.conditions.reverse();
+        assert_ne!(reordered, after);
+        assert_eq!(in_order(&reordered), in_order(&after));
     }
 
     #[test]

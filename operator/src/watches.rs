@@ -28,6 +28,7 @@ use crate::kinds::OwnedKind;
 use crate::metrics::Metrics;
 use crate::names;
 use crate::observed::Caches;
+use crate::savings::shelf::Shelf;
 
 /// Below the five minutes after which proxies and load balancers cut connections.
 const WATCH_TIMEOUT_SECONDS: u32 = 230;
@@ -59,11 +60,16 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// Asks which kinds are served, and prepares the streams. Nothing is watched before they are polled.
+    /// Asks which kinds are served, and prepares the streams. Nothing is watched before they are polled. `shelf`
+    /// hears of a change of a pod before the cache shows it.
     ///
     /// # Errors
     /// Where the API server cannot be reached.
-    pub async fn new(client: &Client, metrics: &Arc<Metrics>) -> Result<Self, kube::Error> {
+    pub async fn new(
+        client: &Client,
+        metrics: &Arc<Metrics>,
+        shelf: &Arc<Shelf>,
+    ) -> Result<Self, kube::Error> {
         let (splitmodel_cache, splitmodels) = watch_splitmodels(client, metrics);
         let (deployments_cache, deployments) = watch(
             Api::all(client.clone()),
@@ -71,6 +77,11 @@ impl Watches {
             "Deployment",
             trim_deployment,
         );
+        let heard = Arc::clone(shelf);
+        let trim_pod = move |pod: &mut Pod| {
+            trim_pod(pod);
+            heard.saw(pod);
+        };
         let (pods_cache, pods) = watch(Api::all(client.clone()), metrics, "Pod", trim_pod);
         let mut others = Vec::new();
         let mut caches = BTreeMap::new();
@@ -198,7 +209,7 @@ fn watch<K>(
     api: Api<K>,
     metrics: &Arc<Metrics>,
     kind: &'static str,
-    trim: fn(&mut K),
+    trim: impl FnMut(&mut K) + Send + 'static,
 ) -> (Store<K>, Touched<K>)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
@@ -215,7 +226,7 @@ fn cached<K>(
     writer: Writer<K>,
     metrics: &Arc<Metrics>,
     kind: &'static str,
-    trim: fn(&mut K),
+    trim: impl FnMut(&mut K) + Send + 'static,
 ) -> Touched<K>
 where
     K: Resource + Clone + Debug + Send + Sync + 'static,

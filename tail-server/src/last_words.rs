@@ -2,12 +2,14 @@
 //! container's termination message.
 //!
 //! Between the last scrape and the end a tail goes on counting. The operator takes what is missing from here.
-//! `docs/tail-metrics.md` has the form.
+//! A process that is killed can write nothing any more, so what is in the file is kept up to date all the time:
+//! the kubelet reads it however the process ended. `docs/tail-metrics.md` has the form.
 
-use std::fs::OpenOptions;
-use std::io::Write as _;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -16,8 +18,11 @@ use crate::metrics::{Counters, Metrics};
 /// Where Kubernetes reads the message unless the pod says otherwise.
 const DEFAULT_PATH: &str = "/dev/termination-log";
 
-/// What Kubernetes keeps of a message.
-const MAX_BYTES: usize = 4096;
+/// What Kubernetes keeps of a message, less the end of its line.
+const MAX_BYTES: usize = 4095;
+
+/// The most that a tail which is killed has done and not written down. A write takes some microseconds.
+const KEEP_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Stands where an error was cut.
 const CUT: &str = "…";
@@ -27,6 +32,16 @@ pub struct LastWords {
     /// `None`: the default, where it exists.
     path: Option<PathBuf>,
     metrics: Arc<Metrics>,
+    /// What is in the file. `None` where nothing was written yet.
+    written: Mutex<Option<Written>>,
+}
+
+/// What is in the file.
+enum Written {
+    /// What the tail had done then.
+    SoFar(Counters),
+    /// The last words: nothing follows.
+    Last,
 }
 
 impl LastWords {
@@ -34,38 +49,80 @@ impl LastWords {
     /// and writes nothing where not.
     #[must_use]
     pub fn new(path: Option<PathBuf>, metrics: Arc<Metrics>) -> Self {
-        Self { path, metrics }
+        Self {
+            path,
+            metrics,
+            written: Mutex::new(None),
+        }
+    }
+
+    /// Keeps the message up to date, for the case that the process is killed. Ends where it cannot be written,
+    /// and with the last words.
+    pub async fn keep(self: Arc<Self>) {
+        let mut interval = tokio::time::interval(KEEP_INTERVAL);
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            interval.tick().await;
+            let words = Arc::clone(&self);
+            match tokio::task::spawn_blocking(move || words.write_so_far()).await {
+                Ok(true) => {}
+                _ => return,
+            }
+        }
+    }
+
+    /// Writes what has been done so far, unless that is in the file already. Returns whether to go on.
+    fn write_so_far(&self) -> bool {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let counters = self.metrics.counters();
+        match &*written {
+            Some(Written::Last) => return false,
+            Some(Written::SoFar(before)) if *before == counters => return true,
+            _ => {}
+        }
+        let is_written = self.replace(&message(&counters, None));
+        *written = Some(Written::SoFar(counters));
+        is_written
     }
 
     /// Writes the message. `error`: why the process ends, where it ends with an error. A message that cannot be
     /// written is logged: there is nobody else to tell.
     pub fn write(&self, error: Option<&(dyn std::error::Error + 'static)>) {
         let error = error.map(crate::error::format_chain);
-        let message = message(&self.metrics.counters(), error.as_deref());
-        let written = match &self.path {
-            Some(path) => replace(path, &message, true),
-            None => match replace(Path::new(DEFAULT_PATH), &message, false) {
-                Err(error) => {
-                    tracing::debug!(%error, "no termination message at {DEFAULT_PATH}");
-                    Ok(())
-                }
-                Ok(()) => Ok(()),
-            },
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        self.replace(&message(&self.metrics.counters(), error.as_deref()));
+        *written = Some(Written::Last);
+    }
+
+    /// Returns whether the message is in the file.
+    fn replace(&self, message: &str) -> bool {
+        let (path, is_wanted) = match &self.path {
+            Some(path) => (path.as_path(), true),
+            None => (Path::new(DEFAULT_PATH), false),
         };
-        if let Err(error) = written {
-            let path = self.path.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
-            tracing::error!(%error, path = %path.display(), "the termination message is not written");
+        let replaced = replace(path, message, is_wanted);
+        match &replaced {
+            Ok(()) => {}
+            Err(error) if is_wanted => {
+                tracing::error!(%error, path = %path.display(), "the termination message is not written");
+            }
+            Err(error) => tracing::debug!(%error, "no termination message at {DEFAULT_PATH}"),
         }
+        replaced.is_ok()
     }
 }
 
+/// Writes over what is there, and cuts what is left of it: a process that is killed at any moment in between
+/// leaves one whole line at the beginning.
 fn replace(path: &Path, message: &str, create: bool) -> std::io::Result<()> {
-    let mut file = OpenOptions::new()
+    let file: File = OpenOptions::new()
         .write(true)
         .create(create)
-        .truncate(true)
+        .truncate(false)
         .open(path)?;
-    file.write_all(message.as_bytes())
+    let line = format!("{message}\n");
+    file.write_all_at(line.as_bytes(), 0)?;
+    file.set_len(line.len() as u64)
 }
 
 #[derive(Serialize)]
@@ -122,7 +179,7 @@ mod tests {
     use super::*;
     use crate::accounting::Share;
     use crate::batcher::Phase;
-    use crate::metrics::TokenTime;
+    use crate::metrics::{Route, TokenTime};
 
     fn used_metrics() -> Arc<Metrics> {
         let metrics = Metrics::new().unwrap();
@@ -136,6 +193,9 @@ mod tests {
             metrics.record_tokens(Phase::Decode, 2 * rows);
         }
         metrics.sessions_opened.inc_by(7);
+        metrics.record_answer(Route::Split);
+        metrics.record_output(21);
+        metrics.record_on_device(5, 13);
         metrics.record_token_time(TokenTime::First(Duration::from_millis(3)));
         Arc::new(metrics)
     }
@@ -168,6 +228,15 @@ mod tests {
                 "headway_tail_tokens_total{phase=\"decode\"}",
             ),
             ("/sessions_opened", "headway_tail_sessions_opened_total"),
+            (
+                "/answers/split",
+                "headway_tail_answers_total{route=\"split\"}",
+            ),
+            ("/output_tokens", "headway_tail_output_tokens_total"),
+            (
+                "/on_device_output_tokens",
+                "headway_tail_on_device_tokens_total{part=\"output\"}",
+            ),
         ];
         for (pointer, name) in series {
             let line = text
@@ -187,7 +256,11 @@ mod tests {
         }
         assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
         // Every label value of the two families is there.
-        for (family, key) in [("saved_seconds", "saved_seconds"), ("tokens", "tokens")] {
+        for (family, key) in [
+            ("saved_seconds", "saved_seconds"),
+            ("tokens", "tokens"),
+            ("answers", "answers"),
+        ] {
             let prefix = format!("headway_tail_{family}_total{{");
             let count = text
                 .lines()
@@ -228,11 +301,34 @@ mod tests {
         let error = std::io::Error::other("the disk is gone");
         let last_words = LastWords::new(Some(path.clone()), used_metrics());
         last_words.write(Some(&error));
-        let json = parse(&std::fs::read_to_string(&path).unwrap());
+        let json = parse(std::fs::read_to_string(&path).unwrap().trim_end());
         assert_eq!(json["error"], "the disk is gone");
         last_words.write(None);
-        let json = parse(&std::fs::read_to_string(&path).unwrap());
+        let json = parse(std::fs::read_to_string(&path).unwrap().trim_end());
         assert_eq!(json.get("error"), None);
+    }
+
+    #[test]
+    fn what_is_written_so_far_follows_the_counters_until_the_last_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("termination-log");
+        let metrics = used_metrics();
+        let words = LastWords::new(Some(path.clone()), Arc::clone(&metrics));
+        let read = || parse(std::fs::read_to_string(&path).unwrap().trim_end());
+        assert!(words.write_so_far());
+        assert_eq!(read()["sessions_opened"], 7);
+        // Nothing new, so nothing is written.
+        std::fs::remove_file(&path).unwrap();
+        assert!(words.write_so_far());
+        assert!(!path.exists());
+        metrics.sessions_opened.inc();
+        assert!(words.write_so_far());
+        assert_eq!(read()["sessions_opened"], 8);
+        words.write(Some(&std::io::Error::other("the disk is gone")));
+        metrics.sessions_opened.inc();
+        assert!(!words.write_so_far());
+        assert_eq!(read()["sessions_opened"], 8);
+        assert_eq!(read()["error"], "the disk is gone");
     }
 
     #[test]
@@ -252,7 +348,7 @@ mod tests {
         let fields =
             |value: &Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
         assert_eq!(fields(&documented), fields(&real));
-        for key in ["saved_seconds", "tokens"] {
+        for key in ["saved_seconds", "tokens", "answers"] {
             assert_eq!(fields(&documented[key]), fields(&real[key]));
         }
     }

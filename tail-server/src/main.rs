@@ -20,9 +20,11 @@ fn main() -> anyhow::Result<()> {
         error.exit()
     });
     let last_words = LastWords::new(args.termination_message.clone(), Arc::clone(&metrics));
+    let last_words = Arc::new(last_words);
     let runtime = Runtime::new()?;
     let telemetry = telemetry::install(&args.telemetry, &runtime)
         .inspect_err(|error| last_words.write(Some(error)))?;
+    runtime.spawn(Arc::clone(&last_words).keep());
     let ended = load_and_serve(args, metrics, &runtime);
     last_words.write(ended.as_ref().err().map(AsRef::as_ref));
     runtime.block_on(telemetry.finish());

@@ -71,6 +71,9 @@ pub struct Metrics {
     pub(crate) reused_positions: IntCounter,
     draft_tokens: IntCounterVec,
     on_device_tokens: IntCounterVec,
+    answers: IntCounterVec,
+    /// Sent to devices.
+    output_tokens: IntCounter,
     pub(crate) draining: IntGauge,
     pub(crate) weight_bytes: IntGauge,
     /// Sessions whose prompt is not computed yet.
@@ -90,6 +93,11 @@ pub(crate) struct Counters {
     /// By phase.
     pub(crate) tokens: BTreeMap<String, u64>,
     pub(crate) sessions_opened: u64,
+    /// By route.
+    pub(crate) answers: BTreeMap<String, u64>,
+    pub(crate) output_tokens: u64,
+    /// Tokens of answers that devices gave alone, without their prompts.
+    pub(crate) on_device_output_tokens: u64,
 }
 
 impl Metrics {
@@ -111,6 +119,9 @@ impl Metrics {
         }
         for part in ANSWER_PARTS {
             metrics.on_device_tokens.with_label_values(&[part]);
+        }
+        for route in Route::ALL {
+            metrics.answers.with_label_values(&[route.name()]);
         }
         for state in BLOCK_STATES {
             metrics.kv_blocks.with_label_values(&[state]);
@@ -145,6 +156,12 @@ impl Metrics {
             let saved = self.saved_seconds.with_label_values(&[name]).get();
             (name.to_owned(), saved)
         });
+        let answers = Route::ALL.map(|route| {
+            let name = route.name();
+            let begun = self.answers.with_label_values(&[name]).get();
+            (name.to_owned(), begun)
+        });
+        let [_, output] = ANSWER_PARTS;
         Counters {
             start_time_seconds: self.start_time_seconds.get(),
             busy_seconds: self.busy_seconds.get(),
@@ -152,6 +169,9 @@ impl Metrics {
             saved_seconds: BTreeMap::from(saved_seconds),
             tokens: BTreeMap::from(tokens),
             sessions_opened: self.sessions_opened.get(),
+            answers: BTreeMap::from(answers),
+            output_tokens: self.output_tokens.get(),
+            on_device_output_tokens: self.on_device_tokens.with_label_values(&[output]).get(),
         }
     }
 
@@ -186,8 +206,19 @@ impl Metrics {
         }
     }
 
+    /// An answer has begun.
+    pub(crate) fn record_answer(&self, route: Route) {
+        self.answers.with_label_values(&[route.name()]).inc();
+    }
+
+    /// `tokens` were sent to a device.
+    pub(crate) fn record_output(&self, tokens: usize) {
+        self.output_tokens.inc_by(tokens as u64);
+    }
+
     /// An answer that a device gave without the tail.
     pub(crate) fn record_on_device(&self, prompt_tokens: u64, output_tokens: u64) {
+        self.record_answer(Route::OnDevice);
         for (part, tokens) in ANSWER_PARTS.iter().zip([prompt_tokens, output_tokens]) {
             self.on_device_tokens
                 .with_label_values(&[part])
@@ -242,6 +273,38 @@ impl Metrics {
     /// All metrics in the text format.
     pub(crate) fn render(&self) -> Result<String, prometheus::Error> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// Where the layers of an answer ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// The first on the device, the others here.
+    Split,
+    /// All of them here.
+    Tail,
+    /// All of them on the device, which told of it.
+    OnDevice,
+}
+
+impl Route {
+    pub(crate) const ALL: [Self; 3] = [Self::Split, Self::Tail, Self::OnDevice];
+
+    /// The route of a session with this split layer.
+    pub(crate) const fn of_session(split_layer: u32) -> Self {
+        match split_layer {
+            0 => Self::Tail,
+            _ => Self::Split,
+        }
+    }
+
+    /// The value of the label `route`.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Split => "split",
+            Self::Tail => "tail",
+            Self::OnDevice => "on_device",
+        }
     }
 }
 

@@ -39,7 +39,7 @@ use crate::engine::{
 };
 use crate::error::Error;
 use crate::live_sessions::{LiveSession, LiveSessions, Notice};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Route, TokenTime};
 use crate::tenant_limits::{TenantSession, Tenants};
 use crate::trace::{SessionFacts, SessionTrace, TraceHeaders};
 use crate::watchdog::Watchdog;
@@ -155,6 +155,7 @@ impl SessionService {
             pending: FuturesOrdered::new(),
             ahead: Ahead::default(),
             token_times,
+            route: Route::of_session(open.split_layer),
             trace,
             read_at: None,
         };
@@ -250,6 +251,7 @@ struct RunningSession<'a> {
     pending: FuturesOrdered<oneshot::Receiver<StepReply>>,
     ahead: Ahead,
     token_times: TokenTimes,
+    route: Route,
     trace: SessionTrace,
     /// Nothing is read before: the tenant has used more than its rate.
     read_at: Option<tokio::time::Instant>,
@@ -402,10 +404,16 @@ impl RunningSession<'_> {
         self.ahead.given(output.positions, token_id);
         self.connection.send(step_result(output)).await?;
         moments.sent = Instant::now();
-        if tokens > 0
-            && let Some(time) = self.token_times.sent(tokens, moments.arrived, moments.sent)
-        {
-            self.service.metrics.record_token_time(time);
+        if tokens > 0 {
+            let metrics = &self.service.metrics;
+            metrics.record_output(tokens);
+            let time = self.token_times.sent(tokens, moments.arrived, moments.sent);
+            if let Some(TokenTime::First(_)) = time {
+                metrics.record_answer(self.route);
+            }
+            if let Some(time) = time {
+                metrics.record_token_time(time);
+            }
         }
         self.trace.step(moments, facts);
         if !was_reading {

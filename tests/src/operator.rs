@@ -152,6 +152,8 @@ pub struct OperatorOptions<'a> {
     pub proxy: Option<&'a str>,
     /// URL of a collector of traces.
     pub otlp_endpoint: Option<&'a str>,
+    /// Between two times that it asks tails; 0 for none, where pods have made-up addresses.
+    pub scrape_seconds: u16,
 }
 
 /// A running operator; killed when dropped.
@@ -181,6 +183,7 @@ impl Operator {
             .args(["--listen", "127.0.0.1:0"])
             .args(["--lease-name", RELEASE, "--lease-namespace", NAMESPACE])
             .args(["--identity", options.identity])
+            .args(["--scrape-seconds", &options.scrape_seconds.to_string()])
             .args(["--log-format", "text"])
             .arg("--pod-monitors")
             // The log goes into the test's message.

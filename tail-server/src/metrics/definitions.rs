@@ -142,6 +142,15 @@ impl Metrics {
                 "Tokens of answers that devices gave without the tail, as they report them.",
                 "part",
             )?,
+            answers: counters(
+                "headway_tail_answers_total",
+                "Answers begun, by where their layers ran.",
+                "route",
+            )?,
+            output_tokens: IntCounter::new(
+                "headway_tail_output_tokens_total",
+                "Tokens sent to devices.",
+            )?,
             draining: IntGauge::new(
                 "headway_tail_draining",
                 "1 while the tail lets its sessions leave.",
@@ -196,6 +205,8 @@ impl Metrics {
             reused_positions,
             draft_tokens,
             on_device_tokens,
+            answers,
+            output_tokens,
             draining,
             weight_bytes,
             queued_prompts,
@@ -230,6 +241,8 @@ impl Metrics {
             Box::new(reused_positions.clone()),
             Box::new(draft_tokens.clone()),
             Box::new(on_device_tokens.clone()),
+            Box::new(answers.clone()),
+            Box::new(output_tokens.clone()),
             Box::new(draining.clone()),
             Box::new(weight_bytes.clone()),
             Box::new(queued_prompts.clone()),

@@ -86,6 +86,7 @@ fn the_documented_label_values_are_all_there_are() {
         ("verdict", strings(&DRAFT_VERDICTS)),
         ("state", strings(&BLOCK_STATES)),
         ("part", strings(&ANSWER_PARTS)),
+        ("route", strings(&Route::ALL.map(Route::name))),
     ]
     .map(|(label, values)| (label.to_owned(), values))
     .into();

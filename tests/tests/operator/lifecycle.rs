@@ -89,7 +89,9 @@ pub async fn kubectl(world: World) -> Result<()> {
         .lines()
         .map(|line| line.split_whitespace().collect())
         .collect();
-    let columns = ["NAME", "READY", "REPLICAS", "SPLIT", "USED", "SAVED", "AGE"];
+    let columns = [
+        "NAME", "READY", "REPLICAS", "SPLIT", "USED", "SAVED", "SAVED%", "MONEY", "AGE",
+    ];
     ensure!(
         lines.first().is_some_and(|header| *header == columns),
         "{table}"

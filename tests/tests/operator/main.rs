@@ -24,6 +24,7 @@ mod permissions;
 mod quiet;
 mod rollout;
 mod runner;
+mod savings;
 mod specs;
 mod stored;
 mod update_rows;
@@ -99,6 +100,10 @@ fn main() -> ExitCode {
         Phase::bare(vec![trial(
             "traces_reach_a_collector",
             observability::traces,
+        )]),
+        Phase::bare(vec![trial(
+            "savings_count_every_token_once_under_kills",
+            savings::exactly_once,
         )]),
         Phase::bare(vec![trial(
             "one_of_two_operators_leads",

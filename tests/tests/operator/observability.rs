@@ -67,6 +67,7 @@ pub async fn traces(world: World) -> Result<()> {
         identity: "traced",
         proxy: None,
         otlp_endpoint: Some(&url),
+        scrape_seconds: 0,
     };
     let operator = world.start_with(options).await?;
     let namespace = world.namespace("traces").await?;

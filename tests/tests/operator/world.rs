@@ -76,6 +76,7 @@ impl World {
             identity,
             proxy,
             otlp_endpoint: None,
+            scrape_seconds: 0,
         })
         .await
     }

@@ -123,12 +123,13 @@ fn operators_command_line_follows_the_values() -> Result<()> {
         "--lease-namespace=headway-system",
         "--identity=$(POD_NAME)",
         "--concurrency=16",
+        "--scrape-seconds=10",
         "--log-format=json",
         "--log-filter=info",
     ];
     assert_eq!(operator_arguments(&[])?, default);
     // The value; the arguments that come with it; those that go.
-    let cases: [(&str, &[&str], &[&str]); 8] = [
+    let cases: [(&str, &[&str], &[&str]); 9] = [
         (
             "tail.image.tag=v2",
             &["--tail-image=headway-tail-server:v2"],
@@ -145,8 +146,9 @@ fn operators_command_line_follows_the_values() -> Result<()> {
             &default[2..3],
         ),
         ("concurrency=4", &["--concurrency=4"], &default[5..6]),
+        ("scrapeSeconds=0", &["--scrape-seconds=0"], &default[6..7]),
         ("tail.podMonitors=true", &["--pod-monitors"], &[]),
-        ("log.format=text", &["--log-format=text"], &default[6..7]),
+        ("log.format=text", &["--log-format=text"], &default[7..8]),
         (
             "tracing.otlpEndpoint=http://collector:4318",
             &["--otlp-endpoint=http://collector:4318"],

@@ -31,6 +31,7 @@ fn values_of_the_wrong_kind_are_refused_by_name() -> Result<()> {
         ("replicas=two", "/replicas"),
         ("replicas=11", "/replicas"),
         ("concurrency=0", "/concurrency"),
+        ("scrapeSeconds=301", "/scrapeSeconds"),
         ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
         ("image.digest=latest", "/image/digest"),
         ("image.repository=Upper/Case", "/image/repository"),

@@ -74,6 +74,7 @@ async fn start(installation: &Installation) -> Result<Operator> {
         identity: "bench",
         proxy: None,
         otlp_endpoint: None,
+        scrape_seconds: 0,
     };
     Operator::start(installation, options).await
 }
