@@ -1,8 +1,9 @@
 //! `cargo xtask model`: the small real model, SmolLM2-135M-Instruct (Apache-2.0) in Q4_1, which is fetched, and models
 //! with random weights.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
@@ -56,6 +57,7 @@ pub fn fetch() -> anyhow::Result<PathBuf> {
         .metadata()
         .is_ok_and(|metadata| metadata.len() == BYTES)
     {
+        readable_by_all(&path)?;
         return Ok(path);
     }
     std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -76,7 +78,14 @@ pub fn fetch() -> anyhow::Result<PathBuf> {
         "the model's file is damaged: expected SHA-256 {SHA256}"
     );
     partial.persist(&path).context("keeping the model")?;
+    readable_by_all(&path)?;
     Ok(path)
+}
+
+/// Pods read it as a user of their own.
+fn readable_by_all(path: &Path) -> anyhow::Result<()> {
+    std::fs::set_permissions(path, Permissions::from_mode(0o644))
+        .with_context(|| format!("making {} readable", path.display()))
 }
 
 fn from_hub(out: &mut File) -> anyhow::Result<()> {
