@@ -40,10 +40,7 @@ enum Command {
     /// Writes the definition of SplitModels from the operator's types.
     Crds,
     /// Fetches the small real model of the tests and prints its path, or writes one with random weights.
-    Model {
-        #[command(subcommand)]
-        command: Option<model::Command>,
-    },
+    Model(model::Arguments),
     /// Checks the house rules that clippy cannot.
     Tidy,
 }
@@ -54,7 +51,7 @@ fn main() -> anyhow::Result<()> {
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(command) => bench::run(command),
         Command::Cluster(command) => cluster::run(&command),
-        Command::Model { command } => model::run(command.as_ref()),
+        Command::Model(arguments) => model::run(&arguments),
         Command::Images(arguments) => images::run(&arguments),
         Command::Crds => crds::run(),
         Command::Cuda(command) => cuda::run(command),

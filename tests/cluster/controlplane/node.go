@@ -77,6 +77,10 @@ func checkNode() (string, error) {
 	if os.Geteuid() != 0 {
 		return "", errors.New("a real node runs containers: this takes root")
 	}
+	if !mayAdminister() {
+		return "", errors.New("a real node mounts and makes namespaces: this takes CAP_SYS_ADMIN, which root does " +
+			"not have here")
+	}
 	// Where an administrator's PATH has them and a user's may not.
 	if err := os.Setenv("PATH", os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin"); err != nil {
 		return "", fmt.Errorf("extending PATH: %w", err)
@@ -103,6 +107,22 @@ func checkNode() (string, error) {
 			strings.Join(packages, " "))
 	}
 	return folder, nil
+}
+
+// mayAdminister says whether this process has CAP_SYS_ADMIN. A root within a container has not.
+func mayAdminister() bool {
+	const sysAdmin = 21
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "CapEff:"); ok {
+			capabilities, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+			return err == nil && capabilities>>sysAdmin&1 == 1
+		}
+	}
+	return false
 }
 
 // pluginFolder is the first that has all plugins.
