@@ -4,19 +4,34 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process;
 
-use anyhow::Context as _;
-use cluster_rig::{crds, programs};
+use anyhow::{Context as _, bail};
+use cluster_rig::{crds, node, programs};
 
 use crate::paths::cache_dir;
+
+/// As many as tests have.
+const FAKE_NODES: usize = 3;
 
 /// What to do with the cluster.
 #[derive(clap::Subcommand)]
 pub enum Command {
     /// Starts it, with fake nodes and the definitions that tests use, and prints the path of its kubeconfig.
     Up {
-        /// Number of fake nodes, on which pods become ready at once.
-        #[arg(long, default_value_t = 3)]
-        nodes: usize,
+        /// Number of fake nodes, on which pods become ready at once [default: 3, or 0 with --node].
+        #[arg(long)]
+        nodes: Option<usize>,
+        /// A real node, on which pods run. Takes root, and Debian's containerd, runc, containernetworking-plugins
+        /// and nftables.
+        #[arg(long)]
+        node: bool,
+        /// A folder that pods on the real node find as a hostPath, /var/lib/headway-models.
+        #[arg(long, requires = "node")]
+        share: Option<PathBuf>,
+    },
+    /// Gives an image to the real node.
+    Import {
+        /// An archive such as those of `cargo xtask images`.
+        archive: PathBuf,
     },
     /// Ends it and removes everything that was in it.
     Down,
@@ -42,15 +57,23 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
     let program = programs::controlplane()?;
     let mut rig = process::Command::new(program);
     match command {
-        Command::Up { nodes } => {
+        Command::Up { nodes, node, share } => {
+            let nodes = nodes.unwrap_or(if *node { 0 } else { FAKE_NODES });
             rig.arg("up").arg("--nodes").arg(nodes.to_string());
-            if *nodes > 0 {
+            if *node {
+                if let Some(obstacle) = node::obstacle()? {
+                    bail!(obstacle);
+                }
+                rig.args(node::arguments(share.as_deref())?);
+            }
+            if nodes > 0 {
                 rig.arg("--kwok").arg(programs::kwok()?);
             }
             for path in crds::paths()? {
                 rig.arg("--crds").arg(path);
             }
         }
+        Command::Import { archive } => _ = rig.arg("import").arg(archive),
         Command::Down => _ = rig.arg("down"),
         Command::Status => _ = rig.arg("status"),
         Command::Kubeconfig => _ = rig.arg("kubeconfig"),

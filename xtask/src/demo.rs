@@ -10,6 +10,8 @@ use crate::model;
 use crate::paths::program;
 use crate::processes::{self, Tail};
 
+mod cluster;
+
 /// Options of `demo`.
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -25,10 +27,17 @@ pub struct Arguments {
     /// The most tokens of the answer.
     #[arg(long, default_value_t = 120)]
     max_tokens: usize,
+    /// The same on Kubernetes, on this machine: a control plane, a real node, the Helm chart and a SplitModel. Takes
+    /// root, and Debian's containerd, runc, containernetworking-plugins and nftables.
+    #[arg(long)]
+    cluster: bool,
 }
 
 /// Builds both programs, fetches the model, streams an answer and prints what ran where.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.cluster {
+        return cluster::run(arguments);
+    }
     processes::build()?;
     let path = model::fetch()?;
     let split_layer = arguments.split_layer.to_string();
@@ -40,20 +49,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         tail.url
     );
     println!("> {}\n", arguments.prompt);
-    let status = Command::new(program("edge-lite")?)
-        .args([
-            "generate",
-            "--tail",
-            &tail.url,
-            "--split-layer",
-            &split_layer,
-            "--prompt",
-            &arguments.prompt,
-        ])
-        .args(["--max-tokens", &arguments.max_tokens.to_string()])
-        .status()
-        .context("starting edge-lite")?;
-    ensure!(status.success(), "edge-lite failed");
+    answer(&tail.url, arguments)?;
     println!("\nThe tail's own counters:");
     for line in metrics(&tail.url)?
         .lines()
@@ -69,6 +65,18 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
             println!("  {line}");
         }
     }
+    Ok(())
+}
+
+/// Streams an answer of the tail at `url` to stdout, and what ran where behind it.
+fn answer(url: &str, arguments: &Arguments) -> anyhow::Result<()> {
+    let status = Command::new(program("edge-lite")?)
+        .args(["generate", "--tail", url, "--prompt", &arguments.prompt])
+        .args(["--split-layer", &arguments.split_layer.to_string()])
+        .args(["--max-tokens", &arguments.max_tokens.to_string()])
+        .status()
+        .context("starting edge-lite")?;
+    ensure!(status.success(), "edge-lite failed");
     Ok(())
 }
 

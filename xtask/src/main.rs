@@ -1,4 +1,4 @@
-//! Every command of this repository: `cargo xtask demo`, `test`, `bench`, `cluster`, `cuda`, `model`, `tidy`.
+//! Every command of this repository: `cargo xtask demo`, `test`, `bench`, `cluster`, `cuda`, `images`, `model`, `tidy`.
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -12,6 +12,7 @@ mod cluster;
 mod crds;
 mod cuda;
 mod demo;
+mod images;
 mod model;
 mod paths;
 mod processes;
@@ -34,13 +35,12 @@ enum Command {
     /// The CUDA compiler, and building and checking with it.
     #[command(subcommand)]
     Cuda(cuda::Command),
+    /// Puts together container images of the operator and of tail-server, without a container engine.
+    Images(images::Arguments),
     /// Writes the definition of SplitModels from the operator's types.
     Crds,
     /// Fetches the small real model of the tests and prints its path, or writes one with random weights.
-    Model {
-        #[command(subcommand)]
-        command: Option<model::Command>,
-    },
+    Model(model::Arguments),
     /// Checks the house rules that clippy cannot.
     Tidy,
 }
@@ -51,7 +51,8 @@ fn main() -> anyhow::Result<()> {
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(command) => bench::run(command),
         Command::Cluster(command) => cluster::run(&command),
-        Command::Model { command } => model::run(command.as_ref()),
+        Command::Model(arguments) => model::run(&arguments),
+        Command::Images(arguments) => images::run(&arguments),
         Command::Crds => crds::run(),
         Command::Cuda(command) => cuda::run(command),
         Command::Tidy => tidy::run(),

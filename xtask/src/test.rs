@@ -47,6 +47,8 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         programs::controlplane()?;
         programs::kwok()?;
         programs::helm()?;
+        programs::pause()?;
+        programs::dns()?;
         crds::paths().map(drop)
     })?;
     step("tests", || cargo(&test))

@@ -19,9 +19,6 @@ import (
 // certificateLife is longer than any cluster of this rig lives.
 const certificateLife = 365 * 24 * time.Hour
 
-// serviceRange holds the addresses of services; the first is the API server's own.
-const serviceRange = "10.96.0.0/16"
-
 // authority signs certificates.
 type authority struct {
 	certificate *x509.Certificate
@@ -44,10 +41,13 @@ var users = []identity{
 	{file: "controller-manager", name: "system:kube-controller-manager"},
 	{file: "scheduler", name: "system:kube-scheduler"},
 	{file: "kwok", name: kwokUser},
+	{file: "kubelet", name: "system:node:" + nodeName, groups: []string{"system:nodes"}},
+	{file: "kube-proxy", name: "system:kube-proxy"},
+	{file: "dns", name: dnsUser, groups: []string{"system:masters"}},
 }
 
 // writeCertificates fills pki with everything that the components need.
-func writeCertificates(pki string) error {
+func writeCertificates(pki string, node *realNode) error {
 	if err := os.MkdirAll(pki, 0o700); err != nil {
 		return fmt.Errorf("creating %s: %w", pki, err)
 	}
@@ -66,7 +66,10 @@ func writeCertificates(pki string) error {
 	}
 	loopback := []string{"127.0.0.1", "localhost"}
 	apiHosts := append([]string{"kubernetes", "kubernetes.default", "kubernetes.default.svc",
-		"kubernetes.default.svc.cluster.local", "10.96.0.1"}, loopback...)
+		"kubernetes.default.svc.cluster.local", serviceRange(node).Addr().Next().String()}, loopback...)
+	if node != nil {
+		apiHosts = append(apiHosts, node.network.host().String())
+	}
 	issued := []struct {
 		by *authority
 		to identity
@@ -82,6 +85,9 @@ func writeCertificates(pki string) error {
 		}
 	}
 	for _, user := range users {
+		if node != nil && user.file == "kubelet" {
+			user.hosts = []string{node.network.node().String()}
+		}
 		if err := cluster.issue(pki, user); err != nil {
 			return err
 		}

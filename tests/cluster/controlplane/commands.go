@@ -37,7 +37,8 @@ func run(at layout, given rigArguments) error {
 	}
 	started := time.Now()
 	return supervise(ctx, options{
-		at: at, nodes: given.nodes, kwok: given.kwok, crds: given.crds, removeDir: given.removeDir,
+		at: at, nodes: given.nodes, kwok: given.kwok, pause: given.pause, dns: given.dns, share: given.share,
+		crds: given.crds, removeDir: given.removeDir,
 		say: func(format string, arguments ...any) {
 			fmt.Fprintf(os.Stderr, "%6.1f s  %s\n", time.Since(started).Seconds(), fmt.Sprintf(format, arguments...))
 		},
@@ -73,6 +74,9 @@ func up(at layout, given rigArguments) error {
 	words := []string{"run", "--dir", at.dir, "--nodes", strconv.Itoa(given.nodes)}
 	if given.kwok != "" {
 		words = append(words, "--kwok", given.kwok)
+	}
+	if given.node {
+		words = append(words, "--node", "--pause", given.pause, "--dns", given.dns, "--share", given.share)
 	}
 	for _, path := range given.crds {
 		words = append(words, "--crds", path)
@@ -174,7 +178,7 @@ func status(at layout, _ rigArguments) error {
 	fmt.Printf("%-24s %-9s %8d %6s %-9s %d MiB\n", "supervisor", "running", known.Supervisor.PID, "-", "-",
 		residentMiB(known.Supervisor.PID))
 	// Only for the probes; it starts nothing.
-	all, err := components(at, knownPorts(known), "kwok")
+	all, err := components(at, knownPorts(known), "kwok", &realNode{network: network{known.Network}})
 	if err != nil {
 		return err
 	}
@@ -227,6 +231,17 @@ func kubeconfig(at layout, _ rigArguments) error {
 	}
 	fmt.Println(filepath.Clean(at.kubeconfig("admin")))
 	return nil
+}
+
+// importArchive gives an image to the real node.
+func importArchive(at layout, given rigArguments) error {
+	if !at.isUp() {
+		return fmt.Errorf("no cluster is up in %s", at.dir)
+	}
+	if _, err := os.Stat(at.containerdSocket()); err != nil {
+		return fmt.Errorf("the cluster in %s has no real node", at.dir)
+	}
+	return importImage(context.Background(), at, given.positional[0])
 }
 
 // control asks the supervisor for something.

@@ -2,10 +2,12 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 
 	etcdversion "go.etcd.io/etcd/api/v3/version"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/component-base/version"
 )
 
@@ -17,11 +19,15 @@ type component struct {
 	program   string
 	arguments []string
 	port      int
-	health    probe
+	// namespaces of its own, as flags of clone.
+	namespaces uintptr
+	// attach is done when it has started, with its process id; what it returns is done when it has ended.
+	attach func(pid int) (func(), error)
+	health probe
 }
 
 // components in the order in which they start; they end in the reverse order.
-func components(at layout, ports ports, kwok string) ([]component, error) {
+func components(at layout, ports ports, kwok string, node *realNode) ([]component, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, fmt.Errorf("finding this program: %w", err)
@@ -32,10 +38,10 @@ func components(at layout, ports ports, kwok string) ([]component, error) {
 			arguments: etcdArguments(at, ports), port: ports.Etcd,
 			health: probe{port: ports.Etcd, path: "/health", authority: "etcd-ca", client: "etcd"}},
 		{name: "kube-apiserver", version: kubernetes, program: self,
-			arguments: apiServerArguments(at, ports), port: ports.APIServer,
+			arguments: apiServerArguments(at, ports, node), port: ports.APIServer,
 			health: probe{port: ports.APIServer, path: "/readyz", authority: "ca", client: "rig"}},
 		{name: "kube-controller-manager", version: kubernetes, program: self,
-			arguments: controllerManagerArguments(at, ports), port: ports.ControllerManager,
+			arguments: controllerManagerArguments(at, ports, node), port: ports.ControllerManager,
 			health: probe{port: ports.ControllerManager, path: "/healthz", authority: "ca", client: "rig"}},
 		{name: "kube-scheduler", version: kubernetes, program: self,
 			arguments: schedulerArguments(at, ports), port: ports.Scheduler,
@@ -43,10 +49,21 @@ func components(at layout, ports ports, kwok string) ([]component, error) {
 	}
 	if kwok != "" {
 		all = append(all, component{name: "kwok", version: programVersion(kwok), program: kwok,
-			arguments: kwokArguments(at, ports), port: ports.Kwok,
+			arguments: kwokArguments(at, ports, node), port: ports.Kwok,
 			health: probe{port: ports.Kwok, path: "/healthz", plain: true}})
 	}
+	if node != nil {
+		all = append(all, node.component(at, self, kubernetes, ports.APIServer))
+	}
 	return all, nil
+}
+
+// serviceRange holds the addresses of services; the first is the API server's own.
+func serviceRange(node *realNode) netip.Prefix {
+	if node != nil {
+		return node.network.services()
+	}
+	return netip.MustParsePrefix("10.96.0.0/16")
 }
 
 func etcdArguments(at layout, ports ports) []string {
@@ -61,15 +78,23 @@ func etcdArguments(at layout, ports ports) []string {
 	}
 }
 
-func apiServerArguments(at layout, ports ports) []string {
+func apiServerArguments(at layout, ports ports, node *realNode) []string {
 	issuer := "https://kubernetes.default.svc.cluster.local"
+	// Said, so that no default route is needed to find one; and an endpoint on loopback would be refused.
+	advertised, reconciler := "127.0.0.1", "none"
+	if node != nil {
+		advertised, reconciler = node.network.host().String(), "lease"
+	}
 	return []string{
 		"kube-apiserver",
 		"--bind-address=127.0.0.1",
 		fmt.Sprintf("--secure-port=%d", ports.APIServer),
-		// Said, so that no default route is needed to find one; and an endpoint on loopback would be refused.
-		"--advertise-address=127.0.0.1",
-		"--endpoint-reconciler-type=none",
+		"--advertise-address=" + advertised,
+		"--endpoint-reconciler-type=" + reconciler,
+		"--kubelet-preferred-address-types=InternalIP",
+		"--kubelet-certificate-authority=" + at.cert("ca"),
+		"--kubelet-client-certificate=" + at.cert("rig"),
+		"--kubelet-client-key=" + at.key("rig"),
 		"--etcd-servers=" + ports.etcdURL(),
 		"--etcd-cafile=" + at.cert("etcd-ca"),
 		"--etcd-certfile=" + at.cert("etcd"),
@@ -91,7 +116,7 @@ func apiServerArguments(at layout, ports ports) []string {
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
 		"--allow-privileged=true",
-		"--service-cluster-ip-range=" + serviceRange,
+		"--service-cluster-ip-range=" + serviceRange(node).String(),
 		"--max-requests-inflight=2000",
 		"--max-mutating-requests-inflight=1000",
 		"--audit-policy-file=" + at.config("audit-policy.yaml"),
@@ -101,7 +126,7 @@ func apiServerArguments(at layout, ports ports) []string {
 	}
 }
 
-func controllerManagerArguments(at layout, ports ports) []string {
+func controllerManagerArguments(at layout, ports ports, node *realNode) []string {
 	kubeconfig := at.kubeconfig("controller-manager")
 	return append([]string{
 		"kube-controller-manager",
@@ -110,7 +135,7 @@ func controllerManagerArguments(at layout, ports ports) []string {
 		"--cluster-signing-key-file=" + at.key("ca"),
 		"--service-account-private-key-file=" + at.key("service-accounts"),
 		"--use-service-account-credentials=true",
-		"--service-cluster-ip-range=" + serviceRange,
+		"--service-cluster-ip-range=" + serviceRange(node).String(),
 		"--kubeconfig=" + kubeconfig,
 		"--leader-elect=false",
 		"--kube-api-qps=2000",
@@ -146,13 +171,17 @@ func servingArguments(at layout, port int, kubeconfig string) []string {
 	}
 }
 
-func kwokArguments(at layout, ports ports) []string {
+func kwokArguments(at layout, ports ports, node *realNode) []string {
+	played := "--manage-all-nodes=true"
+	if node != nil {
+		played = "--manage-nodes-with-label-selector=" + corev1.LabelInstanceTypeStable + "=" + fakeInstanceType
+	}
 	return []string{
 		"--config=" + at.config("kwok.yaml"),
 		// Otherwise a line for each pod and each heartbeat.
 		"--v=WARN",
 		"--kubeconfig=" + at.kubeconfig("kwok"),
-		"--manage-all-nodes=true",
+		played,
 		"--cidr=10.244.0.0/16",
 		"--node-ip=10.245.0.1",
 		// A kwok that is started again plays no pods before the leases of the one before it end.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	_ "time/tzdata" // CronJobs name time zones.
 
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // kubectl: every way to log in.
@@ -12,7 +13,9 @@ import (
 	kubectlutil "k8s.io/kubectl/pkg/cmd/util"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	controllermanager "k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
 // delegates are the subcommands that are components. Each builds its command only when chosen: their flags and
@@ -24,6 +27,8 @@ var delegates = map[string]func() int{
 		return cli.Run(controllermanager.NewControllerManagerCommand())
 	},
 	"kube-scheduler": func() int { return cli.Run(scheduler.NewSchedulerCommand()) },
+	"kubelet":        func() int { return cli.Run(kubelet.NewKubeletCommand(context.Background())) },
+	"kube-proxy":     func() int { return cli.Run(proxy.NewProxyCommand()) },
 	"kubectl":        runKubectl,
 }
 

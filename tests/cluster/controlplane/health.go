@@ -7,8 +7,10 @@ import (
 	"debug/buildinfo"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -22,12 +24,16 @@ const (
 
 // probe asks a component whether it is well.
 type probe struct {
+	// host is 127.0.0.1 where it is empty.
+	host string
 	port int
 	path string
 	// plain is HTTP, without certificates.
 	plain bool
 	// authority signed the server's certificate, client is ours.
 	authority, client string
+	// node is the name of one that must be ready, too.
+	node string
 }
 
 // once asks one time; nil is yes.
@@ -44,7 +50,11 @@ func (p probe) once(ctx context.Context, at layout) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	url := scheme + "://" + loopback(p.port) + p.path
+	address := loopback(p.port)
+	if p.host != "" {
+		address = net.JoinHostPort(p.host, strconv.Itoa(p.port))
+	}
+	url := scheme + "://" + address + p.path
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return fmt.Errorf("asking %s: %w", url, err)
@@ -57,6 +67,9 @@ func (p probe) once(ctx context.Context, at layout) error {
 	if response.StatusCode != http.StatusOK {
 		body, _ := io.ReadAll(io.LimitReader(response.Body, 4096))
 		return fmt.Errorf("%s answers %s: %s", url, response.Status, strings.TrimSpace(string(body)))
+	}
+	if p.node != "" {
+		return isNodeReady(ctx, at, p.node)
 	}
 	return nil
 }

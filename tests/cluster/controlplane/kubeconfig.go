@@ -2,7 +2,10 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"os"
+	"slices"
+	"strconv"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -10,7 +13,7 @@ import (
 )
 
 // writeKubeconfigs writes one for each user, with everything inside so that the file can be moved.
-func writeKubeconfigs(at layout, ports ports) error {
+func writeKubeconfigs(at layout, ports ports, node *realNode) error {
 	authority, err := os.ReadFile(at.cert("ca"))
 	if err != nil {
 		return fmt.Errorf("writing kubeconfigs: %w", err)
@@ -24,9 +27,13 @@ func writeKubeconfigs(at layout, ports ports) error {
 		if err != nil {
 			return fmt.Errorf("writing kubeconfigs: %w", err)
 		}
+		server := ports.apiURL()
+		if node != nil && slices.Contains([]string{"kubelet", "kube-proxy", "dns"}, user.file) {
+			server = "https://" + net.JoinHostPort(node.network.host().String(), strconv.Itoa(ports.APIServer))
+		}
 		config := clientcmdapi.NewConfig()
 		config.Clusters["headway"] = &clientcmdapi.Cluster{
-			Server:                   ports.apiURL(),
+			Server:                   server,
 			CertificateAuthorityData: authority,
 		}
 		config.AuthInfos[user.name] = &clientcmdapi.AuthInfo{

@@ -41,7 +41,10 @@ func (l layout) config(name string) string {
 }
 func (l layout) state() string  { return filepath.Join(l.dir, "state.json") }
 func (l layout) socket() string { return filepath.Join(l.dir, "control.sock") }
-func (l layout) audit() string  { return filepath.Join(l.dir, "audit.log") }
+func (l layout) containerdSocket() string {
+	return filepath.Join(l.dir, "node/containerd.sock")
+}
+func (l layout) audit() string { return filepath.Join(l.dir, "audit.log") }
 
 // kubeconfig of a user; the administrator's is the one for tests and people.
 func (l layout) kubeconfig(user string) string {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,6 +17,9 @@ import (
 
 // nodesPatience bounds the wait until fake nodes are ready.
 const nodesPatience = time.Minute
+
+// fakeInstanceType tells fake nodes from a real one.
+const fakeInstanceType = "gpu-8"
 
 // zones that the nodes are in, in turn.
 var zones = []string{"zone-a", "zone-b", "zone-c"}
@@ -66,7 +70,7 @@ func fakeNode(index int) *corev1.Node {
 				corev1.LabelArchStable:         "amd64",
 				corev1.LabelTopologyRegion:     "region-1",
 				corev1.LabelTopologyZone:       zones[index%len(zones)],
-				corev1.LabelInstanceTypeStable: "gpu-8",
+				corev1.LabelInstanceTypeStable: fakeInstanceType,
 			},
 		},
 		Status: corev1.NodeStatus{
@@ -87,14 +91,18 @@ func countReady(ctx context.Context, client kubernetes.Interface) (int, error) {
 	}
 	ready := 0
 	for _, node := range nodes.Items {
-		for _, condition := range node.Status.Conditions {
-			if condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue &&
-				len(node.Spec.Taints) == 0 {
-				ready++
-			}
+		if isReady(&node) {
+			ready++
 		}
 	}
 	return ready, nil
+}
+
+func isReady(node *corev1.Node) bool {
+	return len(node.Spec.Taints) == 0 && slices.ContainsFunc(node.Status.Conditions,
+		func(condition corev1.NodeCondition) bool {
+			return condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue
+		})
 }
 
 // allowKwok gives kwok's user what it needs to play nodes and pods.

@@ -19,6 +19,8 @@ type process struct {
 	ended chan struct{}
 	// result is set before ended is closed.
 	result error
+	// detach is done when it has ended; nil where there is nothing to do.
+	detach func()
 }
 
 // startProcess must be called from a goroutine that is locked to its thread and lives as long as the process is
@@ -37,7 +39,8 @@ func startProcess(of component, at layout) (*process, error) {
 		// However this supervisor ends, no component outlives it.
 		Pdeathsig: syscall.SIGKILL,
 		// Ctrl-C at a terminal reaches the supervisor only, which ends components in order.
-		Setpgid: true,
+		Setpgid:    true,
+		Cloneflags: of.namespaces,
 	}
 	if err := command.Start(); err != nil {
 		return nil, fmt.Errorf("starting %s: %w", of.name, err)
@@ -47,6 +50,13 @@ func startProcess(of component, at layout) (*process, error) {
 		started.result = command.Wait()
 		close(started.ended)
 	}()
+	if of.attach != nil {
+		var err error
+		if started.detach, err = of.attach(command.Process.Pid); err != nil {
+			started.stop()
+			return nil, fmt.Errorf("starting %s: %w", of.name, err)
+		}
+	}
 	return started, nil
 }
 
@@ -59,6 +69,14 @@ func (p *process) stop() {
 	case <-time.After(stopPatience):
 		_ = p.command.Process.Kill()
 		<-p.ended
+	}
+	p.buried()
+}
+
+// buried is done once the process has ended.
+func (p *process) buried() {
+	if p.detach != nil {
+		p.detach()
 	}
 }
 

@@ -15,6 +15,8 @@ type state struct {
 	AuditLog   string           `json:"auditLog"`
 	Supervisor processState     `json:"supervisor"`
 	Components []componentState `json:"components"`
+	// Network of a real node: N of 10.N.0.0/16.
+	Network byte `json:"network,omitempty"`
 }
 
 // processState names a process so that a later one with the same pid is not taken for it.
@@ -71,6 +73,10 @@ func describeProcess(pid int) (processState, error) {
 	fields := strings.Fields(rest)
 	if len(fields) < 20 {
 		return processState{}, fmt.Errorf("looking at process %d: unexpected format", pid)
+	}
+	// One that was killed, and that its parent has not waited for yet.
+	if fields[0] == "Z" {
+		return processState{}, fmt.Errorf("process %d has ended", pid)
 	}
 	ticks, err := strconv.ParseUint(fields[19], 10, 64)
 	if err != nil {

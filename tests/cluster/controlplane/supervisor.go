@@ -25,6 +25,12 @@ type options struct {
 	at    layout
 	nodes int
 	kwok  string
+	// pause is the image archive of a real node; empty where none is wanted.
+	pause string
+	// dns is the program that answers for names in a cluster with a real node.
+	dns string
+	// share is a folder for the pods of a real node; empty for none.
+	share string
 	crds  []string
 	// removeDir at the end.
 	removeDir bool
@@ -43,6 +49,8 @@ type supervisor struct {
 	revivals map[string]int
 	control  *controlServer
 	self     processState
+	// node is nil where none is wanted.
+	node *realNode
 }
 
 // errStopped says that someone asked the supervisor to end.
@@ -96,8 +104,16 @@ func (s *supervisor) start(ctx context.Context) error {
 	if s.definitions, err = readCRDs(s.crds); err != nil {
 		return err
 	}
+	if s.pause != "" {
+		if s.node, err = newRealNode(s.dns, s.share, s.self); err != nil {
+			return err
+		}
+		if err := s.node.prepare(s.at); err != nil {
+			return err
+		}
+	}
 	s.say("making certificates")
-	if err := writeCertificates(s.at.pki()); err != nil {
+	if err := writeCertificates(s.at.pki(), s.node); err != nil {
 		return err
 	}
 	ports, err := choosePorts()
@@ -107,10 +123,10 @@ func (s *supervisor) start(ctx context.Context) error {
 	if err := writeConfigs(s.at); err != nil {
 		return err
 	}
-	if err := writeKubeconfigs(s.at, ports); err != nil {
+	if err := writeKubeconfigs(s.at, ports, s.node); err != nil {
 		return err
 	}
-	if s.components, err = components(s.at, ports, s.kwok); err != nil {
+	if s.components, err = components(s.at, ports, s.kwok, s.node); err != nil {
 		return err
 	}
 	if err := s.startAll(ctx); err != nil {
@@ -154,6 +170,14 @@ func (s *supervisor) fill(ctx context.Context) error {
 		s.say("applying custom resource definitions")
 		if err := s.unlessComponentEnds(ctx, func(ctx context.Context) error {
 			return applyCRDs(ctx, s.at, s.definitions)
+		}); err != nil {
+			return err
+		}
+	}
+	if s.node != nil {
+		s.say("importing the image of sandboxes")
+		if err := s.unlessComponentEnds(ctx, func(ctx context.Context) error {
+			return importImage(ctx, s.at, s.pause)
 		}); err != nil {
 			return err
 		}
@@ -259,6 +283,7 @@ func (s *supervisor) revive(name string) error {
 		}
 		s.revivals[name]++
 		s.say("%s ended: %s", name, ended.exit())
+		ended.buried()
 		return s.launch(component)
 	}
 	return fmt.Errorf("%s ended by itself: %s; its log ends:\n%s",
@@ -338,6 +363,11 @@ func (s *supervisor) end() {
 			process.stop()
 		}
 	}
+	if s.node != nil {
+		if err := removeCgroup(s.node.cgroup); err != nil {
+			s.say("%s", err)
+		}
+	}
 }
 
 func (s *supervisor) saveState() error {
@@ -345,6 +375,9 @@ func (s *supervisor) saveState() error {
 		Kubeconfig: s.at.kubeconfig("admin"),
 		AuditLog:   s.at.audit(),
 		Supervisor: s.self,
+	}
+	if s.node != nil {
+		saved.Network = s.node.network.octet
 	}
 	for _, component := range s.components {
 		one := componentState{Name: component.name, Version: component.version, Port: component.port}

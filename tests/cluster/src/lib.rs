@@ -1,5 +1,6 @@
 //! A real Kubernetes control plane for tests, without Docker: `tests/cluster/README.md` says what runs in it.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 
 pub mod crds;
+pub mod node;
 pub mod programs;
 
 /// Set to `1`, it makes tests use the cluster that `KUBECONFIG` names; `cargo xtask test --existing` sets it.
@@ -37,6 +39,12 @@ pub struct Options {
     /// Whether the definitions of [`crds::paths`] are installed.
     pub crds: bool,
 }
+
+/// A cluster without nodes and definitions.
+const BARE: Options = Options {
+    nodes: 0,
+    crds: false,
+};
 
 /// A cluster that tests may fill and, where it is their own, disturb. One's own ends when this is dropped, and
 /// also when the process dies.
@@ -89,8 +97,21 @@ impl Cluster {
     /// Where Go is missing, a program cannot be built, or the cluster does not start; the message holds what
     /// the rig said.
     pub fn start(options: Options) -> anyhow::Result<Self> {
+        Self::start_with(options, Vec::new())
+    }
+
+    /// Starts a cluster of one's own with a single node, which is real: its pods run. `share` is a folder that they
+    /// find as a hostPath, [`node::SHARED_FOLDER`]; they run as users who must be allowed to read it.
+    ///
+    /// # Errors
+    /// As [`Cluster::start`], and where this machine cannot have such a node: [`node::obstacle`] says why.
+    pub fn start_with_node(share: &Path) -> anyhow::Result<Self> {
+        Self::start_with(BARE, node::arguments(Some(share))?)
+    }
+
+    fn start_with(options: Options, more: Vec<OsString>) -> anyhow::Result<Self> {
         let controlplane = programs::controlplane()?;
-        let supervisor = Supervisor::start(&controlplane, options)?;
+        let supervisor = Supervisor::start(&controlplane, options, &more)?;
         Ok(Self {
             kubeconfig: supervisor.dir.join("kubeconfig"),
             scratch: supervisor.dir.join("scratch"),
@@ -145,8 +166,8 @@ impl Cluster {
     }
 
     /// Stops a component and starts it again, with the same port and certificates; waits until it is healthy.
-    /// Components are `etcd`, `kube-apiserver`, `kube-controller-manager`, `kube-scheduler`, and `kwok` where
-    /// there are nodes.
+    /// Components are `etcd`, `kube-apiserver`, `kube-controller-manager`, `kube-scheduler`, `kwok` where there are
+    /// fake nodes, and `node` where there is a real one: its restart is that of a machine whose power failed.
     ///
     /// # Errors
     /// Where the cluster is not ours, or the component does not become healthy.
@@ -171,6 +192,16 @@ impl Cluster {
     pub fn start_component(&self, component: &str) -> anyhow::Result<()> {
         self.supervisor()?
             .order(&self.controlplane, "start", component)
+    }
+
+    /// Gives the image in an archive to the real node.
+    ///
+    /// # Errors
+    /// Where there is no real node, or the archive is not one.
+    pub fn import_image(&self, archive: &Path) -> anyhow::Result<()> {
+        let archive = archive.to_str().context("a path in UTF-8")?;
+        self.supervisor()?
+            .order(&self.controlplane, "import", archive)
     }
 
     /// kubectl for this cluster.
@@ -222,9 +253,10 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn start(controlplane: &Path, options: Options) -> anyhow::Result<Self> {
+    fn start(controlplane: &Path, options: Options, more: &[OsString]) -> anyhow::Result<Self> {
         let mut command = Command::new(controlplane);
         command.args(["run", "--until-stdin-closes", "--remove-dir"]);
+        command.args(more);
         if options.nodes > 0 {
             command.arg("--nodes").arg(options.nodes.to_string());
             command.arg("--kwok").arg(programs::kwok()?);

@@ -18,7 +18,7 @@ const KEPT_BUILDS: usize = 2;
 /// A program, its folder below `tests/cluster` having the same name.
 struct Program {
     name: &'static str,
-    /// What the version is that of, as `go.mod` requires it.
+    /// What the version is that of, as `go.mod` requires it; empty for a program of our own.
     module: &'static str,
     package: &'static str,
     /// Linker options for a version such as `v1.36.3`.
@@ -54,7 +54,23 @@ const HELM: Program = Program {
     takes: "a minute or two",
 };
 
-/// The rig: `headway-cluster`, which is etcd, the API server, controller manager, scheduler and kubectl as well.
+const DNS: Program = Program {
+    name: "dns",
+    module: "github.com/coredns/coredns",
+    package: ".",
+    link: |_| String::new(),
+    takes: "a minute or two",
+};
+
+const PAUSE: Program = Program {
+    name: "pause",
+    module: "",
+    package: ".",
+    link: |_| String::new(),
+    takes: "a few seconds",
+};
+
+/// The rig: `headway-cluster`, which is etcd, the API server, controller manager, scheduler, kubelet, kube-proxy and kubectl as well.
 ///
 /// # Errors
 /// Where Go is missing or too old, or the build fails.
@@ -76,6 +92,22 @@ pub fn kwok() -> anyhow::Result<PathBuf> {
 /// As [`controlplane`].
 pub fn helm() -> anyhow::Result<PathBuf> {
     HELM.built()
+}
+
+/// CoreDNS, which answers for names of services on a real node.
+///
+/// # Errors
+/// As [`controlplane`].
+pub fn dns() -> anyhow::Result<PathBuf> {
+    DNS.built()
+}
+
+/// What holds the namespaces of pods on a real node.
+///
+/// # Errors
+/// As [`controlplane`].
+pub fn pause() -> anyhow::Result<PathBuf> {
+    PAUSE.built()
 }
 
 /// The version of Kubernetes, such as `v1.36.3`.
@@ -182,6 +214,9 @@ impl Program {
 
     /// What `go.mod` requires: the one place where a version is written.
     fn version(&self) -> anyhow::Result<String> {
+        if self.module.is_empty() {
+            return Ok("of this repository".to_owned());
+        }
         let go_mod = read_go_mod(&self.folder())?;
         let version = go_mod.lines().find_map(|line| {
             let line = line.trim().trim_start_matches("require ");
@@ -305,7 +340,10 @@ fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
 /// Leaves out what editors put beside.
 fn is_source(name: &OsString) -> bool {
     let extension = Path::new(name).extension().and_then(|end| end.to_str());
-    matches!(extension, Some("go" | "mod" | "sum" | "yaml"))
+    matches!(
+        extension,
+        Some("go" | "mod" | "sum" | "yaml" | "toml" | "conflist" | "conf" | "corefile")
+    )
 }
 
 fn read_go_mod(folder: &Path) -> anyhow::Result<String> {

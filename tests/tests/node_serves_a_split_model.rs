@@ -1,0 +1,316 @@
+//! The whole of it on a real node: images, chart, SplitModel, pods, Service, and an edge outside the cluster, which
+//! loses no token whatever happens to the node's processes.
+//!
+//! Skipped where this machine cannot have such a node: it takes root and a container runtime.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use cluster_rig::{Cluster, existing, node, programs};
+use e2e::device::{Answer, chat, connect, finish, finish_after, first_tokens, request, unsplit};
+use e2e::program::program;
+use e2e::{PATIENCE, smollm2};
+use edge_lite::{GenerateRequest, SamplingParams, WeightDtype};
+use headway_images::recipe::PARTS;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// The SplitModel of `examples/volume.yaml`.
+const SPLIT_MODEL: &str = "smollm2-volume";
+/// Layers on the device.
+const SPLIT_LAYER: usize = 10;
+/// Tokens that have been read when something happens. More than a generation holds for its caller are still to come.
+const READ: usize = 8;
+const MAX_TOKENS: usize = 96;
+/// For `kubectl wait` and its like.
+const TIMEOUT: &str = "--timeout=120s";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_token_is_lost_on_a_real_node() -> Result<()> {
+    let Some(cluster) = cluster()? else {
+        return Ok(());
+    };
+    install(&cluster)?;
+    let url = serve(&cluster)?;
+    let request = request(
+        chat("Tell me about the moon."),
+        MAX_TOKENS,
+        SamplingParams::default(),
+    );
+    let whole = unsplit(WeightDtype::Native).await?;
+    let expected = finish(whole.generate(request.clone()).await?).await?;
+
+    let client = connect(&url, SPLIT_LAYER).await?;
+    let undisturbed = finish(client.generate(request.clone()).await?).await?;
+    assert_eq!(undisturbed.tokens, expected.tokens, "through the Service");
+    assert_eq!(undisturbed.report.reconnects, 0);
+
+    let before = restarts(&cluster)?;
+    let killed = disturbed(&url, &request, || kill_tail(&cluster)).await?;
+    assert_eq!(killed.tokens, expected.tokens, "a tail killed");
+    assert!(killed.report.reconnects >= 1, "a tail killed");
+    assert!(restarts(&cluster)? > before, "the kubelet starts it again");
+
+    let failed = disturbed(&url, &request, || cluster.restart_component("node")).await?;
+    assert_eq!(failed.tokens, expected.tokens, "a node without power");
+    assert!(failed.report.reconnects >= 1, "a node without power");
+    Ok(())
+}
+
+#[test]
+fn a_killed_rig_leaves_no_process_interface_or_mount_and_the_next_removes_its_control_groups()
+-> Result<()> {
+    if obstacle()?.is_some() {
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let (mut rig, first) = run_rig(dir.path())?;
+    let traces = first.traces(dir.path())?;
+    assert_eq!(traces.len(), 4, "{traces:?}");
+    // As a machine short of memory does.
+    rig.kill()?;
+    rig.wait()?;
+    let late = Instant::now() + PATIENCE;
+    // The kernel takes namespaces apart in its own time.
+    while first.traces(dir.path())? != ["control groups"] {
+        ensure!(
+            Instant::now() < late,
+            "left: {:?}",
+            first.traces(dir.path())?
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let (mut rig, second) = run_rig(dir.path())?;
+    assert!(first.traces(dir.path())?.is_empty());
+    kill(Pid::from_raw(i32::try_from(rig.id())?), Signal::SIGTERM)?;
+    assert!(rig.wait()?.success());
+    while !second.traces(dir.path())?.is_empty() {
+        ensure!(
+            Instant::now() < late,
+            "left: {:?}",
+            second.traces(dir.path())?
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// What is known of a rig with a real node.
+struct Rig {
+    node_pid: u64,
+    interface: String,
+    control_group: String,
+}
+
+/// Starts a rig with a real node in `dir` and waits until it is ready.
+fn run_rig(dir: &Path) -> Result<(Child, Rig)> {
+    let mut child = Command::new(programs::controlplane()?)
+        .arg("run")
+        .args(node::arguments(None)?)
+        .arg("--dir")
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().context("a stdout")?).read_line(&mut line)?;
+    ensure!(line.starts_with("ready "), "the rig says {line:?}");
+    let state: serde_json::Value = serde_json::from_slice(&fs::read(dir.join("state.json"))?)?;
+    let components = state["components"].as_array().context("components")?;
+    let node = components.iter().find(|each| each["name"] == "node");
+    let supervisor = &state["supervisor"];
+    let rig = Rig {
+        node_pid: node
+            .and_then(|node| node["pid"].as_u64())
+            .context("a node")?,
+        interface: format!("headway-{}", state["network"]),
+        control_group: format!("headway-{}-{}", supervisor["pid"], supervisor["startTicks"]),
+    };
+    Ok((child, rig))
+}
+
+impl Rig {
+    /// What there is of its node on this machine.
+    fn traces(&self, dir: &Path) -> Result<Vec<&'static str>> {
+        let mut traces = Vec::new();
+        if Path::new(&format!("/proc/{}/exe", self.node_pid)).exists() {
+            traces.push("process");
+            let mounts = fs::read_to_string(format!("/proc/{}/mounts", self.node_pid));
+            if mounts.unwrap_or_default().contains(" /var/lib tmpfs ") {
+                traces.push("mounts");
+            }
+        }
+        if fs::read_to_string("/proc/mounts")?.contains(&dir.display().to_string()) {
+            traces.push("mounts that the machine sees");
+        }
+        if Path::new("/sys/class/net").join(&self.interface).exists() {
+            traces.push("interface");
+        }
+        let groups = Path::new("/sys/fs/cgroup");
+        let is_there = |folder: &Path| folder.join(&self.control_group).exists();
+        let within = fs::read_dir(groups)?.flatten().map(|entry| entry.path());
+        if is_there(groups) || within.into_iter().any(|folder| is_there(&folder)) {
+            traces.push("control groups");
+        }
+        Ok(traces)
+    }
+}
+
+/// A cluster with a real node and our images on it; None, said, where there cannot be one.
+fn cluster() -> Result<Option<Cluster>> {
+    if obstacle()?.is_some() {
+        return Ok(None);
+    }
+    let weights = smollm2();
+    let cluster = Cluster::start_with_node(weights.parent().context("a folder")?)?;
+    let folder = tempfile::tempdir()?;
+    for part in &PARTS {
+        let archive = folder.path().join(part.name);
+        let name = format!("headway.test/{}:test", part.name);
+        part.image(name, &program(part.program), &root().join("LICENSE"), "0")?
+            .write_archive(&archive)?;
+        cluster.import_image(&archive)?;
+    }
+    Ok(Some(cluster))
+}
+
+/// Why tests with a real node are skipped, which it says.
+#[expect(clippy::print_stderr, reason = "says what was not tested")]
+fn obstacle() -> Result<Option<String>> {
+    let obstacle = match existing() {
+        Some(_) => Some("KUBECONFIG names a cluster that is not the tests' own".to_owned()),
+        None => node::obstacle()?,
+    };
+    if let Some(obstacle) = &obstacle {
+        eprintln!("skipped: {obstacle}");
+    }
+    Ok(obstacle)
+}
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+fn install(cluster: &Cluster) -> Result<()> {
+    let chart = root().join("charts/headway");
+    let mut helm = cluster.helm(&[
+        "install",
+        "headway",
+        chart.to_str().context("a path in UTF-8")?,
+        "--namespace=headway-system",
+        "--create-namespace",
+        "--wait",
+        TIMEOUT,
+        "--set=replicas=1",
+        "--set=image.repository=headway.test/operator,image.tag=test",
+        "--set=tail.image.repository=headway.test/tail-server,tail.image.tag=test",
+    ])?;
+    succeed(&mut helm).or_else(|error| explain(cluster, &error))?;
+    // A pod that asks a Service by its name: DNS answers, and the operator is ready.
+    let mut check = cluster.helm(&["test", "headway", "--namespace=headway-system"])?;
+    succeed(&mut check).or_else(|error| explain(cluster, &error))?;
+    Ok(())
+}
+
+/// Applies the example and waits until it serves; returns the URL of its Service.
+fn serve(cluster: &Cluster) -> Result<String> {
+    let example = root().join("examples/volume.yaml");
+    let example = example.to_str().context("a path in UTF-8")?;
+    kubectl(cluster, &["apply", "--server-side", "--filename", example])?;
+    let name = format!("splitmodel/{SPLIT_MODEL}");
+    kubectl(cluster, &["wait", "--for=condition=Ready", &name, TIMEOUT])
+        .or_else(|error| explain(cluster, &error))?;
+    let service = format!("service/{SPLIT_MODEL}-tail");
+    let address = kubectl(cluster, &["get", &service, "-o=jsonpath={.spec.clusterIP}"])?;
+    Ok(format!("ws://{address}:8089"))
+}
+
+/// An answer in the middle of which something happens.
+async fn disturbed(
+    url: &str,
+    request: &GenerateRequest,
+    happens: impl FnOnce() -> Result<()>,
+) -> Result<Answer> {
+    let client = connect(url, SPLIT_LAYER).await?;
+    let mut generation = client.generate(request.clone()).await?;
+    let tokens = first_tokens(&mut generation, READ).await?;
+    tokio::task::block_in_place(happens)?;
+    Ok(finish_after(tokens, generation).await?)
+}
+
+/// Kills the process of the only tail pod, as the kernel does when memory runs out.
+fn kill_tail(cluster: &Cluster) -> Result<()> {
+    let uid = kubectl(
+        cluster,
+        &["get", "pods", "-o=jsonpath={.items[*].metadata.uid}"],
+    )?;
+    ensure!(
+        !uid.is_empty() && !uid.contains(' '),
+        "pods {uid:?}, not one"
+    );
+    for entry in fs::read_dir("/proc")? {
+        let folder = entry?.path();
+        let Some(pid) = folder
+            .file_name()
+            .and_then(|name| name.to_str()?.parse().ok())
+        else {
+            continue;
+        };
+        // Processes come and go meanwhile.
+        let read = |file: &str| fs::read_to_string(folder.join(file)).unwrap_or_default();
+        if read("comm").trim() == "tail-server" && read("cgroup").contains(&uid) {
+            return Ok(kill(Pid::from_raw(pid), Signal::SIGKILL)?);
+        }
+    }
+    bail!("no process of pod {uid}")
+}
+
+/// How often the tail's container was started again; waits until it runs.
+fn restarts(cluster: &Cluster) -> Result<u32> {
+    let late = Instant::now() + PATIENCE;
+    loop {
+        let status = kubectl(
+            cluster,
+            &[
+                "get",
+                "pods",
+                "-o=jsonpath={range .items[*].status.containerStatuses[*]}{.ready} {.restartCount}{end}",
+            ],
+        )?;
+        if let Some(count) = status.strip_prefix("true ") {
+            return Ok(count.parse()?);
+        }
+        ensure!(Instant::now() < late, "the tail is not ready: {status}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Result<String> {
+    let output = succeed(&mut cluster.kubectl(arguments))?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn succeed(command: &mut Command) -> Result<Output> {
+    let output = command.output().context("running a command")?;
+    ensure!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(output)
+}
+
+/// The error, with what the cluster says of its pods.
+fn explain<T>(cluster: &Cluster, error: &anyhow::Error) -> Result<T> {
+    let pods = kubectl(cluster, &["describe", "pods", "--all-namespaces"])?;
+    let models = kubectl(
+        cluster,
+        &["get", "splitmodels", "--all-namespaces", "-o=yaml"],
+    );
+    bail!("{error:#}\n{pods}\n{}", models.unwrap_or_default())
+}
