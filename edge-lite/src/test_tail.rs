@@ -164,6 +164,19 @@ impl TestTail {
         }
     }
 
+    fn opened(&self, open: &Open, reused_positions: u32) -> Opened {
+        Opened {
+            protocol_version: PROTOCOL_VERSION,
+            session_id: 1,
+            max_positions: open.max_positions,
+            max_step_positions: self.max_step_positions,
+            reused_positions,
+            max_draft_tokens: self.max_draft_tokens,
+            prefill_token_ids: false,
+            max_ahead_steps: self.max_draft_tokens,
+        }
+    }
+
     fn next_token(&self, sequence: &[u32]) -> u32 {
         match self.period {
             Some(period) => sequence[sequence.len() - period],
@@ -311,16 +324,7 @@ async fn serve_session(tail: TestTail, mut socket: WebSocket) -> Option<()> {
         Some(Fate::Reuses(positions)) => positions,
         _ => u32::try_from(sequence.len()).unwrap(),
     };
-    let opened = Opened {
-        protocol_version: PROTOCOL_VERSION,
-        session_id: 1,
-        max_positions: open.max_positions,
-        max_step_positions: tail.max_step_positions,
-        reused_positions,
-        max_draft_tokens: tail.max_draft_tokens,
-        prefill_token_ids: false,
-        max_ahead_steps: tail.max_draft_tokens,
-    };
+    let opened = tail.opened(&open, reused_positions);
     send(&mut socket, opened).await?;
     let mut given = None;
     while let Some(client_frame::Message::Step(step)) = receive(&mut socket).await {
@@ -336,12 +340,7 @@ async fn serve_session(tail: TestTail, mut socket: WebSocket) -> Option<()> {
             panic!("a session at split layer 0 sends token ids")
         };
         if first_guess.is_some() && given.take() != Some((position, first_guess)) {
-            let result = StepResult {
-                positions: u32::try_from(sequence.len()).unwrap(),
-                passed_over: true,
-                ..StepResult::default()
-            };
-            send(&mut socket, result).await?;
+            send(&mut socket, passed_over(sequence.len())).await?;
             continue;
         }
         assert_eq!(
@@ -383,6 +382,14 @@ async fn serve_session(tail: TestTail, mut socket: WebSocket) -> Option<()> {
         send(&mut socket, result).await?;
     }
     Some(())
+}
+
+fn passed_over(positions: usize) -> StepResult {
+    StepResult {
+        positions: u32::try_from(positions).unwrap(),
+        passed_over: true,
+        ..StepResult::default()
+    }
 }
 
 async fn receive(socket: &mut WebSocket) -> Option<client_frame::Message> {

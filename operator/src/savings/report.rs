@@ -327,7 +327,7 @@ mod tests {
             unscraped: vec!["smol-tail-a".to_owned()],
             error: "connection refused".to_owned(),
         };
-        let stale = current(&scrapes, &[fine.clone()], Some(2), &at(9));
+        let stale = current(&scrapes, std::slice::from_ref(&fine), Some(2), &at(9));
         assert_eq!((&*stale.status, &*stale.reason), ("False", "ScrapeFailed"));
         assert_eq!(stale.last_transition_time, at(9));
         assert_eq!(

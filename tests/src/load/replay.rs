@@ -159,6 +159,7 @@ impl Replay {
             sample,
             history: self.answer.history(start, end, guesses),
             draft,
+            first_guess: None,
         }
     }
 

@@ -142,7 +142,7 @@ impl Bench<'_> {
             format!("{:.0}", median(times.collect()))
         };
         table("first token, ms", &rows, &WAYS, first);
-        table("first right; a step", &rows, &WAYS[1..], guesses);
+        table("right; a trip", &rows, &WAYS[1..], guesses);
         table("planner's choice", &rows, &WAYS[4..], choices);
         Ok(())
     }
