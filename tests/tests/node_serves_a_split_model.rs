@@ -82,7 +82,7 @@ fn a_killed_rig_leaves_no_process_interface_or_mount_and_the_next_removes_its_co
             "left: {:?}",
             first.traces(dir.path())?
         );
-        std::thread::sleep(Duration::from_millis(50));
+        pause();
     }
     let (mut rig, second) = run_rig(dir.path())?;
     assert!(first.traces(dir.path())?.is_empty());
@@ -94,7 +94,7 @@ fn a_killed_rig_leaves_no_process_interface_or_mount_and_the_next_removes_its_co
             "left: {:?}",
             second.traces(dir.path())?
         );
-        std::thread::sleep(Duration::from_millis(50));
+        pause();
     }
     Ok(())
 }
@@ -286,8 +286,17 @@ fn restarts(cluster: &Cluster) -> Result<u32> {
             return Ok(count.parse()?);
         }
         ensure!(Instant::now() < late, "the tail is not ready: {status}");
-        std::thread::sleep(Duration::from_millis(200));
+        pause();
     }
+}
+
+/// Between two looks at what nobody announces.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the kernel and the kubelet have nothing to wait on"
+)]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(50));
 }
 
 fn kubectl(cluster: &Cluster, arguments: &[&str]) -> Result<String> {

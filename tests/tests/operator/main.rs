@@ -32,55 +32,11 @@ mod updates;
 mod wait;
 mod world;
 
-use runner::{Phase, trial};
+use runner::{Phase, Trial, trial};
 
 fn main() -> ExitCode {
     runner::run(vec![
-        Phase::with_operator(vec![
-            trial(
-                "creating_gives_every_owned_object_and_a_ready_status",
-                lifecycle::created,
-            ),
-            trial("kubectl_lists_and_explains", lifecycle::kubectl),
-            trial("the_scale_subresource_scales", lifecycle::scaled),
-            trial("deleting_leaves_nothing", lifecycle::deleted),
-            trial(
-                "deleting_with_orphans_leaves_nothing",
-                lifecycle::deleted_with_orphans,
-            ),
-            trial(
-                "every_field_of_the_spec_has_an_effect",
-                updates::every_field,
-            ),
-            trial("drift_of_every_kind_is_undone", drift::undone),
-            trial(
-                "fields_of_others_are_left_alone",
-                foreign::fields_are_left_alone,
-            ),
-            trial(
-                "objects_of_others_are_not_taken_over",
-                foreign::objects_are_not_taken_over,
-            ),
-            trial("pods_stay_while_keda_takes_over", handover::pods_stay),
-            trial("paused_means_hands_off", paused::hands_off),
-            trial(
-                "a_status_is_never_ahead_of_the_rollout",
-                rollout::status_is_not_ahead,
-            ),
-            trial(
-                "transitions_are_events_and_repeats_are_not",
-                events::transitions,
-            ),
-            trial("health_and_metrics_answer", observability::answers),
-            trial(
-                "invalid_manifests_are_refused_with_the_rule",
-                invalid_manifests::refused,
-            ),
-            trial(
-                "invalid_changes_are_refused_with_the_rule",
-                invalid_manifests::changes_refused,
-            ),
-        ]),
+        Phase::with_operator(of_one_operator()),
         Phase::with_operator(vec![trial(
             "stored_specs_against_the_rules_are_reported_once",
             stored::against_the_rules,
@@ -118,4 +74,53 @@ fn main() -> ExitCode {
             permissions::used,
         )]),
     ])
+}
+
+/// Scenarios that need nothing but an operator, each in a namespace of its own.
+fn of_one_operator() -> Vec<Trial> {
+    vec![
+        trial(
+            "creating_gives_every_owned_object_and_a_ready_status",
+            lifecycle::created,
+        ),
+        trial("kubectl_lists_and_explains", lifecycle::kubectl),
+        trial("the_scale_subresource_scales", lifecycle::scaled),
+        trial("deleting_leaves_nothing", lifecycle::deleted),
+        trial(
+            "deleting_with_orphans_leaves_nothing",
+            lifecycle::deleted_with_orphans,
+        ),
+        trial(
+            "every_field_of_the_spec_has_an_effect",
+            updates::every_field,
+        ),
+        trial("drift_of_every_kind_is_undone", drift::undone),
+        trial(
+            "fields_of_others_are_left_alone",
+            foreign::fields_are_left_alone,
+        ),
+        trial(
+            "objects_of_others_are_not_taken_over",
+            foreign::objects_are_not_taken_over,
+        ),
+        trial("pods_stay_while_keda_takes_over", handover::pods_stay),
+        trial("paused_means_hands_off", paused::hands_off),
+        trial(
+            "a_status_is_never_ahead_of_the_rollout",
+            rollout::status_is_not_ahead,
+        ),
+        trial(
+            "transitions_are_events_and_repeats_are_not",
+            events::transitions,
+        ),
+        trial("health_and_metrics_answer", observability::answers),
+        trial(
+            "invalid_manifests_are_refused_with_the_rule",
+            invalid_manifests::refused,
+        ),
+        trial(
+            "invalid_changes_are_refused_with_the_rule",
+            invalid_manifests::changes_refused,
+        ),
+    ]
 }
