@@ -24,7 +24,7 @@ pub(crate) struct Plan {
     /// Nothing of it may leave this device.
     pub(crate) local_only: bool,
     stop: Vec<String>,
-    ignore_end_of_turn: bool,
+    pub(crate) ignore_end_of_turn: bool,
 }
 
 impl Plan {

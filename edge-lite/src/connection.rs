@@ -112,8 +112,8 @@ pub(crate) struct Answered {
     pub(crate) sample: bool,
     /// The step ran ahead of the result before it.
     pub(crate) ran_ahead: bool,
-    /// The step had guesses behind its first row.
-    pub(crate) had_guesses: bool,
+    /// Guesses behind its first row.
+    pub(crate) guesses: usize,
 }
 
 impl Connection {
@@ -296,7 +296,7 @@ impl Connection {
         let answered = Answered {
             sample,
             ran_ahead: first_guess.is_some(),
-            had_guesses: guesses > 0,
+            guesses,
             result,
         };
         let result = &answered.result;

@@ -61,21 +61,19 @@ impl Ahead {
         self.is_broken
     }
 
-    /// The sequence goes on with this token. True where a guess said so.
-    pub(super) fn push(&mut self, token_id: u32, drafter: &mut Drafter) -> bool {
+    /// The sequence goes on with this token.
+    pub(super) fn push(&mut self, token_id: u32, drafter: &mut Drafter) {
         self.is_over = false;
         let is_sent = !self.guesses.is_empty();
         let Some(guess) = self.guesses.pop_front().or_else(|| self.unsent.take()) else {
-            return false;
+            return;
         };
         drafter.seen(&guess, token_id);
-        let is_right = guess.token_id == token_id;
-        if is_sent && !is_right {
+        if is_sent && guess.token_id != token_id {
             *self = Self {
                 is_broken: true,
                 ..Self::default()
             };
         }
-        is_sent && is_right
     }
 }

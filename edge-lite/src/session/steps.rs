@@ -74,11 +74,9 @@ impl Session<'_> {
             return;
         }
         let max_steps = connection.opened.max_ahead_steps as usize;
-        let Some(drafter) = drafter.filter(|_| {
-            connection.unanswered_ahead() < max_steps
-                && connection.go_away.is_none()
-                && !self.ahead.is_over()
-        }) else {
+        let has_room = connection.unanswered_ahead() < max_steps && connection.go_away.is_none();
+        let goes_on = !self.ahead.is_over() && !self.ends_with_guesses();
+        let Some(drafter) = drafter.filter(|_| has_room && goes_on) else {
             return;
         };
         debug_assert_eq!(sent, end + self.ahead.len(), "rows are sent without gaps");
@@ -99,6 +97,13 @@ impl Session<'_> {
         }
     }
 
+    /// True where the last guess that was sent is the end of the turn.
+    fn ends_with_guesses(&self) -> bool {
+        let vocabulary = &self.config.vocabulary;
+        let last = self.ahead.token_ids().last();
+        !self.plan.ignore_end_of_turn && last.is_some_and(|last| vocabulary.ends_turn(last))
+    }
+
     /// Sends what was made, if it is still what follows.
     async fn send(&mut self, made: Made) -> Result<(), Error> {
         let Some(connection) = &mut self.connection else {
@@ -110,7 +115,10 @@ impl Session<'_> {
             if let Some(drafter) = &mut self.drafter {
                 drafter.made(&made.draft, made.compute);
             }
-            let Some(first) = guesses.first().copied().filter(|_| !self.ahead.is_broken()) else {
+            if self.ahead.is_broken() {
+                return Ok(());
+            }
+            let Some(first) = guesses.first().copied() else {
                 self.ahead.end(&made.draft);
                 self.ahead.pause();
                 return Ok(());
@@ -132,7 +140,6 @@ impl Session<'_> {
         let replayed = self.sent_before.min(step_end).saturating_sub(start);
         self.totals.replayed_positions += replayed as u64;
         self.totals.token_id_positions += made.token_id_positions() as u64;
-        self.totals.draft_tokens += guesses.len() as u64;
         let step = self.rows.step(made, step_end >= end, runs_ahead);
         self.totals.token_steps += u64::from(step.sample && !runs_ahead);
         connection.send_step(step, step_end).await?;
@@ -148,8 +155,10 @@ impl Session<'_> {
             result,
             sample,
             ran_ahead,
-            had_guesses,
+            guesses,
         } = answered;
+        // Those that nobody has answered when the answer ends do not count.
+        self.totals.draft_tokens += guesses as u64 + u64::from(ran_ahead);
         if result.passed_over {
             self.rows.passed_over();
             return Ok(None);
@@ -161,7 +170,9 @@ impl Session<'_> {
         if !sample {
             return Ok(None);
         }
-        if ran_ahead || had_guesses {
+        let right = u64::from(result.draft_accepted) + u64::from(ran_ahead);
+        self.totals.accepted_draft_tokens += right;
+        if ran_ahead || guesses > 0 {
             self.rows.verified(result.draft_accepted as usize);
             self.sent_before = self.sent_before.max(result.positions as usize);
         }
@@ -177,8 +188,7 @@ impl Session<'_> {
         let Some(drafter) = &mut self.drafter else {
             return;
         };
-        let is_guessed = self.ahead.push(token_id, drafter);
-        self.totals.accepted_draft_tokens += u64::from(is_guessed);
+        self.ahead.push(token_id, drafter);
         if self.ahead.is_broken() {
             self.rows.stop_ahead();
         }

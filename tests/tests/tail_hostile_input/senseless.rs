@@ -86,7 +86,7 @@ fn biases(token_id: u32, bias: f32, count: usize) -> Vec<LogitBias> {
 }
 
 /// Changes of a step with one token id, after two positions of a session of eight.
-pub const TOKEN_STEPS: [Case<Step>; 11] = [
+pub const TOKEN_STEPS: [Case<Step>; 12] = [
     (|step| step.position = 0, Malformed),
     (|step| step.position = 3, Malformed),
     (|step| step.position = u32::MAX, OverLimit),
@@ -104,6 +104,7 @@ pub const TOKEN_STEPS: [Case<Step>; 11] = [
     (|step| step.input = None, Malformed),
     (|step| step.input = rows(1, Codec::F32), Malformed),
     (|step| step.history = history(&[1]), Malformed),
+    (|step| step.first_guess = Some(VOCAB_SIZE), Malformed),
 ];
 
 /// Changes of a step with one row of activations, after two positions of a session of eight with penalties.
