@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -21,6 +22,8 @@ const (
 	nodeInterface = "eth0"
 	// linkPatience is how long the node waits for that cable.
 	linkPatience = 20 * time.Second
+	// routeProtocol tells our routes from those of others; nobody is known to use this number.
+	routeProtocol = 177
 )
 
 // network of a cluster with a real node: 10.N.0.0/16, of which services, pods and the cable between this machine
@@ -71,6 +74,46 @@ func isRouted(routes []netlink.Route, wanted netip.Prefix) bool {
 		}
 	}
 	return false
+}
+
+// reserve has this machine refuse the whole network where no cable leads into it: without, what is meant for a node
+// that is down would leave by the default route, and whoever is there would answer. The metric of the route is the
+// supervisor's process id.
+func (n network) reserve(supervisor int) error {
+	if err := netlink.RouteAdd(n.refusal(supervisor)); err != nil {
+		return fmt.Errorf("reserving %s: %w", n.whole(), err)
+	}
+	return nil
+}
+
+func (n network) release(supervisor int) error {
+	if err := netlink.RouteDel(n.refusal(supervisor)); err != nil {
+		return fmt.Errorf("giving %s back: %w", n.whole(), err)
+	}
+	return nil
+}
+
+func (n network) refusal(supervisor int) *netlink.Route {
+	return &netlink.Route{Dst: ipNet(n.whole()), Type: syscall.RTN_UNREACHABLE, Protocol: routeProtocol,
+		Priority: supervisor}
+}
+
+// removeOldRoutes removes the refusals of supervisors that were killed: nobody else does.
+func removeOldRoutes() error {
+	wanted := &netlink.Route{Protocol: routeProtocol}
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, wanted, netlink.RT_FILTER_PROTOCOL)
+	if err != nil {
+		return fmt.Errorf("looking for old routes: %w", err)
+	}
+	for _, old := range routes {
+		if _, err := describeProcess(old.Priority); err == nil {
+			continue
+		}
+		if err := netlink.RouteDel(&old); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("removing an old route to %s: %w", old.Dst, err)
+		}
+	}
+	return nil
 }
 
 // plug lays the cable between this machine and the network namespace of a process, and the routes over it. The

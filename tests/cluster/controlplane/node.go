@@ -62,11 +62,14 @@ func newRealNode(dns, share string, self processState) (*realNode, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := errors.Join(removeOldCgroups(), removeOldRoutes()); err != nil {
+		return nil, err
+	}
 	chosen, err := chooseNetwork()
 	if err != nil {
 		return nil, err
 	}
-	if err := removeOldCgroups(); err != nil {
+	if err := chosen.reserve(self.PID); err != nil {
 		return nil, err
 	}
 	return &realNode{network: chosen, dns: dns, share: share, plugins: folder, cgroup: cgroupOf(self)}, nil

@@ -364,7 +364,7 @@ func (s *supervisor) end() {
 		}
 	}
 	if s.node != nil {
-		if err := removeCgroup(s.node.cgroup); err != nil {
+		if err := errors.Join(removeCgroup(s.node.cgroup), s.node.network.release(s.self.PID)); err != nil {
 			s.say("%s", err)
 		}
 	}
