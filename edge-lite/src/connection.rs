@@ -1,6 +1,5 @@
 //! One WebSocket to a tail: one session from Open to Close.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,9 +23,10 @@ use crate::error::{Refused, TailError};
 use crate::link::{Exchange, SharedLink};
 use crate::liveness::bound_silence;
 use crate::prefix;
-use crate::rows::wire_u32;
 use crate::tail_api::error_sentence;
 use crate::tail_url::TailUrl;
+pub(crate) use crate::unanswered::Answered;
+use crate::unanswered::UnansweredSteps;
 
 /// How long a polite goodbye may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -70,18 +70,6 @@ pub(crate) struct Traffic {
     pub(crate) down_bytes: u64,
 }
 
-/// A step that was sent and not yet answered.
-struct Unanswered {
-    end: usize,
-    sample: bool,
-    /// Of the rows, the last ones that are guesses.
-    guesses: usize,
-    /// The token of the first row, where the step runs ahead of the result before it.
-    first_guess: Option<u32>,
-    /// Set where nothing else was on its way when it was sent: then its time is the link's and its own.
-    alone: Option<Sent>,
-}
-
 /// A frame whose answer tells of the link.
 #[derive(Clone, Copy)]
 struct Sent {
@@ -97,23 +85,10 @@ pub(crate) struct Connection {
     dialer: Dialer,
     pub(crate) opened: Opened,
     pub(crate) go_away: Option<GoAway>,
-    unanswered: VecDeque<Unanswered>,
-    /// A guess was wrong: the steps that ran ahead of it will be passed over, and the tail holds so many positions until
-    /// then.
-    passing_over: Option<usize>,
-    /// Positions that the tail held from the start, and those sent on this connection.
-    sent: usize,
+    steps: UnansweredSteps,
+    /// Of a step that was sent while no other was on its way: its time is the link's and its own.
+    alone: Option<Sent>,
     pub(crate) traffic: Traffic,
-}
-
-/// A result and what it answers.
-pub(crate) struct Answered {
-    pub(crate) result: StepResult,
-    pub(crate) sample: bool,
-    /// The step ran ahead of the result before it.
-    pub(crate) ran_ahead: bool,
-    /// Guesses behind its first row.
-    pub(crate) guesses: usize,
 }
 
 impl Connection {
@@ -165,9 +140,8 @@ impl Connection {
             dialer: dialer.clone(),
             opened: Opened::default(),
             go_away: None,
-            unanswered: VecDeque::new(),
-            passing_over: None,
-            sent: 0,
+            steps: UnansweredSteps::default(),
+            alone: None,
             traffic: Traffic::default(),
         };
         let offered_bytes = open.prefix_digests.len();
@@ -175,7 +149,7 @@ impl Connection {
         loop {
             match connection.next_message().await? {
                 server_frame::Message::Opened(opened) => {
-                    connection.sent =
+                    connection.steps.sent =
                         prefix::first_position(offered_bytes, opened.reused_positions)?;
                     connection.opened = opened;
                     connection.exchanged(sent, Duration::ZERO);
@@ -194,32 +168,23 @@ impl Connection {
 
     /// Positions sent, and those before them that did not have to be.
     pub(crate) fn sent(&self) -> usize {
-        self.sent
+        self.steps.sent
     }
 
     /// Steps sent and not yet answered.
     pub(crate) fn unanswered(&self) -> usize {
-        self.unanswered.len()
+        self.steps.len()
     }
 
     /// Of them, those that run ahead.
     pub(crate) fn unanswered_ahead(&self) -> usize {
-        let ahead = self.unanswered.iter();
-        ahead.filter(|step| step.first_guess.is_some()).count()
+        self.steps.ahead()
     }
 
     /// Sends a step whose last position is `end - 1`, guesses included.
     pub(crate) async fn send_step(&mut self, step: Step, end: usize) -> Result<(), TailError> {
-        let guesses = step.draft.as_ref().map_or(0, |draft| draft.ids.len());
-        let is_alone = self.unanswered.is_empty();
-        self.unanswered.push_back(Unanswered {
-            end,
-            sample: step.sample,
-            guesses,
-            first_guess: step.first_guess,
-            alone: None,
-        });
-        self.sent = end;
+        let is_alone = self.steps.len() == 0;
+        self.steps.push(&step, end);
         let after = self.dialer.result_timeout;
         let sent =
             timeout(after, self.send(step.into()))
@@ -228,8 +193,8 @@ impl Connection {
                     what: "sent step",
                     after,
                 }))?;
-        if let Some(last) = self.unanswered.back_mut() {
-            last.alone = is_alone.then_some(sent);
+        if is_alone {
+            self.alone = Some(sent);
         }
         Ok(())
     }
@@ -239,7 +204,7 @@ impl Connection {
     pub(crate) async fn next_result(&mut self) -> Result<Answered, TailError> {
         let after = self.dialer.result_timeout;
         loop {
-            let message = if self.unanswered.is_empty() {
+            let message = if self.steps.len() == 0 {
                 self.next_message().await?
             } else {
                 let late = Err(TailError::Timeout {
@@ -283,61 +248,9 @@ impl Connection {
     }
 
     fn answered(&mut self, result: StepResult) -> Result<Answered, TailError> {
-        let Some(Unanswered {
-            end,
-            sample,
-            guesses,
-            first_guess,
-            alone,
-        }) = self.unanswered.pop_front()
-        else {
-            return Err(protocol("a result came without a step"));
-        };
-        let answered = Answered {
-            sample,
-            ran_ahead: first_guess.is_some(),
-            guesses,
-            result,
-        };
-        let result = &answered.result;
-        if first_guess.is_none() {
-            self.passing_over = None;
-        }
-        if result.passed_over != self.passing_over.is_some() {
-            return Err(protocol(
-                "a step was passed over that was guessed right, or one was not that was guessed wrong",
-            ));
-        }
-        let right = result.draft_accepted as usize;
-        if right > guesses {
-            let reason = format!("{right} guesses are right of a step with {guesses}");
-            return Err(TailError::Protocol { reason });
-        }
-        let end = self.passing_over.unwrap_or(end - (guesses - right));
-        if result.positions != wire_u32(end) {
-            let reason = format!(
-                "a result is for {} positions; expected {end}",
-                result.positions
-            );
-            return Err(TailError::Protocol { reason });
-        }
-        if result.passed_over {
-            return Ok(answered);
-        }
-        if sample && result.token_id.is_none() {
-            return Err(protocol("a step asked for a token and got none"));
-        }
-        let next = self.unanswered.front().map(|step| step.first_guess);
-        let is_continued = right == guesses && next == Some(result.token_id) && sample;
-        match next {
-            Some(Some(_)) if !is_continued => {
-                self.passing_over = Some(end);
-                self.sent = end;
-            }
-            None if guesses > 0 => self.sent = end,
-            _ => {}
-        }
-        if let Some(sent) = alone {
+        let answered = self.steps.answered(result)?;
+        if let Some(sent) = self.alone.take() {
+            let result = &answered.result;
             let tail_us = result.compute_us.saturating_add(result.queue_us);
             self.exchanged(sent, Duration::from_micros(tail_us));
         }
@@ -412,7 +325,7 @@ fn connect_error(url: String, source: tungstenite::Error) -> TailError {
     }
 }
 
-fn protocol(reason: &str) -> TailError {
+pub(crate) fn protocol(reason: &str) -> TailError {
     TailError::Protocol {
         reason: reason.to_owned(),
     }

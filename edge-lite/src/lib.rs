@@ -71,7 +71,8 @@ mod tail_url;
 mod test_tail;
 mod tls;
 pub mod train_exit;
-pub mod vocabulary;
+pub mod unanswered;
+mod vocabulary;
 
 pub use client::Client;
 pub use config::{ClientConfig, DraftModelFile, ReconnectPolicy};

@@ -1,6 +1,6 @@
 //! One WebSocket, one session: opened or refused, then steps in and results out, in order.
 //!
-//! A session is one task. It reads a frame only while fewer than [`MAX_PIPELINED_STEPS`] steps are in the
+//! A session is one task. It reads a frame only while fewer than `MAX_PIPELINED_STEPS` steps are in the
 //! engine, and writes one result at a time with a time limit, so a device that floods or does not read
 //! holds a known amount of memory for a known time. What a tenant has used up beyond its rate, its sessions
 //! wait for by not being read.
@@ -8,6 +8,7 @@
 mod ahead;
 mod connection;
 mod replies;
+mod running;
 mod steps;
 mod token_times;
 
@@ -15,32 +16,29 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::WebSocket;
-use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
 use headway_wire::PROTOCOL_VERSION;
-use headway_wire::message::{Open, Opened, Step, client_frame};
-use tokio::sync::{Semaphore, oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval_at, timeout, timeout_at};
+use headway_wire::message::{Open, Opened, client_frame};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{timeout, timeout_at};
 use tracing::Instrument as _;
 
-use self::ahead::{Ahead, Verdict};
+use self::ahead::Ahead;
 use self::connection::Connection;
-use self::replies::{LEAVING, SPREADING, go_away, passed_over, step_result, traced};
+use self::running::{RunningSession, WaitingPrompt};
 use self::steps::StepChecker;
 pub(crate) use self::steps::StepError;
 use self::token_times::TokenTimes;
 use crate::admission::{Admission, Admitted};
 use crate::auth::{Authenticator, Identity, Tenant};
-use crate::capacity::{Capacity, KvRequest, PromptQueue, QueuePlace, SessionRoom};
+use crate::capacity::{Capacity, KvRequest, PromptQueue, SessionRoom};
 use crate::config::Timeouts;
 use crate::drain::{Drain, Stage};
-use crate::engine::{
-    EngineError, EngineHandle, EngineSession, MAX_PIPELINED_STEPS, OpenSession, StepReply,
-};
+use crate::engine::{EngineHandle, EngineSession, OpenSession};
 use crate::error::Error;
-use crate::live_sessions::{LiveSession, LiveSessions, Notice};
-use crate::metrics::{Metrics, Route, TokenTime};
-use crate::tenant_limits::{TenantSession, Tenants};
+use crate::live_sessions::LiveSessions;
+use crate::metrics::{Metrics, Route};
+use crate::tenant_limits::Tenants;
 use crate::trace::{SessionFacts, SessionTrace, TraceHeaders};
 use crate::watchdog::Watchdog;
 
@@ -236,197 +234,4 @@ impl SessionService {
 async fn no_longer_serving(stage: &mut watch::Receiver<Stage>) {
     // The sender outlives every session.
     let _ = stage.wait_for(|stage| *stage != Stage::Serving).await;
-}
-
-/// A session that has been opened.
-struct RunningSession<'a> {
-    service: &'a SessionService,
-    connection: &'a mut Connection,
-    session: EngineSession,
-    checker: StepChecker,
-    tenant_session: TenantSession,
-    /// `None` once the prompt is computed.
-    waiting_prompt: Option<WaitingPrompt>,
-    live: LiveSession,
-    pending: FuturesOrdered<oneshot::Receiver<StepReply>>,
-    ahead: Ahead,
-    token_times: TokenTimes,
-    route: Route,
-    trace: SessionTrace,
-    /// Nothing is read before: the tenant has used more than its rate.
-    read_at: Option<tokio::time::Instant>,
-}
-
-/// A prompt's place in the queue.
-struct WaitingPrompt {
-    positions: usize,
-    _place: QueuePlace,
-}
-
-impl RunningSession<'_> {
-    async fn run(
-        mut self,
-        granted: Opened,
-        mut stage: watch::Receiver<Stage>,
-        access: &Access,
-    ) -> Result<(), Error> {
-        tracing::info!(max_positions = granted.max_positions, "session opened");
-        self.connection.send(granted).await?;
-
-        let period = self.service.timeouts.ping_interval;
-        let mut ping = interval_at(tokio::time::Instant::now() + period, period);
-        ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let credentials_ended = access.authenticator.ended(&access.identity);
-        tokio::pin!(credentials_ended);
-        loop {
-            let is_reading = self.is_reading();
-            tokio::select! {
-                Some(reply) = self.pending.next() => self.answer(reply, is_reading).await?,
-                frame = self.connection.receive(), if is_reading => match frame? {
-                    None | Some(client_frame::Message::Close(_)) => break,
-                    Some(client_frame::Message::Open(_)) => return Err(Error::OpenedTwice),
-                    Some(client_frame::Message::Step(step)) => self.receive(step).await?,
-                },
-                () = wait_until(self.read_at), if self.read_at.is_some() => {
-                    self.read_at = None;
-                    // Nothing was read meanwhile, so its silence says nothing about the device.
-                    self.connection.note_alive();
-                }
-                _ = ping.tick() => {
-                    if is_reading && self.connection.is_silent() {
-                        tracing::info!("the device has gone silent");
-                        break;
-                    }
-                    self.connection.ping().await?;
-                }
-                _ = stage.changed() => {
-                    let now = *stage.borrow_and_update();
-                    match now {
-                        Stage::Serving => {}
-                        Stage::Draining { deadline } => {
-                            self.connection.send(go_away(deadline, LEAVING)).await?;
-                        }
-                        Stage::Closing => return Err(Error::Draining),
-                    }
-                }
-                notice = self.live.notice() => match notice {
-                    Notice::Evicted => return Err(Error::Evicted),
-                    Notice::Leave { deadline } => {
-                        self.connection.send(go_away(deadline, SPREADING)).await?;
-                    }
-                },
-                () = &mut credentials_ended => return Err(Error::CredentialsEnded),
-            }
-        }
-        tracing::info!("session closed");
-        Ok(())
-    }
-
-    fn is_reading(&self) -> bool {
-        let has_room = self.pending.len() < MAX_PIPELINED_STEPS && !self.ahead.is_full();
-        has_room && self.read_at.is_none()
-    }
-
-    /// Hands a step to the engine, or lets it wait for the result that it runs ahead of.
-    async fn receive(&mut self, step: Step) -> Result<(), Error> {
-        let position = step.position as usize;
-        if step.first_guess.is_none() {
-            if !self.ahead.is_empty() {
-                return Err(StepError::AheadUnanswered { position }.into());
-            }
-            return self.take(step).await;
-        }
-        if self.service.admission.max_ahead_steps() == 0 {
-            return Err(StepError::Ahead { position }.into());
-        }
-        self.ahead.wait(step);
-        self.settle_ahead().await
-    }
-
-    /// Goes on with the steps that run ahead, as far as the results before them are there.
-    async fn settle_ahead(&mut self) -> Result<(), Error> {
-        while self.pending.is_empty()
-            && let Some(verdict) = self.ahead.next()
-        {
-            match verdict {
-                Verdict::Compute(step) => self.take(*step).await?,
-                Verdict::PassOver => {
-                    let result = passed_over(self.checker.received());
-                    self.connection.send(result).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Hands a step to the engine.
-    async fn take(&mut self, step: Step) -> Result<(), Error> {
-        let arrived = Instant::now();
-        let kib = self.checker.memory_kib(&step);
-        let queued_rows_kib = Arc::clone(&self.service.queued_rows_kib);
-        let memory = queued_rows_kib
-            .acquire_many_owned(kib)
-            .await
-            .map_err(|_| EngineError::Stopped)?;
-        let position = step.position as usize;
-        let request = self.checker.check(step, arrived, memory)?;
-        let end = position + request.rows;
-        let wait = self.tenant_session.charge(request.rows, Instant::now())?;
-        if !wait.is_zero() {
-            self.read_at = Some(tokio::time::Instant::now() + wait);
-        }
-        self.live.note_busy(end);
-        self.pending.push_back(self.session.step(request).await?);
-        Ok(())
-    }
-
-    /// Sends the oldest step's result.
-    async fn answer(
-        &mut self,
-        reply: Result<StepReply, oneshot::error::RecvError>,
-        was_reading: bool,
-    ) -> Result<(), Error> {
-        let output = reply.map_err(|_| EngineError::Stopped)??;
-        if self
-            .waiting_prompt
-            .as_ref()
-            .is_some_and(|prompt| output.positions >= prompt.positions)
-        {
-            self.waiting_prompt = None;
-        }
-        self.checker.answered(output.positions);
-        if self.pending.is_empty() {
-            self.live.note_idle(output.positions, Instant::now());
-        }
-        let (mut moments, facts) = traced(&output);
-        let tokens = output.sampled.len();
-        let token_id = output.sampled.last().map(|sampled| sampled.token_id);
-        self.ahead.given(output.positions, token_id);
-        self.connection.send(step_result(output)).await?;
-        moments.sent = Instant::now();
-        if tokens > 0 {
-            let metrics = &self.service.metrics;
-            metrics.record_output(tokens);
-            let time = self.token_times.sent(tokens, moments.arrived, moments.sent);
-            if let Some(TokenTime::First(_)) = time {
-                metrics.record_answer(self.route);
-            }
-            if let Some(time) = time {
-                metrics.record_token_time(time);
-            }
-        }
-        self.trace.step(moments, facts);
-        if !was_reading {
-            // Nothing was read meanwhile, so its silence says nothing about the device.
-            self.connection.note_alive();
-        }
-        self.settle_ahead().await
-    }
-}
-
-async fn wait_until(moment: Option<tokio::time::Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => std::future::pending().await,
-    }
 }
