@@ -152,7 +152,7 @@ impl HeadPass {
         compute: Duration,
     ) -> Result<HeadRows, DeviceError> {
         let activations = codec::encode(self.codec, hidden_states, self.hidden_size)?;
-        if let Some(digests) = &mut self.digests {
+        if let Some(digests) = self.digests.as_mut().filter(|_| known > 0) {
             let rows = codec::encoded_rows(&activations, self.codec).take(known);
             digests.extend(position, rows);
         }

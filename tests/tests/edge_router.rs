@@ -17,7 +17,7 @@ use edge_lite::{
     RouteReason, Router, RouterConfig, SamplingParams, WeightDtype,
 };
 
-const DECODED: &str = "headway_tail_tokens_total{phase=\"decode\"}";
+const OUTPUT: &str = "headway_tail_output_tokens_total";
 const SESSIONS: &str = "headway_tail_sessions_opened_total";
 const ON_DEVICE_OUTPUT: &str = "headway_tail_on_device_tokens_total{part=\"output\"}";
 /// Of the tiny models, whose positions are 256.
@@ -76,7 +76,7 @@ async fn moving_between_tail_and_device_changes_no_token() -> Result<()> {
             tail = Tail::start_on(address, &smollm2(), &[]).await?;
             router.wait_for_tail().await;
             // And it has had a part in the answer before anything else happens to it.
-            while tail.metric(DECODED).await? == 0.0 {
+            while tail.metric(OUTPUT).await? == 0.0 {
                 tokens.append(&mut first_tokens(&mut generation, 1).await?);
             }
         }

@@ -58,11 +58,14 @@ impl Session<'_> {
         let drafter = drafter.filter(|_| !self.rows.takes_token_ids(end - 1));
         if sent < end {
             let most = max_guesses.min(most_rows.saturating_sub(end));
+            // Those that are passed over are none that the tail computes.
+            let is_first = connection.unanswered() == connection.unanswered_ahead();
+            let is_last_row = sent + 1 == end && is_first;
             let draft = drafter
-                .filter(|_| sent + 1 == end && most > 0)
+                .filter(|_| is_last_row && most > 0)
                 .map(|drafter| drafter.draft(&self.sequence, most))
                 .unwrap_or_default();
-            if sent + 1 == end {
+            if is_last_row {
                 self.begun = Some((Instant::now(), draft.guesses.len()));
             }
             if draft.guesses.is_empty() {

@@ -220,7 +220,8 @@ impl StepChecker {
 
     /// The tail holds `positions` positions after a step's result.
     pub(super) fn answered(&mut self, positions: usize) {
-        if let Some(draft) = self.draft.take() {
+        // The result of a draft holds its first row at least; one of a step before it does not.
+        if let Some(draft) = self.draft.take_if(|draft| positions > draft.position) {
             self.received = positions;
             let accepted = positions.saturating_sub(draft.position);
             self.digest(&draft.rows[..accepted.min(draft.rows.len())]);

@@ -191,6 +191,10 @@ fn after_a_draft_the_result_says_where_the_next_step_starts() {
     assert_eq!((request.draft, request.phase), (vec![4, 5], Phase::Verify));
     let error = refused(&mut checker, token_ids(5, &[6]));
     assert!(matches!(error, StepError::DraftUnanswered { position: 2 }));
+    // The result of the step before it says nothing of the draft.
+    checker.answered(2);
+    let error = refused(&mut checker, token_ids(5, &[6]));
+    assert!(matches!(error, StepError::DraftUnanswered { position: 2 }));
     // One of two guesses was right.
     checker.answered(4);
     assert!(matches!(
