@@ -31,7 +31,7 @@ use self::network::Network;
 use self::optimizer::{Optimizer, Rates};
 use self::own_text::{AT_END, AT_SPLIT, MAX_POSITIONS, OwnText, Taps, Text};
 use self::product::product;
-use self::row_operations::{dot, softmax};
+use self::row_operations::{dot, inverse_rms, softmax};
 use self::schedule::{batches_of, scale, stride};
 use crate::error::{DeviceError, Error, RequestError};
 use crate::vocabulary::Vocabulary;
@@ -364,12 +364,7 @@ impl Trainer {
 }
 
 fn normalize(row: &mut [f32], weight: &[f32], eps: f32) {
-    #[expect(
-        clippy::cast_precision_loss,
-        reason = "the width of the residual stream"
-    )]
-    let mean_square = row.iter().map(|value| value * value).sum::<f32>() / row.len() as f32;
-    let scale = 1.0 / (mean_square + eps).sqrt();
+    let scale = inverse_rms(row, eps);
     for (value, weight) in row.iter_mut().zip(weight) {
         *value *= scale * weight;
     }

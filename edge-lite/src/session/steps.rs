@@ -12,6 +12,7 @@ use crate::rows::Made;
 
 /// Steps on their way at a time. Two keep the uplink busy while the tail computes; more let it queue.
 pub(crate) const MAX_UNANSWERED_STEPS: usize = 4;
+
 impl Session<'_> {
     /// Sends what the tail lacks of the sequence, and waits for the tokens after it. Rows are made while earlier ones are
     /// on their way; those of guesses run ahead of the tokens, as far as position `most_rows`.

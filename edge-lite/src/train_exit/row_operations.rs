@@ -37,7 +37,7 @@ struct RmsNorm {
 
 /// `1 / √(mean square + eps)`.
 #[expect(clippy::cast_precision_loss, reason = "a row's columns")]
-fn inverse_rms(row: &[f32], eps: f32) -> f32 {
+pub(super) fn inverse_rms(row: &[f32], eps: f32) -> f32 {
     (dot(row, row) / row.len() as f32 + eps).sqrt().recip()
 }
 

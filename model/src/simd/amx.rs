@@ -15,9 +15,14 @@ thread_local! {
 }
 
 /// The tile registers of this thread, configured; they are given back when this is dropped.
-pub struct TileUnit {
+struct Registers {
     /// The configuration is the thread's.
     not_send: PhantomData<*const ()>,
+}
+
+/// The tile registers of this thread for products of bytes.
+pub struct TileUnit {
+    _registers: Registers,
 }
 
 const AMX_BF16: u32 = 1 << 22;
@@ -85,18 +90,8 @@ static CONFIGURATION: Configuration = Configuration {
 impl TileUnit {
     /// Configures this thread's registers. Panics where there are none, and where the thread has a unit.
     pub fn new() -> Self {
-        assert!(
-            detected(),
-            "tile registers were detected before they are used"
-        );
-        assert!(
-            !IN_USE.replace(true),
-            "a thread has one set of tile registers"
-        );
-        // SAFETY: the instructions were detected.
-        unsafe { configure(&CONFIGURATION) };
         Self {
-            not_send: PhantomData,
+            _registers: Registers::new(detected(), &CONFIGURATION),
         }
     }
 
@@ -153,38 +148,42 @@ impl TileUnit {
     }
 }
 
-impl Drop for TileUnit {
-    fn drop(&mut self) {
-        // SAFETY: a unit exists only where the instructions were detected.
-        unsafe { release() }
-    }
-}
-
-/// # Safety
-/// The instructions must have been detected.
-unsafe fn configure(configuration: &Configuration) {
-    // SAFETY: the caller's promise, and every configuration here is a valid one of 64 bytes.
-    unsafe {
-        asm!(
-            "ldtilecfg [{configuration}]",
-            configuration = in(reg) &raw const *configuration,
-            options(nostack, readonly, preserves_flags),
+impl Registers {
+    /// Panics where they were not detected, and where the thread uses them.
+    fn new(are_detected: bool, configuration: &'static Configuration) -> Self {
+        assert!(
+            are_detected,
+            "tile registers were detected before they are used"
         );
+        assert!(
+            !IN_USE.replace(true),
+            "a thread has one set of tile registers"
+        );
+        // SAFETY: the instructions were detected, and every configuration here is a valid one of 64 bytes.
+        unsafe {
+            asm!(
+                "ldtilecfg [{configuration}]",
+                configuration = in(reg) &raw const *configuration,
+                options(nostack, readonly, preserves_flags),
+            );
+        }
+        Self {
+            not_send: PhantomData,
+        }
     }
 }
 
-/// # Safety
-/// The instructions must have been detected.
-unsafe fn release() {
-    // SAFETY: the caller's promise.
-    unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
-    IN_USE.set(false);
+impl Drop for Registers {
+    fn drop(&mut self) {
+        // SAFETY: there are registers only where the instructions were detected.
+        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) }
+        IN_USE.set(false);
+    }
 }
 
-/// The tile registers of this thread, configured for bfloat16; they are given back when this is dropped.
+/// The tile registers of this thread for products of bfloat16.
 pub struct Bf16Unit {
-    /// The configuration is the thread's.
-    not_send: PhantomData<*const ()>,
+    _registers: Registers,
 }
 
 /// Registers 0 to 3 hold sums, 4 and 5 tiles of the left matrix, 6 and 7 of the right one.
@@ -199,18 +198,8 @@ static BF16_CONFIGURATION: Configuration = Configuration {
 impl Bf16Unit {
     /// Configures this thread's registers. Panics where there are none, and where the thread has a unit.
     pub fn new() -> Self {
-        assert!(
-            bf16_detected(),
-            "tile registers were detected before they are used"
-        );
-        assert!(
-            !IN_USE.replace(true),
-            "a thread has one set of tile registers"
-        );
-        // SAFETY: the instructions were detected.
-        unsafe { configure(&BF16_CONFIGURATION) };
         Self {
-            not_send: PhantomData,
+            _registers: Registers::new(bf16_detected(), &BF16_CONFIGURATION),
         }
     }
 
@@ -261,12 +250,5 @@ impl Bf16Unit {
                 options(nostack),
             );
         }
-    }
-}
-
-impl Drop for Bf16Unit {
-    fn drop(&mut self) {
-        // SAFETY: a unit exists only where the instructions were detected.
-        unsafe { release() }
     }
 }
