@@ -113,7 +113,8 @@ pub(crate) async fn reach(tail_url: &str, config: &ClientConfig) -> Result<Reach
     }
     let tls = tls::client_config(url.is_tls(), &config.credentials)?;
     let api = TailApi::new(url.clone(), &tls, token, config.connect_timeout)?;
-    let manifest = api.manifest().await?;
+    let patience = config.reconnect.starting_deadline;
+    let manifest = api.manifest_once_started(patience).await?;
     Ok(Reached {
         url,
         tls,
@@ -225,6 +226,16 @@ impl Client {
         Self::load(pull(tail_url, &config).await?, config).await
     }
 
+    /// [`Client::connect`] that does not wait for a model of which no tail runs yet.
+    pub(crate) async fn connect_started(
+        tail_url: &str,
+        config: ClientConfig,
+    ) -> Result<Self, Error> {
+        let mut impatient = config.clone();
+        impatient.reconnect.starting_deadline = Duration::ZERO;
+        Self::load(pull(tail_url, &impatient).await?, config).await
+    }
+
     /// Loads what was pulled. To be called within a tokio runtime, on which answers given here are reported.
     ///
     /// # Errors
@@ -287,6 +298,7 @@ impl Client {
             max_replay_bytes: config.max_replay_bytes,
             prefill_token_ids: config.prefill == Prefill::TokenIds,
             reuse_prefix: config.reuse_prefix,
+            free_running: config.free_running,
             drafting: config.drafting,
             draft_model,
             reconnect: config.reconnect,

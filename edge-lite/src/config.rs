@@ -26,6 +26,9 @@ pub struct ReconnectPolicy {
     pub max_backoff: Duration,
     /// No attempt begins later than this after the failure.
     pub deadline: Duration,
+    /// The same for a model of which no tail runs while the first one is being started, also before the first session.
+    /// Such an attempt is not counted. Zero: it is not waited for.
+    pub starting_deadline: Duration,
 }
 
 impl Default for ReconnectPolicy {
@@ -35,6 +38,7 @@ impl Default for ReconnectPolicy {
             min_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(5),
             deadline: Duration::from_secs(60),
+            starting_deadline: Duration::from_secs(300),
         }
     }
 }
@@ -92,6 +96,8 @@ pub struct ClientConfig {
     /// counts as lost: after a sleep of this device, or a change of its address, that is how it is found out. Whole
     /// seconds, 4 at least. Where the system has no such limit for data that was sent, `result_timeout` holds.
     pub silence_timeout: Duration,
+    /// Where no layers run here, let the tail go on by itself, so that tokens cost no round trips. No token changes.
+    pub free_running: bool,
     /// Where guesses of the next tokens come from, which the tail verifies several at a time. No token changes. Needs a
     /// tail that takes token ids.
     pub drafting: Drafting,
@@ -136,6 +142,7 @@ impl Default for ClientConfig {
             prompt_chunk_positions: 256,
             max_replay_bytes: 64 << 20,
             reuse_prefix: false,
+            free_running: true,
             connect_timeout: Duration::from_secs(10),
             result_timeout: Duration::from_secs(60),
             silence_timeout: Duration::from_secs(8),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
 use headway_wire::message::{
-    ClientFrame, Close, GoAway, Open, Opened, ServerFrame, Step, StepResult, server_frame,
+    ClientFrame, Close, FreeRun, GoAway, Open, Opened, ServerFrame, Step, StepResult, server_frame,
 };
 use headway_wire::{Limits, frame};
 use reqwest::header::AUTHORIZATION;
@@ -23,7 +23,8 @@ use crate::error::{Refused, TailError};
 use crate::link::{Exchange, SharedLink};
 use crate::liveness::bound_silence;
 use crate::prefix;
-use crate::tail_api::error_sentence;
+use crate::rows::wire_u32;
+use crate::tail_api::{error_sentence, starting};
 use crate::tail_url::TailUrl;
 pub(crate) use crate::unanswered::Answered;
 use crate::unanswered::UnansweredSteps;
@@ -199,6 +200,37 @@ impl Connection {
         Ok(())
     }
 
+    /// Of those unanswered, the ones that the tail takes by itself.
+    pub(crate) fn unanswered_free(&self) -> usize {
+        self.steps.free()
+    }
+
+    /// The round trip of the link, as far as it is known.
+    pub(crate) fn round_trip(&self) -> Duration {
+        let rtt_ms = self.dialer.link.link().rtt_ms.unwrap_or(0.0);
+        Duration::try_from_secs_f64(rtt_ms / 1e3).unwrap_or_default()
+    }
+
+    /// Lets the tail go on by itself until it holds `until` positions, or has sampled one of `stop_token_ids`.
+    pub(crate) async fn run_free(
+        &mut self,
+        until: usize,
+        stop_token_ids: Vec<u32>,
+    ) -> Result<(), TailError> {
+        let free_run = FreeRun {
+            until_position: wire_u32(until),
+            stop_token_ids,
+        };
+        self.steps.run_free(until);
+        let after = self.dialer.result_timeout;
+        let sent = timeout(after, self.send(free_run.into())).await;
+        let late = TailError::Timeout {
+            what: "sent word to run free",
+            after,
+        };
+        sent.unwrap_or(Err(late)).map(drop)
+    }
+
     /// The next result. Cancel safe. Waits without a limit while no step is unanswered, so that a refusal
     /// or the end of the connection is seen then, too.
     pub(crate) async fn next_result(&mut self) -> Result<Answered, TailError> {
@@ -311,8 +343,15 @@ impl Connection {
     }
 }
 
-/// A tail that does not let this device in answers the upgrade with 401.
+/// A tail that does not let this device in answers the upgrade with 401; whoever stands in for tails that are not there
+/// yet says so.
 fn connect_error(url: String, source: tungstenite::Error) -> TailError {
+    if let tungstenite::Error::Http(response) = &source {
+        let body = response.body().as_deref().unwrap_or_default();
+        if let Some(starting) = starting(&url, response.headers(), body) {
+            return starting;
+        }
+    }
     match &source {
         tungstenite::Error::Http(response) if response.status().as_u16() == 401 => {
             let message = error_sentence(response.body().as_deref().unwrap_or_default());

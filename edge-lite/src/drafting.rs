@@ -138,6 +138,28 @@ impl Drafter {
         }
     }
 
+    /// What would be guessed by lookup behind `sequence`; what becomes of it says when guesses are worth something.
+    pub(crate) fn would_guess(&self, sequence: &[u32]) -> Draft {
+        self.found(sequence)
+            .map_or_else(Draft::default, |found| looked_up(sequence, found, 0))
+    }
+
+    /// True where a step with at most `most` guesses behind the row of `sequence`'s last token gives more tokens a second
+    /// than one in each `pace`; `step`: what a step of one row takes, where none was measured.
+    pub(crate) fn is_faster(
+        &self,
+        sequence: &[u32],
+        most: usize,
+        step: Duration,
+        pace: Duration,
+    ) -> bool {
+        self.found(sequence).is_some_and(|found| {
+            let class = class_of_match(found.matched);
+            let tokens = self.length.tokens_a_second(class, most, step);
+            tokens * pace.as_secs_f64() > 1.0
+        })
+    }
+
     /// How to guess what runs ahead of `sequence`, whose last tokens are guesses that are all right with probability
     /// `alive`; in at most `most` guesses and `max_steps` steps on their way.
     pub(crate) fn ahead(

@@ -11,6 +11,10 @@ pub(crate) struct Recovery {
     policy: ReconnectPolicy,
     lost_at: Option<Instant>,
     attempts: u32,
+    /// Attempts that count: not those that met a model which is being started.
+    failures: u32,
+    /// Somebody has said that the model is being started.
+    is_starting: bool,
 }
 
 impl Recovery {
@@ -19,13 +23,14 @@ impl Recovery {
             policy,
             lost_at: None,
             attempts: 0,
+            failures: 0,
+            is_starting: false,
         }
     }
 
     /// A token came: the next failure is a new one.
     pub(crate) fn alive(&mut self) {
-        self.lost_at = None;
-        self.attempts = 0;
+        *self = Self::new(self.policy);
     }
 
     /// How long to wait before the next attempt, or the error that ends the generation.
@@ -43,7 +48,11 @@ impl Recovery {
             return Err(error);
         }
         let elapsed = now.saturating_duration_since(*self.lost_at.get_or_insert(now));
-        let backoff = match self.attempts {
+        if matches!(error, TailError::Starting { .. }) {
+            self.is_starting = true;
+            self.failures = 0;
+        }
+        let backoff = match self.failures {
             0 => Duration::ZERO,
             doublings => {
                 let factor = 2_u32.saturating_pow((doublings - 1).min(16));
@@ -56,7 +65,12 @@ impl Recovery {
             }
         };
         let wait = backoff.max(error.retry_after().unwrap_or_default());
-        if self.attempts >= self.policy.max_attempts || elapsed + wait > self.policy.deadline {
+        let deadline = if self.is_starting {
+            self.policy.starting_deadline
+        } else {
+            self.policy.deadline
+        };
+        if self.failures >= self.policy.max_attempts || elapsed + wait > deadline {
             if self.policy.max_attempts == 0 {
                 return Err(error);
             }
@@ -67,6 +81,7 @@ impl Recovery {
             });
         }
         self.attempts += 1;
+        self.failures += 1;
         tracing::warn!(%error, attempt = self.attempts, wait_ms = wait.as_millis(), "the session is lost");
         Ok(wait)
     }
@@ -85,6 +100,15 @@ mod tests {
             min_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_millis(300),
             deadline: Duration::from_secs(10),
+            starting_deadline: Duration::from_secs(100),
+        }
+    }
+
+    fn starting() -> TailError {
+        TailError::Starting {
+            url: String::new(),
+            message: String::new(),
+            retry_after: Duration::from_secs(2),
         }
     }
 
@@ -141,6 +165,45 @@ mod tests {
             matches!(error, TailError::GaveUp { attempts: 0, .. }),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_model_that_is_being_started_is_waited_for_longer_and_without_counting() {
+        let (mut recovery, lost) = (Recovery::new(policy()), Instant::now());
+        recovery.wait_after(TailError::Closed, lost, 0.0).unwrap();
+        for second in (0..=98).step_by(2) {
+            let now = lost + Duration::from_secs(second);
+            let wait = recovery.wait_after(starting(), now, 0.0).unwrap();
+            assert_eq!(wait.as_secs(), 2);
+        }
+        // A connection that breaks while the first tail takes over is no reason to give up.
+        let now = lost + Duration::from_secs(98);
+        recovery.wait_after(TailError::Closed, now, 0.0).unwrap();
+        let now = lost + Duration::from_secs(99);
+        let error = recovery.wait_after(starting(), now, 0.0).unwrap_err();
+        assert!(matches!(error, TailError::GaveUp { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_404_is_final_only_from_a_tail_itself() {
+        let answered = |status: u16, body: &str| {
+            let response = tokio_tungstenite::tungstenite::http::Response::builder()
+                .status(status)
+                .body(Some(body.as_bytes().to_vec()))
+                .unwrap();
+            TailError::Socket {
+                url: String::new(),
+                source: Box::new(tokio_tungstenite::tungstenite::Error::Http(Box::new(
+                    response,
+                ))),
+            }
+        };
+        for status in [404, 429, 502, 503, 504] {
+            assert!(answered(status, "no backend").is_recoverable(), "{status}");
+        }
+        let own = r#"{"error":{"code":"not_found","message":"no"}}"#;
+        assert!(!answered(404, own).is_recoverable());
+        assert!(!answered(403, "forbidden").is_recoverable());
     }
 
     #[test]

@@ -131,7 +131,12 @@ impl Router {
             client_config.connect_timeout = client_config.connect_timeout.min(config.patience);
         }
         let address = Some((tail_url.to_owned(), client_config.clone()));
-        match (Client::connect(tail_url, client_config).await, &local) {
+        let connected = match &local {
+            // This device answers while a tail is being started.
+            Some(_) => Client::connect_started(tail_url, client_config).await,
+            None => Client::connect(tail_url, client_config).await,
+        };
+        match (connected, &local) {
             (Ok(client), _) => Self::over(Some(client), address, local, config).await,
             (Err(Error::Tail(error)), Some(_)) => {
                 let error = &error as &dyn std::error::Error;

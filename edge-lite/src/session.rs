@@ -5,6 +5,7 @@
 //! for a token after the last row.
 
 mod ahead;
+mod free_run;
 mod messages;
 mod steps;
 #[cfg(test)]
@@ -20,6 +21,7 @@ use headway_wire::message::Open;
 use headway_wire::{Codec, PROTOCOL_VERSION};
 
 use self::ahead::Ahead;
+use self::free_run::Pace;
 use self::messages::sampling;
 pub(crate) use self::steps::MAX_UNANSWERED_STEPS;
 use crate::answer::{Account, Answer, Plan};
@@ -55,6 +57,7 @@ pub(crate) struct SessionConfig {
     pub(crate) max_replay_bytes: usize,
     pub(crate) prefill_token_ids: bool,
     pub(crate) reuse_prefix: bool,
+    pub(crate) free_running: bool,
     pub(crate) drafting: Drafting,
     pub(crate) draft_model: Option<DraftModel>,
     pub(crate) reconnect: ReconnectPolicy,
@@ -129,6 +132,8 @@ pub(crate) struct Session<'a> {
     ahead: Ahead,
     /// When the row of the last token was started whose result is not there, and how many guesses stood behind it.
     begun: Option<(Instant, usize)>,
+    /// How fast tokens come from a tail that goes on by itself.
+    pace: Pace,
     connection: Option<Connection>,
     recovery: Recovery,
     /// Positions that some tail was sent; what is sent again below is a replay.
@@ -172,6 +177,7 @@ impl<'a> Session<'a> {
             drafter: Drafter::new(config.drafting, config.draft_model.is_some()),
             ahead: Ahead::default(),
             begun: None,
+            pace: Pace::default(),
             connection: None,
             recovery: Recovery::new(config.reconnect),
             sent_before: progressed.sent_before,
@@ -300,7 +306,11 @@ impl<'a> Session<'a> {
         let is_asked = self
             .connection
             .as_ref()
-            .is_some_and(|connection| connection.go_away.is_some() && connection.unanswered() == 0);
+            // What the tail does by itself can be left to itself.
+            .is_some_and(|connection| {
+                connection.go_away.is_some()
+                    && connection.unanswered() == connection.unanswered_free()
+            });
         if !is_asked
             || self.rows.is_started()
             || self.move_at.is_some_and(|moment| Instant::now() < moment)
@@ -349,6 +359,7 @@ impl<'a> Session<'a> {
         self.move_at = None;
         self.ahead = Ahead::default();
         self.begun = None;
+        self.pace.lost();
         self.rows.forget_unverified();
     }
 

@@ -60,6 +60,41 @@ impl TailApi {
         Ok(manifest)
     }
 
+    /// The manifest of a model that may still have to be woken: waits for its first tail.
+    pub(crate) async fn manifest_once_started(
+        &self,
+        patience: Duration,
+    ) -> Result<Manifest, TailError> {
+        let began = Instant::now();
+        let (mut attempts, mut wait) = (0, None);
+        loop {
+            let error = match self.manifest().await {
+                Ok(manifest) => return Ok(manifest),
+                Err(error) => error,
+            };
+            wait = match &error {
+                TailError::Starting { retry_after, .. } => Some(*retry_after),
+                // Between the last such answer and the first one of a tail.
+                error if error.is_of_the_way() => wait,
+                _ => None,
+            };
+            let elapsed = began.elapsed();
+            let Some(wait) = wait.filter(|_| !patience.is_zero()) else {
+                return Err(error);
+            };
+            if elapsed + wait > patience {
+                return Err(TailError::GaveUp {
+                    attempts,
+                    elapsed,
+                    last: Box::new(error),
+                });
+            }
+            attempts += 1;
+            tracing::info!(%error, wait_ms = wait.as_millis(), "the model is being started");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
     /// How busy the tail is, and what rows cost it.
     pub(crate) async fn load(&self) -> Result<TailLoad, TailError> {
         self.json(self.url.load()).await
@@ -226,6 +261,9 @@ async fn checked_status(mut response: Response) -> Result<Response, TailError> {
         }
     }
     let url = response.url().to_string();
+    if let Some(starting) = starting(&url, response.headers(), &body) {
+        return Err(starting);
+    }
     if status == StatusCode::UNAUTHORIZED {
         let message = error_sentence(&body);
         return Err(TailError::Unauthenticated { url, message });
@@ -235,6 +273,26 @@ async fn checked_status(mut response: Response) -> Result<Response, TailError> {
         url,
         status: status.as_u16(),
         body,
+    })
+}
+
+/// The code of a tail's error, `{"error":{"code":"…"}}`; `None` where somebody else answered.
+pub(crate) fn error_code(body: &[u8]) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_slice(body).ok()?;
+    Some(json["error"]["code"].as_str()?.to_owned())
+}
+
+/// The error of an answer in place of tails that are not there yet; `None` of any other answer. The wait is taken
+/// from `headers`.
+pub(crate) fn starting(url: &str, headers: &header::HeaderMap, body: &[u8]) -> Option<TailError> {
+    if error_code(body)? != "starting" {
+        return None;
+    }
+    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    Some(TailError::Starting {
+        url: url.to_owned(),
+        message: error_sentence(body),
+        retry_after: Duration::from_secs(seconds.parse().ok()?),
     })
 }
 

@@ -109,6 +109,7 @@ impl TestTail {
             max_positions: 64,
             token_upload: true,
             on_device_answers: false,
+            free_running: false,
         };
         Self {
             manifest,
@@ -174,6 +175,7 @@ impl TestTail {
             max_draft_tokens: self.max_draft_tokens,
             prefill_token_ids: false,
             max_ahead_steps: self.max_draft_tokens,
+            free_running: false,
         }
     }
 

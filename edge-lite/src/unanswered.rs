@@ -27,6 +27,8 @@ struct Unanswered {
     guesses: usize,
     /// The token of the first row, where the step runs ahead of the result before it.
     first_guess: Option<u32>,
+    /// The tail takes it by itself.
+    is_free: bool,
 }
 
 /// A result and what it answers.
@@ -37,6 +39,8 @@ pub(crate) struct Answered {
     pub(crate) ran_ahead: bool,
     /// Guesses behind its first row.
     pub(crate) guesses: usize,
+    /// The tail took the step by itself.
+    pub(crate) is_free: bool,
 }
 
 impl UnansweredSteps {
@@ -57,8 +61,29 @@ impl UnansweredSteps {
             sample: step.sample,
             guesses: step.draft.as_ref().map_or(0, |draft| draft.ids.len()),
             first_guess: step.first_guess,
+            is_free: false,
         });
         self.sent = end;
+    }
+
+    /// Those that the tail takes by itself; all of them are the last ones.
+    pub(crate) fn free(&self) -> usize {
+        let newest = self.steps.iter().rev();
+        newest.take_while(|step| step.is_free).count()
+    }
+
+    /// The tail goes on by itself until it holds `until` positions.
+    pub(crate) fn run_free(&mut self, until: usize) {
+        for end in self.sent + 1..=until {
+            self.steps.push_back(Unanswered {
+                end,
+                sample: true,
+                guesses: 0,
+                first_guess: None,
+                is_free: true,
+            });
+        }
+        self.sent = self.sent.max(until);
     }
 
     /// What `result` answers.
@@ -74,6 +99,7 @@ impl UnansweredSteps {
             sample,
             guesses,
             first_guess,
+            is_free,
         } = step;
         if first_guess.is_none() {
             self.passing_over = None;
@@ -106,6 +132,7 @@ impl UnansweredSteps {
             sample,
             ran_ahead: first_guess.is_some(),
             guesses,
+            is_free,
             result,
         })
     }
@@ -202,6 +229,19 @@ mod tests {
         steps.answered(result(11, 7, 0)).unwrap();
         assert!(steps.answered(result(13, 8, 0)).is_err());
         assert!(three().answered(passed_over(10)).is_err());
+    }
+
+    #[test]
+    fn a_tail_that_runs_free_answers_each_position_once() {
+        let mut steps = UnansweredSteps::default();
+        steps.push(&step(&[], None), 10);
+        steps.run_free(12);
+        assert_eq!((steps.len(), steps.free(), steps.sent), (3, 2, 12));
+        assert!(!steps.answered(result(10, 5, 0)).unwrap().is_free);
+        steps.run_free(11);
+        assert_eq!((steps.free(), steps.sent), (2, 12), "nothing is taken back");
+        assert!(steps.answered(result(11, 5, 0)).unwrap().is_free);
+        assert!(steps.answered(result(11, 5, 0)).is_err());
     }
 
     #[test]

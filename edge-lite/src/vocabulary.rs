@@ -88,6 +88,12 @@ impl Vocabulary {
         (self.bos_token_id, ends)
     }
 
+    /// The tokens that end a turn.
+    #[must_use]
+    pub fn eos_token_ids(&self) -> &[u32] {
+        &self.eos_token_ids
+    }
+
     /// True where `token_id` ends a turn.
     #[must_use]
     pub fn ends_turn(&self, token_id: u32) -> bool {

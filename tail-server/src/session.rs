@@ -7,6 +7,7 @@
 
 mod ahead;
 mod connection;
+mod free_run;
 mod replies;
 mod running;
 mod steps;
@@ -25,6 +26,7 @@ use tracing::Instrument as _;
 
 use self::ahead::Ahead;
 use self::connection::Connection;
+use self::free_run::FreeRunning;
 use self::running::{RunningSession, WaitingPrompt};
 use self::steps::StepChecker;
 pub(crate) use self::steps::StepError;
@@ -152,6 +154,8 @@ impl SessionService {
             live: self.room.live.enter(Instant::now()),
             pending: FuturesOrdered::new(),
             ahead: Ahead::default(),
+            free_running: FreeRunning::default(),
+            may_run_free: open.split_layer == 0,
             token_times,
             route: Route::of_session(open.split_layer),
             trace,
@@ -167,6 +171,8 @@ impl SessionService {
             max_draft_tokens: self.admission.max_draft_tokens(),
             prefill_token_ids,
             max_ahead_steps: self.admission.max_ahead_steps(),
+            // Those of split layer 0 send token ids, which are what the tail samples.
+            free_running: open.split_layer == 0,
         };
         running.run(granted, stage, access).instrument(span).await
     }
@@ -179,7 +185,9 @@ impl SessionService {
         })?? {
             None | Some(client_frame::Message::Close(_)) => Ok(None),
             Some(client_frame::Message::Open(open)) => Ok(Some(open)),
-            Some(client_frame::Message::Step(_)) => Err(Error::StepBeforeOpen),
+            Some(client_frame::Message::Step(_) | client_frame::Message::FreeRun(_)) => {
+                Err(Error::StepBeforeOpen)
+            }
         }
     }
 

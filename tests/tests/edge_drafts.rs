@@ -52,12 +52,38 @@ async fn guesses_change_the_number_of_steps_and_nothing_else() -> Result<()> {
             // Log-probabilities too.
             assert_eq!(answer.tokens, expected.tokens, "split layer {split_layer}");
             let report = &answer.report;
-            assert_eq!(report.token_steps + report.accepted_draft_tokens, 40);
+            let told = report.token_steps + report.accepted_draft_tokens;
+            // With all layers on the tail it goes on by itself where that is faster.
+            assert!(told == 40 || split_layer == 0 && told < 40, "{told}");
             right += report.accepted_draft_tokens;
         }
     }
     // How many depends on what a row costs here, but for the first ones.
     assert!(right > 0, "some guesses were right in 320 tokens");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_all_layers_on_the_tail_an_answer_takes_one_step() -> Result<()> {
+    let model = unsplit(WeightDtype::Native).await?;
+    let tail = Tail::start(&smollm2(), &[]).await?;
+    for sampling in [SamplingParams::default(), sampled(7), with_penalties()] {
+        let request = request(chat("Name three rivers."), 40, sampling);
+        let expected = finish(model.generate(request.clone()).await?).await?;
+        let free = client(&tail, 0, Drafting::Off).await?;
+        let free = finish(free.generate(request.clone()).await?).await?;
+        assert_eq!(free.tokens, expected.tokens);
+        assert_eq!(free.report.token_steps, 1, "the prompt's last one");
+        let config = ClientConfig {
+            free_running: false,
+            drafting: Drafting::Off,
+            ..lossless(0)
+        };
+        let stepped = Client::connect(&tail.url(), config).await?;
+        let stepped = finish(stepped.generate(request).await?).await?;
+        assert_eq!(stepped.tokens, expected.tokens);
+        assert!(stepped.report.token_steps >= stepped.tokens.len() as u64);
+    }
     Ok(())
 }
 

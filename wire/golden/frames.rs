@@ -2,8 +2,8 @@
 
 use headway_wire::message::{ClientFrame, ServerFrame};
 use headway_wire::message::{
-    Close, DraftLogprobs, GoAway, LogitBias, Open, Opened, Refusal, RefusalCode, Sampling, Step,
-    StepResult, TokenIds, TokenLogprob, step,
+    Close, DraftLogprobs, FreeRun, GoAway, LogitBias, Open, Opened, Refusal, RefusalCode, Sampling,
+    Step, StepResult, TokenIds, TokenLogprob, step,
 };
 use headway_wire::{Codec, PROTOCOL_VERSION, codec};
 
@@ -28,6 +28,14 @@ pub fn client_frames() -> Vec<(String, ClientFrame)> {
         ("step_token_ids".to_owned(), token_ids_step().into()),
         ("step_draft".to_owned(), draft_step().into()),
         ("step_ahead".to_owned(), ahead_step().into()),
+        (
+            "free_run".to_owned(),
+            FreeRun {
+                until_position: 300,
+                stop_token_ids: vec![2, 128_009],
+            }
+            .into(),
+        ),
         ("close".to_owned(), Close {}.into()),
     ]);
     frames
@@ -68,6 +76,14 @@ pub fn server_frames() -> Vec<(String, ServerFrame)> {
             Opened {
                 max_draft_tokens: 16,
                 max_ahead_steps: 12,
+                ..opened
+            }
+            .into(),
+        ),
+        (
+            "opened_with_free_running".to_owned(),
+            Opened {
+                free_running: true,
                 ..opened
             }
             .into(),

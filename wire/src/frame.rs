@@ -17,7 +17,7 @@ use prost::Message;
 use crate::error::FrameError;
 use crate::limits::Limits;
 use crate::message::{ClientFrame, Open, Refusal, ServerFrame, Step, client_frame, server_frame};
-use crate::message::{Close, GoAway, Opened, StepResult};
+use crate::message::{Close, FreeRun, GoAway, Opened, StepResult};
 
 /// Encodes a frame from the device to the tail. Checks nothing: the tail does.
 pub fn encode_client_frame(frame: &ClientFrame) -> Bytes {
@@ -40,6 +40,7 @@ pub fn decode_client_frame(bytes: Bytes, limits: &Limits) -> Result<ClientFrame,
         }
         Some(client_frame::Message::Open(open)) => open::check(open, limits)?,
         Some(client_frame::Message::Step(step)) => step::check(step, limits)?,
+        Some(client_frame::Message::FreeRun(free_run)) => step::check_free_run(free_run, limits)?,
         Some(client_frame::Message::Close(Close {})) => {}
     }
     Ok(frame)
@@ -97,6 +98,14 @@ impl From<Step> for ClientFrame {
     fn from(step: Step) -> Self {
         Self {
             message: Some(client_frame::Message::Step(step)),
+        }
+    }
+}
+
+impl From<FreeRun> for ClientFrame {
+    fn from(free_run: FreeRun) -> Self {
+        Self {
+            message: Some(client_frame::Message::FreeRun(free_run)),
         }
     }
 }

@@ -1,5 +1,8 @@
 //! The named bounds on what a peer may send. Both ends hold a copy; the tail's is part of its configuration.
 
+/// Token ids in `FreeRun.stop_token_ids`; a model has a few that end a turn.
+pub const MAX_STOP_TOKEN_IDS: u32 = 64;
+
 /// The most that one frame may carry. A frame beyond a limit is refused as `over_limit`, with the limit's
 /// name, its value and what was sent.
 ///

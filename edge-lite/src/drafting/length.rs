@@ -159,19 +159,32 @@ impl DraftLength {
 
     /// The best number of guesses by lookup behind the row of the last token, at most `most`.
     pub(super) fn best(&self, class: usize, most: usize) -> usize {
+        self.best_step(class, most).0
+    }
+
+    /// Tokens a second of a step with that number of guesses; `step`: what one of one row takes, where none was measured.
+    pub(super) fn tokens_a_second(&self, class: usize, most: usize, step: Duration) -> f64 {
+        let (_, tokens, cost) = self.best_step(class, most);
+        let one_row = self.one_row.unwrap_or(step.as_secs_f64());
+        tokens / (cost * one_row.max(1e-6))
+    }
+
+    /// The best number of guesses, the tokens that a step with them gives, and its time in steps of one row.
+    fn best_step(&self, class: usize, most: usize) -> (usize, f64, f64) {
         let (row_cost, probability) = (
             self.row_cost(Source::Lookup),
             self.probability(Source::Lookup, class),
         );
-        let (mut tokens, mut cost, mut alive) = (1.0, 1.0, 1.0);
-        let is_better = |_: &usize| {
+        let (mut guesses, mut tokens, mut cost, mut alive) = (0, 1.0, 1.0, 1.0);
+        while guesses < most.min(MOST) {
             alive *= probability;
             let (more, dearer) = (tokens + alive, cost + row_cost);
-            let is_better = more / dearer > tokens / cost;
-            (tokens, cost) = (more, dearer);
-            is_better
-        };
-        (0..most.min(MOST)).take_while(is_better).count()
+            if more / dearer <= tokens / cost {
+                break;
+            }
+            (guesses, tokens, cost) = (guesses + 1, more, dearer);
+        }
+        (guesses, tokens, cost)
     }
 
     /// For at most `most` guesses of a step that runs ahead, where those that were sent before are all right with

@@ -6,6 +6,8 @@ use std::time::Duration;
 use headway_wire::FrameError;
 use headway_wire::message::{Refusal, RefusalCode};
 
+use crate::tail_api::error_code;
+
 /// A tail's refusal, as it sent it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the tail refused ({}): {message}", code.as_str_name().trim_start_matches("REFUSAL_CODE_").to_ascii_lowercase())]
@@ -60,6 +62,16 @@ pub enum TailError {
         url: String,
         /// The tail's sentence.
         message: String,
+    },
+    /// No tail of the model runs. The first one is being started, because of this request.
+    #[error("{url} has no tail that runs yet: {message}")]
+    Starting {
+        /// What was asked for.
+        url: String,
+        /// The sentence of whoever answers in the tails' place.
+        message: String,
+        /// After how long a new try can succeed.
+        retry_after: Duration,
     },
     /// The token for the tail cannot be read.
     #[error("cannot read the token in {path}")]
@@ -193,8 +205,20 @@ impl TailError {
                 _ => false,
             },
             Self::Socket { source, .. } => !is_final(source),
-            Self::Closed | Self::Timeout { .. } => true,
+            Self::Closed | Self::Timeout { .. } | Self::Starting { .. } => true,
             _ => false,
+        }
+    }
+
+    /// True where whoever stands before the tails may have none just now: a gateway that knows no pod, or one that
+    /// cannot be connected to.
+    pub(crate) fn is_of_the_way(&self) -> bool {
+        match self {
+            Self::Http { .. } => true,
+            Self::Status { status, body, .. } => {
+                matches!(status, 404 | 502..=504) && error_code(body.as_bytes()).is_none()
+            }
+            _ => self.is_recoverable(),
         }
     }
 
@@ -203,6 +227,7 @@ impl TailError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused(refused) => refused.retry_after,
+            Self::Starting { retry_after, .. } => Some(*retry_after),
             Self::Socket { source, .. } => match &**source {
                 tokio_tungstenite::tungstenite::Error::Http(response) => {
                     let seconds = response.headers().get("retry-after")?.to_str().ok()?;
@@ -219,11 +244,12 @@ impl TailError {
 fn is_final(error: &tokio_tungstenite::tungstenite::Error) -> bool {
     use tokio_tungstenite::tungstenite::Error as SocketError;
     match error {
-        // A gateway answers 502 to 504 while no pod is ready, 429 while it has enough.
-        SocketError::Http(response) => {
-            let status = response.status();
-            status.is_client_error() && status.as_u16() != 429
-        }
+        // A gateway answers 502 to 504 while no pod is ready, some 404, and 429 while it has enough.
+        SocketError::Http(response) => match response.status().as_u16() {
+            429 => false,
+            404 => error_code(response.body().as_deref().unwrap_or_default()).is_some(),
+            _ => response.status().is_client_error(),
+        },
         SocketError::Url(_) | SocketError::HttpFormat(_) => true,
         _ => false,
     }

@@ -8,7 +8,8 @@
 //!
 //! A prompt goes through three stages chunk by chunk: head, uplink, tail. A stage begins with a chunk when it has ended
 //! the one before and the stage before has ended this one; the head waits where too many chunks are unanswered.
-//! A token then takes `head + up + round trip + queue + tail + end`. With `n` guesses, each right with probability
+//! A token then takes `head + up + round trip + queue + tail + end`; where all layers are the tail's and it goes on by
+//! itself, neither `up` nor the round trip. With `n` guesses, each right with probability
 //! `q`, it is a step of `n + 1` rows for `1 + q + … + qⁿ` tokens; the `n` with the least time for a token is taken.
 
 use headway_model::KvCache;
@@ -277,6 +278,10 @@ impl<'a> AnswerOf<'a> {
             };
         }
         let mut best = self.step(1, positions, 1.0);
+        if self.plan.split_layer == 0 && self.input.manifest.free_running {
+            best.ms -= self.measured.rtt + best.up_bytes * self.up_byte;
+            best.up_bytes = 0.0;
+        }
         let (mut tokens, mut right) = (1.0, 1.0);
         for guesses in 1..=self.measured.most_guesses {
             right *= right_share;

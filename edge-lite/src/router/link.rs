@@ -189,7 +189,7 @@ impl Search {
         let Some((url, config)) = &self.address else {
             return Err(crate::error::TailError::Closed.into());
         };
-        let client = Client::connect(url, config.clone()).await?;
+        let client = Client::connect_started(url, config.clone()).await?;
         (self.fits)(&client)?;
         Ok(client)
     }

@@ -22,6 +22,7 @@ impl Session<'_> {
             Answered(Answered),
         }
         loop {
+            self.run_free(most_rows).await?;
             self.start_rows(most_rows);
             let Some(connection) = &mut self.connection else {
                 return Err(TailError::Closed.into());
@@ -48,7 +49,7 @@ impl Session<'_> {
         let Some(connection) = self.connection.as_ref() else {
             return;
         };
-        if self.rows.is_started() {
+        if self.rows.is_started() || connection.unanswered_free() > 0 {
             return;
         }
         let (sent, end) = (connection.sent(), self.sequence.len());
@@ -160,6 +161,7 @@ impl Session<'_> {
             sample,
             ran_ahead,
             guesses,
+            is_free,
         } = answered;
         // Those that nobody has answered when the answer ends do not count.
         self.totals.draft_tokens += guesses as u64 + u64::from(ran_ahead);
@@ -176,6 +178,10 @@ impl Session<'_> {
         }
         let right = u64::from(result.draft_accepted) + u64::from(ran_ahead);
         self.totals.accepted_draft_tokens += right;
+        if is_free {
+            self.pace.token(Instant::now());
+            self.sent_before = self.sent_before.max(result.positions as usize);
+        }
         if ran_ahead || guesses > 0 {
             self.rows.verified(result.draft_accepted as usize);
             self.sent_before = self.sent_before.max(result.positions as usize);

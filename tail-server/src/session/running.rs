@@ -5,12 +5,13 @@ use std::time::Instant;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesOrdered;
-use headway_wire::message::{Opened, Step, client_frame};
+use headway_wire::message::{FreeRun, Opened, Step, client_frame};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval_at};
 
 use super::ahead::{Ahead, Verdict};
 use super::connection::Connection;
+use super::free_run::FreeRunning;
 use super::replies::{LEAVING, SPREADING, go_away, passed_over, step_result, traced};
 use super::steps::StepChecker;
 use super::token_times::TokenTimes;
@@ -36,6 +37,9 @@ pub(super) struct RunningSession<'a> {
     pub(super) live: LiveSession,
     pub(super) pending: FuturesOrdered<oneshot::Receiver<StepReply>>,
     pub(super) ahead: Ahead,
+    pub(super) free_running: FreeRunning,
+    /// Token ids are all that the session's rows are.
+    pub(super) may_run_free: bool,
     pub(super) token_times: TokenTimes,
     pub(super) route: Route,
     pub(super) trace: SessionTrace,
@@ -73,11 +77,13 @@ impl RunningSession<'_> {
                     None | Some(client_frame::Message::Close(_)) => break,
                     Some(client_frame::Message::Open(_)) => return Err(Error::OpenedTwice),
                     Some(client_frame::Message::Step(step)) => self.receive(step).await?,
+                    Some(client_frame::Message::FreeRun(free_run)) => self.run_free(free_run).await?,
                 },
                 () = wait_until(self.read_at), if self.read_at.is_some() => {
                     self.read_at = None;
                     // Nothing was read meanwhile, so its silence says nothing about the device.
                     self.connection.note_alive();
+                    self.go_on().await?;
                 }
                 _ = ping.tick() => {
                     if is_reading && self.connection.is_silent() {
@@ -146,6 +152,31 @@ impl RunningSession<'_> {
         Ok(())
     }
 
+    /// Lets the tail go on by itself, as far as the device says.
+    async fn run_free(&mut self, free_run: FreeRun) -> Result<(), Error> {
+        if !self.may_run_free {
+            return Err(StepError::FreeRun.into());
+        }
+        let (max, got) = (
+            self.checker.max_positions(),
+            free_run.until_position as usize,
+        );
+        if got > max {
+            return Err(StepError::BeyondSession { max, got }.into());
+        }
+        self.free_running.set(free_run);
+        self.go_on().await
+    }
+
+    /// Takes the row of the token that was sampled last, where the device has said so and nothing else is to be done.
+    async fn go_on(&mut self) -> Result<(), Error> {
+        let is_free = self.pending.is_empty() && self.ahead.is_empty() && self.read_at.is_none();
+        match self.free_running.next_step().filter(|_| is_free) {
+            Some(step) => self.take(step).await,
+            None => Ok(()),
+        }
+    }
+
     /// Hands a step to the engine.
     async fn take(&mut self, step: Step) -> Result<(), Error> {
         let arrived = Instant::now();
@@ -163,6 +194,7 @@ impl RunningSession<'_> {
             self.read_at = Some(tokio::time::Instant::now() + wait);
         }
         self.live.note_busy(end);
+        self.free_running.taken();
         self.pending.push_back(self.session.step(request).await?);
         Ok(())
     }
@@ -189,6 +221,7 @@ impl RunningSession<'_> {
         let tokens = output.sampled.len();
         let token_id = output.sampled.last().map(|sampled| sampled.token_id);
         self.ahead.given(output.positions, token_id);
+        self.free_running.given(output.positions, token_id);
         self.connection.send(step_result(output)).await?;
         moments.sent = Instant::now();
         if tokens > 0 {
@@ -207,7 +240,8 @@ impl RunningSession<'_> {
             // Nothing was read meanwhile, so its silence says nothing about the device.
             self.connection.note_alive();
         }
-        self.settle_ahead().await
+        self.settle_ahead().await?;
+        self.go_on().await
     }
 }
 

@@ -62,6 +62,10 @@ pub(crate) enum StepError {
          that runs ahead"
     )]
     AheadUnanswered { position: usize },
+    #[error(
+        "the tail was told to run free; only sessions of split layer 0 can be, see Opened.free_running"
+    )]
+    FreeRun,
     #[error("the activations cannot be read")]
     Activations(#[from] CodecError),
 }
@@ -216,6 +220,11 @@ impl StepChecker {
     /// Positions that the tail holds or will hold once what was handed to the engine is done.
     pub(super) const fn received(&self) -> usize {
         self.received
+    }
+
+    /// Positions that the session may have.
+    pub(super) const fn max_positions(&self) -> usize {
+        self.max_positions
     }
 
     /// The tail holds `positions` positions after a step's result.

@@ -10,6 +10,7 @@ mod bounds;
 mod drafts;
 mod drain;
 mod eviction;
+mod free_running;
 mod half_open;
 mod http;
 mod last_words;

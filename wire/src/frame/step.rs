@@ -1,10 +1,10 @@
-//! What one step may carry.
+//! What one step may carry, and how far a tail may be told to run free.
 
 use super::check;
 use crate::codec;
 use crate::error::FrameError;
-use crate::limits::Limits;
-use crate::message::{Step, TokenIds, step};
+use crate::limits::{Limits, MAX_STOP_TOKEN_IDS};
+use crate::message::{FreeRun, Step, TokenIds, step};
 
 pub(super) fn check(step: &Step, limits: &Limits) -> Result<(), FrameError> {
     let rows = match &step.input {
@@ -29,6 +29,16 @@ pub(super) fn check(step: &Step, limits: &Limits) -> Result<(), FrameError> {
     check_history(step, rows)?;
     check_draft(step, rows, limits)?;
     check_first_guess(step, rows)
+}
+
+pub(super) fn check_free_run(free_run: &FreeRun, limits: &Limits) -> Result<(), FrameError> {
+    let FreeRun {
+        until_position,
+        stop_token_ids,
+    } = free_run;
+    check::within("max_positions", limits.max_positions, *until_position)?;
+    let stops = stop_token_ids.len();
+    check::within("max_stop_token_ids", MAX_STOP_TOKEN_IDS, stops)
 }
 
 fn check_history(step: &Step, rows: usize) -> Result<(), FrameError> {

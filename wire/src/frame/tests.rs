@@ -629,6 +629,27 @@ fn a_draft_has_a_token_id_for_each_row_but_the_first() {
 }
 
 #[test]
+fn how_far_a_tail_runs_free_is_bounded() {
+    let free_run = |until_position, stops| FreeRun {
+        until_position,
+        stop_token_ids: vec![2; stops],
+    };
+    let limits = Limits {
+        max_positions: 100,
+        ..Limits::default()
+    };
+    assert!(client(free_run(100, 64), &limits).is_ok());
+    for (too_far, limit) in [
+        (free_run(101, 0), "max_positions"),
+        (free_run(9, 65), "max_stop_token_ids"),
+    ] {
+        let (code, message) = refused(too_far, &limits);
+        assert_eq!(code, RefusalCode::OverLimit);
+        assert!(message.contains(limit), "{message}");
+    }
+}
+
+#[test]
 fn a_step_ahead_has_guesses_for_rows_and_nothing_else() {
     let ahead = |step: Step| Step {
         first_guess: Some(0),

@@ -201,7 +201,7 @@ impl Bench<'_> {
 }
 
 /// The exit of an earlier run, or else one that is trained now.
-fn trained_exit(model: &Path, split_layer: usize) -> anyhow::Result<PathBuf> {
+pub fn trained_exit(model: &Path, split_layer: usize) -> anyhow::Result<PathBuf> {
     let folder = paths::cache_dir().join("exits");
     std::fs::create_dir_all(&folder)?;
     let path = folder.join(format!("smollm2-{split_layer}.gguf"));

@@ -19,6 +19,7 @@ pub(super) fn impatient(config: &SessionConfig, patience: Duration) -> SessionCo
     config.reconnect = ReconnectPolicy {
         max_attempts: config.reconnect.max_attempts.min(1),
         deadline: config.reconnect.deadline.min(patience),
+        starting_deadline: config.reconnect.starting_deadline.min(patience),
         ..config.reconnect
     };
     config
