@@ -21,6 +21,11 @@ use crate::manifest::{Artifact, Identity, format_digest, sha256_digest};
 use crate::quantization::Quantization;
 use crate::weights::{StoreAs, Weights, names};
 
+mod native;
+
+pub use native::native_part;
+use native::native_parts;
+
 /// A piece of a model that is fetched as one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Part {
@@ -103,18 +108,74 @@ impl FromStr for Part {
     }
 }
 
-/// Hashes the whole model, part by part, without holding more than one matrix.
+/// Hashes the whole model: all parts beside each other, on [`threads`], and no part in memory.
 ///
 /// # Errors
 /// [`LoadError`] where the weights or the tokenizer cannot be read.
+///
+/// [`threads`]: crate::threads::threads
 pub fn identity(weights: &Weights) -> Result<Identity, LoadError> {
-    let config = weights.config().clone();
+    let num_layers = weights.config().num_layers;
+    let parts = Part::of(LayerRange::new(0, num_layers), num_layers);
+    let parts = native_parts(weights, &parts)?;
+    describe(weights, parts)
+}
+
+/// Makes sure that `weights` are those of `identity`, as far as a tail of `layers` reads them: configuration,
+/// tokenizer, and the parts of these layers. The others are neither read nor fetched.
+///
+/// # Errors
+/// [`LoadError::Identity`] names what is another one; else what cannot be read.
+pub fn verify(weights: &Weights, identity: &Identity, layers: LayerRange) -> Result<(), LoadError> {
+    let expected = identity.digest();
+    let described = describe(weights, identity.parts.clone())?;
+    differ("what is not in the weights", &expected, &described.digest())?;
+    let parts = needed(weights.config(), layers);
+    fetch(weights, &parts)?;
+    for got in native_parts(weights, &parts)? {
+        let listed = identity.parts.iter().find(|part| part.name == got.name);
+        let listed = listed.map(|part| part.digest.as_str());
+        differ(&got.name, listed.unwrap_or("none"), &got.digest)?;
+    }
+    Ok(())
+}
+
+fn differ(what: &str, expected: &str, got: &str) -> Result<(), LoadError> {
+    if expected == got {
+        return Ok(());
+    }
+    Err(LoadError::Identity {
+        what: what.to_owned(),
+        expected: expected.to_owned(),
+        got: got.to_owned(),
+    })
+}
+
+/// The parts whose tensors a tail of `layers` reads: with tied embeddings, the embedding is its lm_head.
+fn needed(config: &ModelConfig, layers: LayerRange) -> Vec<Part> {
+    let mut parts = Part::of(layers, config.num_layers);
+    if config.tied_embeddings && parts.contains(&Part::LmHead) && layers.start > 0 {
+        parts.insert(0, Part::Embedding);
+    }
+    parts
+}
+
+/// Brings the bytes of `parts` here, all in one go.
+fn fetch(weights: &Weights, parts: &[Part]) -> Result<(), LoadError> {
+    let mut places = Vec::new();
+    for part in parts {
+        for (name, shape) in part.tensors(weights.config()) {
+            places.push(weights.locate(&name, &shape)?);
+        }
+    }
+    weights.fetch(&places.iter().collect::<Vec<_>>())
+}
+
+/// The identity of a model with these parts.
+fn describe(weights: &Weights, parts: Vec<Artifact>) -> Result<Identity, LoadError> {
     let tokenizer = weights.tokenizer()?.to_json()?;
-    let parts = Part::of(LayerRange::new(0, config.num_layers), config.num_layers)
-        .into_iter()
-        .map(|part| write_part(weights, part, Quantization::None, &mut io::sink()))
-        .collect::<Result<_, _>>()?;
     Ok(Identity {
+        config: weights.config().clone(),
         tokenizer: Artifact {
             name: "tokenizer".to_owned(),
             bytes: tokenizer.len() as u64,
@@ -124,7 +185,6 @@ pub fn identity(weights: &Weights) -> Result<Identity, LoadError> {
         chat_template: weights.chat_template().map(str::to_owned),
         bos_token_id: weights.bos_token_id(),
         eos_token_ids: weights.eos_token_ids().to_vec(),
-        config,
     })
 }
 

@@ -17,6 +17,16 @@ pub enum LoadError {
         #[source]
         source: std::io::Error,
     },
+    /// The files are not those of the identity that was given.
+    #[error("{what} has digest {got}; the model's identity says {expected}")]
+    Identity {
+        /// A part's name, or everything that is not in the weights.
+        what: String,
+        /// In the identity.
+        expected: String,
+        /// Of the files.
+        got: String,
+    },
     /// The path holds nothing this crate can load.
     #[error(
         "{path} is not a model: expected a .gguf file, a folder with config.json and *.safetensors, or a folder of .gguf parts"

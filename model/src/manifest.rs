@@ -116,6 +116,9 @@ pub struct Manifest {
     /// Whether a device may fetch all layers and answer alone. See [`Manifest::allows_on_device_answers`].
     #[serde(default)]
     pub on_device_answers: bool,
+    /// Whether the tail goes on by itself in sessions of split layer 0, so that their tokens cost no round trips.
+    #[serde(default)]
+    pub free_running: bool,
 }
 
 const fn allowed() -> bool {

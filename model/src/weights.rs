@@ -21,9 +21,11 @@ use crate::tokenizer::Tokenizer;
 mod dense;
 mod gguf;
 pub mod names;
+mod reading;
 mod safetensors;
 
 pub(crate) use gguf::Metadata;
+pub(crate) use reading::Place;
 
 /// A tensor's bytes as they stand in the file. Shape is `[outputs, columns]` or `[columns]`.
 #[derive(Clone, Debug)]
@@ -201,6 +203,8 @@ pub struct Weights {
     chat_template: Option<String>,
     bos_token_id: Option<u32>,
     eos_token_ids: Vec<u32>,
+    /// `None`: all bytes are here.
+    fetch: Option<Box<reading::FetchRanges>>,
 }
 
 enum Files {
@@ -250,6 +254,7 @@ impl Weights {
             chat_template: None,
             bos_token_id: None,
             eos_token_ids: Vec::new(),
+            fetch: None,
         })
     }
 
@@ -266,6 +271,7 @@ impl Weights {
             chat_template: None,
             bos_token_id: None,
             eos_token_ids: Vec::new(),
+            fetch: None,
         };
         Ok((weights, metadata))
     }
@@ -286,6 +292,7 @@ impl Weights {
             chat_template: special.chat_template,
             bos_token_id: special.bos_token_id,
             eos_token_ids: special.eos_token_ids,
+            fetch: None,
         })
     }
 
@@ -300,6 +307,7 @@ impl Weights {
             chat_template: special.chat_template,
             bos_token_id: special.bos_token_id,
             eos_token_ids: special.eos_token_ids,
+            fetch: None,
         })
     }
 
@@ -352,44 +360,6 @@ impl Weights {
                 Tokenizer::from_json(&json)
             }
         }
-    }
-
-    /// Reads one tensor and checks its shape.
-    pub(crate) fn read(&self, name: &str, shape: &[usize]) -> Result<RawTensor, LoadError> {
-        let missing = |tensor: &str| LoadError::MissingTensor {
-            tensor: tensor.to_owned(),
-            expected: shape.to_vec(),
-        };
-        let (tensor, name_in_file) = match &self.files {
-            Files::Gguf(files) => {
-                let file = files
-                    .iter()
-                    .find(|file| file.info(name).is_some())
-                    .ok_or_else(|| missing(name))?;
-                (file.read_checked(name, shape)?, name.to_owned())
-            }
-            Files::Safetensors(files) => {
-                let stored = names::in_safetensors(name);
-                let file = files
-                    .iter()
-                    .find(|file| file.has(&stored))
-                    .ok_or_else(|| missing(&stored))?;
-                (file.read_checked(&stored, name, shape)?, stored)
-            }
-        };
-        debug_assert_eq!(
-            tensor.shape, shape,
-            "{name_in_file}: readers check the shape"
-        );
-        Ok(tensor)
-    }
-
-    /// Reads a vector (a norm or a bias) as f32.
-    ///
-    /// # Errors
-    /// [`LoadError`] where the tensor is missing, misshapen or of a type that has no f32 values.
-    pub fn read_vector(&self, name: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        dequantize(&self.read(name, &[len])?)
     }
 }
 

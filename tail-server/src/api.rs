@@ -44,6 +44,8 @@ const MAX_UNSENT_BYTES: usize = 1 << 20;
 
 /// What the routes answer from.
 pub(crate) struct Api {
+    /// What `/readyz` says while the tail takes sessions.
+    pub(crate) report_json: Bytes,
     /// The manifest as JSON.
     pub(crate) manifest_json: Bytes,
     pub(crate) tokenizer_json: Bytes,
@@ -118,12 +120,12 @@ async fn guard(
     }
 }
 
-async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, Error> {
+async fn readyz(State(api): State<Arc<Api>>) -> Result<Response, Error> {
     if !api.drain.is_serving() {
         return Err(Error::Draining);
     }
     api.watchdog.check(Instant::now())?;
-    Ok("ok\n")
+    Ok(json(api.report_json.clone()))
 }
 
 async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, Error> {
@@ -134,11 +136,11 @@ async fn metrics(State(api): State<Arc<Api>>) -> Result<Response, Error> {
 }
 
 async fn model(State(api): State<Arc<Api>>) -> Response {
-    (
-        [(header::CONTENT_TYPE, "application/json")],
-        api.manifest_json.clone(),
-    )
-        .into_response()
+    json(api.manifest_json.clone())
+}
+
+fn json(text: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], text).into_response()
 }
 
 /// How busy the tail is, for a device that decides where to compute.

@@ -11,11 +11,13 @@ use headway_wire::Codec;
 pub use self::access::{
     AccessArgs, AccessConfig, JwksSource, OidcConfig, Quota, TenantLimits, TlsConfig,
 };
+pub use self::delivery::{DeliveryArgs, DeliveryConfig};
 pub use self::place::Place;
 pub use self::sessions::{RebalanceConfig, SessionArgs, SessionConfig};
 use crate::telemetry::TelemetryArgs;
 
 pub(crate) mod access;
+mod delivery;
 mod place;
 mod sessions;
 #[cfg(test)]
@@ -29,9 +31,13 @@ mod tests;
     about = "Runs the tail layers of a split language model."
 )]
 pub struct Args {
-    /// The model: a .gguf file, a folder, hf://org/repo[@revision][/file.gguf] or https://….
+    /// The model: a .gguf file, a folder, hf://org/repo[@revision][/file.gguf], https://…/file.gguf or
+    /// https://…/folder/.
     #[arg(long)]
     pub model: String,
+    /// How the model comes here.
+    #[command(flatten)]
+    pub delivery: DeliveryArgs,
     /// Address to listen on; port 0 takes a free one.
     #[arg(long, default_value = "127.0.0.1:8089")]
     pub listen: SocketAddr,
@@ -119,6 +125,8 @@ pub struct Args {
 pub struct Config {
     /// A path, `hf://…` or `https://…`.
     pub model: String,
+    /// How the model comes here.
+    pub delivery: DeliveryConfig,
     /// Address to bind.
     pub listen: SocketAddr,
     /// Smallest split layer; `None`: 0.
@@ -245,6 +253,7 @@ impl TryFrom<Args> for Config {
         // Exhaustive, so that an option cannot be added and forgotten.
         let Args {
             model,
+            delivery,
             listen,
             access,
             split_min,
@@ -276,6 +285,7 @@ impl TryFrom<Args> for Config {
         check_split(split_min, split_default, split_max)?;
         Ok(Self {
             model,
+            delivery: DeliveryConfig::new(delivery)?,
             listen,
             split_min,
             split_max,

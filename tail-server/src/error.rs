@@ -15,6 +15,7 @@ use crate::auth::AuthError;
 use crate::capacity::CapacityError;
 use crate::engine::EngineError;
 use crate::head_artifacts::ArtifactError;
+use crate::loading::RETRY_AFTER;
 use crate::on_device::ReportError;
 use crate::session::StepError;
 use crate::tenant_limits::TenantLimitError;
@@ -63,6 +64,8 @@ pub(crate) enum Error {
     TextMessage,
     #[error("the peer broke the WebSocket protocol")]
     WebSocket,
+    #[error("this tail has not loaded its model yet; try again later")]
+    Loading,
     #[error("this tail is leaving; open the session on another one")]
     Draining,
     #[error(
@@ -90,7 +93,7 @@ impl Error {
             Self::Unauthenticated(_) | Self::CredentialsEnded | Self::Origin { .. } => {
                 RefusalCode::Unauthenticated
             }
-            Self::Capacity(_) | Self::Evicted | Self::TooManySockets { .. } => {
+            Self::Capacity(_) | Self::Evicted | Self::Loading | Self::TooManySockets { .. } => {
                 RefusalCode::NoCapacity
             }
             Self::Step(StepError::BeyondSession { .. }) => RefusalCode::OverLimit,
@@ -124,6 +127,7 @@ impl Error {
                 | CapacityError::KvCache { retry_after_ms, .. },
             ) => Some(*retry_after_ms),
             Self::TenantLimit(error) => Some(error.retry_after_ms()),
+            Self::Loading => u32::try_from(RETRY_AFTER.as_millis()).ok(),
             // The device has all it needs to rebuild the session, here or on another tail.
             Self::Engine(_)
             | Self::Stalled(_)

@@ -287,6 +287,16 @@ impl Store {
         let path = self.path(key, "gguf");
         let folder = path.parent().unwrap_or(&self.folder);
         std::fs::create_dir_all(folder)?;
+        if key.quantization != Quantization::None {
+            // What is made of other weights cannot be told from what is made of the right ones.
+            self.check_native(
+                PartKey {
+                    quantization: Quantization::None,
+                    ..key
+                },
+                &artifact::native_part(&self.weights, key.part)?,
+            )?;
+        }
         let mut file = NamedTempFile::new_in(folder)?;
         let mut out = BufWriter::new(file.as_file_mut());
         let artifact = artifact::write_part(&self.weights, key.part, key.quantization, &mut out)?;

@@ -30,6 +30,7 @@ mod auth;
 mod batcher;
 mod capacity;
 pub mod config;
+mod delivery;
 mod drain;
 mod engine;
 mod error;
@@ -38,6 +39,7 @@ mod kv_pool;
 mod last_words;
 mod live_sessions;
 mod loaded_model;
+mod loading;
 mod metrics;
 mod on_device;
 mod rebalance;
@@ -57,13 +59,15 @@ mod watchdog;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 pub use self::config::{Args, Config, ConfigError, Timeouts};
 pub use self::last_words::LastWords;
-pub use self::loaded_model::{LoadModelError, LoadedModel};
+pub use self::loaded_model::{LoadModelError, LoadedModel, print_identity};
+pub use self::loading::{LoadingError, load};
 pub use self::metrics::Metrics;
 
 use self::admission::Admission;
@@ -71,6 +75,7 @@ use self::api::{Api, LoadLimits};
 use self::auth::Authenticator;
 use self::batcher::Batcher;
 use self::capacity::{Capacity, KvLimits, PoolPart, PromptQueue};
+use self::delivery::Report;
 use self::drain::Drain;
 use self::engine::{CpuDevice, Device, EngineHandle};
 use self::head_artifacts::HeadArtifacts;
@@ -105,6 +110,9 @@ pub enum RunError {
         "the device cannot be set up; --max-kv-bytes and --step-tokens say what it is asked for"
     )]
     Device(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The listener cannot be used.
+    #[error("the address cannot be listened on")]
+    Listener(#[source] std::io::Error),
     /// The engine's thread could not be started.
     #[error("the engine thread cannot be started")]
     Engine(#[source] std::io::Error),
@@ -160,7 +168,9 @@ async fn run_on<D: Device>(
         kv_limits,
         manifest,
         tokenizer_json,
+        commit,
     } = model;
+    let report = announce(&metrics, &manifest.model_digest, commit.as_deref());
     metrics
         .weight_bytes
         .set(capacity::gauge_value(layers.weight_bytes()));
@@ -196,6 +206,7 @@ async fn run_on<D: Device>(
         queued_rows_kib: session::queued_rows(),
     };
     let api = Api {
+        report_json: serde_json::to_vec(&report)?.into(),
         manifest_json,
         tokenizer_json,
         tokenizer_digest,
@@ -217,13 +228,16 @@ async fn run_on<D: Device>(
         timeouts: config.timeouts,
     };
 
-    let left = async {
-        shutdown.await;
-        drain.run(config.drain).await;
-    };
+    let left = shutdown.then(|()| drain.run(config.drain));
     serve_until(left, listener, service).await?;
     join_engine(engine_thread).await;
     Ok(())
+}
+
+/// Shows which model is served, and gives what is said of it.
+fn announce(metrics: &Metrics, digest: &str, commit: Option<&str>) -> Report {
+    metrics.show_model(digest, commit);
+    Report::ready(digest, commit)
 }
 
 /// Answers requests until the sessions have `left`, and then to the end of those under way.

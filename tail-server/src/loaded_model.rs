@@ -1,16 +1,18 @@
 //! A model ready to be served: its tail layers in memory, and what devices need to know of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use headway_model::manifest::{Manifest, SplitRange, sha256_digest};
+use headway_hub::{Fetched, Hub, HubError};
+use headway_model::manifest::{Identity, Manifest, SplitRange, sha256_digest};
 use headway_model::weights::{WeightDtype, Weights};
 use headway_model::{BLOCK_POSITIONS, LayerRange, LoadError, artifact};
 use headway_wire::{Limits, PROTOCOL_VERSION};
 
 use crate::capacity::KvLimits;
-use crate::config::Config;
+use crate::config::{Config, DeliveryConfig};
+use crate::delivery::Delivery;
 use crate::tail_layers::{KvMemory, TailLayers, TailLayersError};
 
 /// Why a model cannot be served.
@@ -33,6 +35,14 @@ pub enum LoadModelError {
         /// Why.
         #[source]
         source: LoadError,
+    },
+    /// The file with the identity cannot be read.
+    #[error("--model-identity {path}: {reason}; --print-identity writes one")]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
     },
     /// The layers could not be brought to the device that is to run them.
     #[error("the device cannot run the model {model}")]
@@ -87,6 +97,35 @@ pub enum LoadModelError {
     },
 }
 
+impl LoadModelError {
+    /// One word for what is wrong with the source or the files, where another attempt can go better; `None` where
+    /// the command line or the device is what is wrong.
+    pub(crate) fn reason(&self) -> Option<&'static str> {
+        match self {
+            Self::Fetch { source, .. } => Some(source.reason()),
+            Self::Load { source, .. } => Some(load_reason(source)),
+            Self::Tokenizer { .. } => Some("DigestMismatch"),
+            Self::Identity { .. } => Some("IdentityUnusable"),
+            _ => None,
+        }
+    }
+}
+
+fn load_reason(error: &LoadError) -> &'static str {
+    match error {
+        LoadError::Identity { .. } => "DigestMismatch",
+        // A range that was asked for while the model was read.
+        LoadError::Io { source, .. } => match source.get_ref() {
+            Some(cause) => match cause.downcast_ref::<HubError>() {
+                Some(error) => error.reason(),
+                None => "LoadFailed",
+            },
+            None => "LoadFailed",
+        },
+        _ => "LoadFailed",
+    }
+}
+
 /// What the device is used for, as asked or as suits it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DeviceLimits {
@@ -105,6 +144,8 @@ pub struct LoadedModel {
     pub(crate) manifest: Manifest,
     /// `tokenizer.json`, the very bytes that the manifest's digest covers.
     pub(crate) tokenizer_json: Bytes,
+    /// Of the repository, where the model is from one.
+    pub(crate) commit: Option<String>,
 }
 
 impl LoadedModel {
@@ -113,32 +154,52 @@ impl LoadedModel {
     /// # Errors
     /// [`LoadModelError`] says what was wrong with the source, the files or the configuration.
     pub fn load(config: &Config) -> Result<Self, LoadModelError> {
-        let path = headway_hub::resolve(&config.model, &config.cache_dir).map_err(|source| {
-            LoadModelError::Fetch {
-                model: config.model.clone(),
-                source,
-            }
-        })?;
-        let failed = |source| LoadModelError::Load {
-            path: path.clone(),
-            source,
-        };
+        Self::load_with(fetch(config, |hub| hub)?, config)
+    }
 
+    /// As [`LoadedModel::load`], and says in `delivery` how far it is.
+    pub(crate) fn load_telling(
+        config: &Config,
+        delivery: &Arc<Delivery>,
+    ) -> Result<Self, LoadModelError> {
+        let fetched = fetch(config, |hub| hub.with_progress(delivery.progress()))?;
+        delivery.loading();
+        Self::load_with(fetched, config)
+    }
+
+    fn load_with(fetched: Fetched, config: &Config) -> Result<Self, LoadModelError> {
+        let Fetched {
+            path,
+            commit,
+            ranges,
+        } = fetched;
+        let failed = |source| {
+            let path = path.clone();
+            LoadModelError::Load { path, source }
+        };
+        let ranges = ranges.map(Arc::new);
         let weights = Weights::open(&path).map_err(failed)?;
+        let weights = match ranges.clone() {
+            None => weights,
+            Some(ranges) => weights
+                .with_fetch(move |wanted| ranges.ensure(wanted).map_err(std::io::Error::other)),
+        };
         let split = split_range(config, weights.config().num_layers)?;
         let tail_layers = LayerRange::new(split.min, weights.config().num_layers);
-        let identity = artifact::identity(&weights).map_err(failed)?;
-        let tokenizer_json = weights
-            .tokenizer()
-            .and_then(|tokenizer| tokenizer.to_json())
-            .map_err(failed)?;
-        let (got, expected) = (sha256_digest(&tokenizer_json), &identity.tokenizer.digest);
-        if got != *expected {
-            return Err(LoadModelError::Tokenizer {
-                expected: expected.clone(),
-                got,
-            });
-        }
+        let identity = match &config.delivery.identity_file {
+            None => artifact::identity(&weights).map_err(failed)?,
+            Some(file) => {
+                let identity = read_identity(file)?;
+                let verified = artifact::verify(&weights, &identity, tail_layers);
+                if let (Err(LoadError::Identity { .. }), Some(ranges)) = (&verified, &ranges) {
+                    // Kept, it would be what it is at the next attempt, too.
+                    ranges.forget();
+                }
+                verified.map_err(failed)?;
+                identity
+            }
+        };
+        let tokenizer_json = tokenizer_of(&weights, &identity, failed)?;
         let not_on_device = |error| match error {
             TailLayersError::Load(source) => failed(source),
             #[cfg(feature = "cuda")]
@@ -148,9 +209,8 @@ impl LoadedModel {
             },
         };
         let layers = TailLayers::load(&weights, tail_layers, config).map_err(not_on_device)?;
-        let kv = layers
-            .kv_memory(config.max_kv_bytes)
-            .map_err(not_on_device)?;
+        let kv = layers.kv_memory(config.max_kv_bytes);
+        let kv = kv.map_err(not_on_device)?;
         let limits = DeviceLimits {
             kv_bytes: kv.bytes,
             step_tokens: layers.step_tokens(config),
@@ -169,15 +229,12 @@ impl LoadedModel {
             identity,
             protocol_version: PROTOCOL_VERSION,
             split,
-            dtype: match config.dtype {
-                // Devices have no kernels for it.
-                WeightDtype::Fp8 => WeightDtype::Native,
-                dtype => dtype,
-            },
+            dtype: on_devices(config.dtype),
             codecs: config.codecs.iter().map(ToString::to_string).collect(),
             quantizations: config.head_quantizations.clone(),
             max_positions,
             token_upload: config.token_upload,
+            free_running: split.min == 0 && config.token_upload,
             on_device_answers: config.on_device_answers || split.max == weights.config().num_layers,
         };
         tracing::info!(
@@ -191,6 +248,7 @@ impl LoadedModel {
             kv_limits,
             manifest,
             tokenizer_json: tokenizer_json.into(),
+            commit,
         })
     }
 
@@ -199,6 +257,86 @@ impl LoadedModel {
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
+}
+
+/// The type in which a lossless device holds its weights.
+fn on_devices(dtype: WeightDtype) -> WeightDtype {
+    match dtype {
+        // Devices have no kernels for it.
+        WeightDtype::Fp8 => WeightDtype::Native,
+        dtype => dtype,
+    }
+}
+
+/// The tokenizer's JSON, if it is the one of `identity`.
+fn tokenizer_of(
+    weights: &Weights,
+    identity: &Identity,
+    failed: impl Fn(LoadError) -> LoadModelError,
+) -> Result<Vec<u8>, LoadModelError> {
+    let json = weights
+        .tokenizer()
+        .and_then(|tokenizer| tokenizer.to_json())
+        .map_err(failed)?;
+    let (got, expected) = (sha256_digest(&json), &identity.tokenizer.digest);
+    if got == *expected {
+        return Ok(json);
+    }
+    Err(LoadModelError::Tokenizer {
+        expected: expected.clone(),
+        got,
+    })
+}
+
+/// The identity of the model of `config`, as JSON for `--model-identity`. Blocks.
+///
+/// # Errors
+/// [`LoadModelError`] where the model cannot be fetched or read.
+pub fn print_identity(config: &Config) -> Result<String, LoadModelError> {
+    let path = fetch(config, |hub| hub.in_ranges(false))?.path;
+    let identity = Weights::open(&path).and_then(|weights| artifact::identity(&weights));
+    let identity = identity.and_then(|identity| {
+        serde_json::to_string_pretty(&identity).map_err(|error| LoadError::Damaged {
+            path: path.clone(),
+            reason: error.to_string(),
+        })
+    });
+    identity.map_err(|source| LoadModelError::Load { path, source })
+}
+
+fn fetch(config: &Config, tell: impl FnOnce(Hub) -> Hub) -> Result<Fetched, LoadModelError> {
+    let DeliveryConfig {
+        sha256,
+        identity_file,
+        token_file,
+        ca_file,
+        retry: _,
+    } = &config.delivery;
+    let hub = Hub::from_env(&config.cache_dir)
+        .with_sha256(sha256.as_deref())
+        .with_token_file(token_file.clone())
+        .with_ca_file(ca_file.clone())
+        // Without an identity, every byte is needed to know what the model is.
+        .in_ranges(identity_file.is_some());
+    let fetched = tell(hub).fetch(&config.model);
+    fetched.map_err(|source| LoadModelError::Fetch {
+        model: shown(&config.model),
+        source,
+    })
+}
+
+/// A source without what may be secret in it.
+fn shown(model: &str) -> String {
+    model.split('?').next().unwrap_or_default().to_owned()
+}
+
+fn read_identity(path: &Path) -> Result<Identity, LoadModelError> {
+    let unusable = |reason: String| LoadModelError::Identity {
+        path: path.to_owned(),
+        reason,
+    };
+    let json = std::fs::read(path).map_err(|error| unusable(error.to_string()))?;
+    serde_json::from_slice(&json).map_err(|error| unusable(error.to_string()))
 }
 
 /// The split layers served. Up to `L - 1` unless asked for: with `L` the device takes the whole model, which

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use clap::Parser as _;
-use tail_server::{Args, Config, LastWords, LoadedModel, Metrics, telemetry};
+use tail_server::{Args, Config, LastWords, Metrics, telemetry};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,13 +19,17 @@ fn main() -> anyhow::Result<()> {
         }
         error.exit()
     });
+    if args.delivery.print_identity {
+        let identity = tail_server::print_identity(&Config::try_from(args)?)?;
+        return Ok(writeln!(std::io::stdout(), "{identity}")?);
+    }
     let last_words = LastWords::new(args.termination_message.clone(), Arc::clone(&metrics));
     let last_words = Arc::new(last_words);
     let runtime = Runtime::new()?;
     let telemetry = telemetry::install(&args.telemetry, &runtime)
         .inspect_err(|error| last_words.write(Some(error)))?;
     runtime.spawn(Arc::clone(&last_words).keep());
-    let ended = load_and_serve(args, metrics, &runtime);
+    let ended = runtime.block_on(load_and_serve(args, metrics));
     last_words.write(ended.as_ref().err().map(AsRef::as_ref));
     runtime.block_on(telemetry.finish());
     // A task that did not end in time must not keep the process.
@@ -33,28 +37,24 @@ fn main() -> anyhow::Result<()> {
     ended
 }
 
-fn load_and_serve(args: Args, metrics: Arc<Metrics>, runtime: &Runtime) -> anyhow::Result<()> {
+async fn load_and_serve(args: Args, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
     headway_model::threads::set_threads(config.threads);
-    // Outside the runtime: fetching and loading block.
-    let model = LoadedModel::load(&config)?;
-    runtime.block_on(serve(config, model, metrics))
-}
-
-async fn serve(config: Config, model: LoadedModel, metrics: Arc<Metrics>) -> anyhow::Result<()> {
     // Before the address is announced, so that a signal right after that is not lost.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("cannot listen on {}", config.listen))?;
-    let is_tls = config.access.tls.is_some();
-    let scheme = if is_tls { "wss" } else { "ws" };
-    // Not through the log, whose filter could hide the line that scripts wait for.
-    let address = listener.local_addr()?;
-    writeln!(std::io::stderr(), "listening on {scheme}://{address}")?;
-    let shutdown = async move {
+    let mut shutdown = std::pin::pin!(async move {
         tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+    });
+    let listener = TcpListener::bind(config.listen).await;
+    let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
+    let address = listener.local_addr()?;
+    let loading = tail_server::load(&listener, &config, &metrics, shutdown.as_mut());
+    let Some(model) = loading.await? else {
+        return Ok(());
     };
+    let scheme = config.access.scheme();
+    // Not through the log, whose filter could hide the line that scripts wait for.
+    writeln!(std::io::stderr(), "listening on {scheme}://{address}")?;
     Ok(tail_server::run(listener, config, model, metrics, shutdown).await?)
 }

@@ -79,6 +79,14 @@ pub struct Metrics {
     /// Sessions whose prompt is not computed yet.
     pub(crate) queued_prompts: IntGauge,
     reloads: IntCounterVec,
+    /// Of the model's files, what is here.
+    model_download_bytes: IntGauge,
+    /// Of the model's files, what is to be here.
+    model_size_bytes: IntGauge,
+    /// Over the network.
+    model_received_bytes: IntCounter,
+    model_failures: IntCounterVec,
+    model_info: IntGaugeVec,
 }
 
 /// What a tail has done up to a moment: the counters that outlive it.
@@ -268,6 +276,25 @@ impl Metrics {
         let [ok, failed] = RELOAD_RESULTS;
         let result = if is_good { ok } else { failed };
         self.reloads.with_label_values(&[what.name(), result]).inc();
+    }
+
+    /// How much of the model's files is here and is to be here; `came_bytes` more have come over the network.
+    pub(crate) fn record_delivery(&self, done_bytes: u64, total_bytes: u64, came_bytes: u64) {
+        let gauge = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.model_download_bytes.set(gauge(done_bytes));
+        self.model_size_bytes.set(gauge(total_bytes));
+        self.model_received_bytes.inc_by(came_bytes);
+    }
+
+    /// The model could not be fetched or loaded.
+    pub(crate) fn record_delivery_failure(&self, reason: &str) {
+        self.model_failures.with_label_values(&[reason]).inc();
+    }
+
+    /// Which model is served.
+    pub(crate) fn show_model(&self, digest: &str, commit: Option<&str>) {
+        let labels = [digest, commit.unwrap_or_default()];
+        self.model_info.with_label_values(&labels).set(1);
     }
 
     /// All metrics in the text format.

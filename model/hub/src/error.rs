@@ -1,6 +1,7 @@
-//! Why a source gave no path.
+//! Why a source gave no path, and whether asking again can help.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What was wrong with a source or a download, and what would be right.
 #[derive(Debug, thiserror::Error)]
@@ -21,72 +22,147 @@ pub enum HubError {
         /// What is wrong with it and what would be right.
         reason: String,
     },
-    /// The hub does not know the repository or the revision, or does not show them.
+    /// The server wants a token, or another one.
+    #[error("{what} is not shown (HTTP {status}): {hint}")]
+    Unauthorized {
+        /// Repository or file.
+        what: String,
+        /// The server's answer: 401 or 403.
+        status: u16,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// There is no such file or repository.
     #[error(
-        "the model hub does not show {repository} at revision {revision} (HTTP {status}); check the name, \
-         and for a model that is not public set HF_TOKEN"
+        "{what} is not there (HTTP {status}); check the name, and the revision where one is given"
     )]
-    NoSuchRepository {
-        /// `org/repo`.
-        repository: String,
-        /// Branch, tag or commit.
-        revision: String,
-        /// The hub's answer.
+    NotFound {
+        /// Repository and revision, or file.
+        what: String,
+        /// The server's answer.
         status: u16,
     },
     /// The repository lacks a file that is needed.
     #[error("{repository} has no {file}; {hint}")]
     NoSuchFile {
-        /// `org/repo`.
+        /// `org/repo`, or a folder's address.
         repository: String,
         /// The file.
         file: String,
         /// What can be done instead.
         hint: String,
     },
-    /// The repository's files did not all come from one commit.
-    #[error("the downloaded files of {repository} belong to different commits; try again")]
-    MixedCommits {
-        /// `org/repo`.
-        repository: String,
-    },
-    /// The hub client failed.
-    #[error("download of {what} from the model hub failed")]
-    Hub {
-        /// Repository and file.
+    /// The server answers something else than the file.
+    #[error("{what}: the server answers HTTP {status}")]
+    Status {
+        /// Repository or file.
         what: String,
-        /// The client's reason.
-        #[source]
-        source: Box<hf_hub::api::sync::ApiError>,
+        /// The server's answer.
+        status: u16,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
     },
-    /// A download by URL failed.
-    #[error("download of {url} failed")]
-    Http {
-        /// The URL.
-        url: String,
-        /// The client's reason.
-        #[source]
-        source: Box<ureq::Error>,
+    /// No answer, or one that broke off.
+    #[error("{what}: no answer: {reason}")]
+    Unreachable {
+        /// Repository or file.
+        what: String,
+        /// The client's reason, without the address.
+        reason: String,
     },
-    /// A download by URL ended early.
+    /// The server sends elsewhere, and it is not gone there.
+    #[error("{what}: the server sends to {to}: {reason}")]
+    Redirect {
+        /// Repository or file.
+        what: String,
+        /// Where to, without its query.
+        to: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// A download ended early.
     #[error(
-        "download of {url} ended after {got_bytes} of {expected_bytes} bytes; run again to continue from there"
+        "{what} ended after {got_bytes} of {expected_bytes} bytes; the next attempt goes on from there"
     )]
     Incomplete {
-        /// The URL.
-        url: String,
+        /// The file.
+        what: String,
         /// Bytes that should have come.
         expected_bytes: u64,
         /// Bytes that came.
         got_bytes: u64,
     },
+    /// The file is another one than when its download began.
+    #[error("{what} has changed while it was downloaded; the next attempt begins again")]
+    Changed {
+        /// The file.
+        what: String,
+    },
+    /// The file is larger or smaller than it was said to be.
+    #[error("{what} has {got_bytes} bytes; expected {expected_bytes}")]
+    Size {
+        /// The file.
+        what: String,
+        /// As listed, or the most that is taken.
+        expected_bytes: u64,
+        /// As the server says.
+        got_bytes: u64,
+    },
     /// What was downloaded is something else.
-    #[error("{url} did not give a GGUF file: it starts with {start:?}, not with \"GGUF\"")]
+    #[error("{what} has SHA-256 {got}; expected {expected}")]
+    Digest {
+        /// The file.
+        what: String,
+        /// As given or listed.
+        expected: String,
+        /// Of the bytes that came.
+        got: String,
+    },
+    /// What was downloaded is no model.
+    #[error("{what} is not a GGUF file: it starts with {start:?}, not with \"GGUF\"")]
     NotGguf {
-        /// The URL.
-        url: String,
+        /// The file.
+        what: String,
         /// The first bytes, as text.
         start: String,
+    },
+    /// The disk is too small.
+    #[error(
+        "{path} has {free_bytes} bytes free, and {needed_bytes} are needed; make room, or take a larger volume"
+    )]
+    NoSpace {
+        /// The folder of the cache.
+        path: PathBuf,
+        /// What is still to be written.
+        needed_bytes: u64,
+        /// What there is.
+        free_bytes: u64,
+    },
+    /// Another process took this one for dead and goes on with the download.
+    #[error("another process goes on with the download of {what}")]
+    TakenOver {
+        /// The file.
+        what: String,
+    },
+    /// The source does not answer a range of a file with that range alone.
+    #[error("{what}: the server does not give byte ranges of it")]
+    NoRanges {
+        /// The file.
+        what: String,
+    },
+    /// Certificates or the token could not be read.
+    #[error("cannot use {path}: {reason}")]
+    Credentials {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no HTTP client.
+    #[error("the HTTP client cannot be set up: {reason}")]
+    Client {
+        /// Why.
+        reason: String,
     },
     /// A file below the cache folder could not be read or written.
     #[error("cannot use {path}")]
@@ -101,10 +177,54 @@ pub enum HubError {
 
 impl HubError {
     /// Binds an I/O error to the path it happened on.
-    pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+    pub(crate) fn io(path: &Path) -> impl Fn(std::io::Error) -> Self + '_ {
         move |source| Self::Io {
             path: path.to_owned(),
             source,
+        }
+    }
+
+    /// Whether the next attempt may go better without anybody doing anything.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..),
+            Self::Unreachable { .. }
+            | Self::Incomplete { .. }
+            | Self::Changed { .. }
+            | Self::TakenOver { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// When the server wants to be asked again, where it says so.
+    pub(crate) const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
+    /// One word for what is wrong, as a condition's reason is written.
+    #[must_use]
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::NoSuchPath { .. } => "PathMissing",
+            Self::Source { .. } => "InvalidSource",
+            Self::Unauthorized { .. } => "Unauthorized",
+            Self::NotFound { .. } | Self::NoSuchFile { .. } => "NotFound",
+            Self::Status { status: 429, .. } => "RateLimited",
+            Self::Status { .. }
+            | Self::Unreachable { .. }
+            | Self::Redirect { .. }
+            | Self::Incomplete { .. }
+            | Self::Changed { .. }
+            | Self::TakenOver { .. }
+            | Self::NoRanges { .. } => "SourceUnreachable",
+            Self::Size { .. } | Self::Digest { .. } | Self::NotGguf { .. } => "DigestMismatch",
+            Self::NoSpace { .. } => "NoSpace",
+            Self::Credentials { .. } => "CredentialsUnusable",
+            Self::Client { .. } | Self::Io { .. } => "CacheUnusable",
         }
     }
 }

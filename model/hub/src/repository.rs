@@ -1,13 +1,20 @@
-//! Repositories of the model hub, by way of the hub crate.
+//! Repositories of the model hub: a name and a revision become a commit, and the commit a folder.
+//!
+//! ```text
+//! <cache>/hub/<org>--<repo>/<commit>/config.json …
+//! <cache>/hub/<org>--<repo>/refs/<revision>          the commit that it led to the last time
+//! ```
 
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::RepoInfo;
-use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
+use reqwest::Url;
+use reqwest::header::HeaderMap;
+use serde::Deserialize;
 
+use crate::download::Downloads;
 use crate::error::HubError;
-use crate::{Hub, Meter};
+use crate::folder::{Folder, Listed, is_complete};
+use crate::transport::{status_error, unreachable};
 
 /// What a source names.
 pub(crate) struct Wanted {
@@ -16,238 +23,198 @@ pub(crate) struct Wanted {
     pub(crate) file: Option<String>,
 }
 
+/// A listing of many thousand files.
+const MAX_LISTING_BYTES: usize = 16 << 20;
+
+/// One commit of a repository.
+pub(crate) struct Commit {
+    /// 40 hexadecimal digits.
+    pub(crate) id: String,
+    /// Where its files are kept.
+    pub(crate) path: PathBuf,
+    /// `None` where the hub was not asked, because everything is here.
+    pub(crate) folder: Option<Folder>,
+}
+
 impl Wanted {
-    fn named(&self) -> Repo {
-        self.at(&self.revision)
-    }
-
-    fn at(&self, revision: &str) -> Repo {
-        Repo::with_revision(self.id.clone(), RepoType::Model, revision.to_owned())
-    }
-}
-
-/// Attempts for each file; a later one continues where an earlier one broke off.
-const RETRIES: usize = 3;
-
-const REQUIRED: [&str; 2] = ["config.json", "tokenizer.json"];
-const OPTIONAL: [&str; 3] = [
-    "tokenizer_config.json",
-    "generation_config.json",
-    "chat_template.jinja",
-];
-const SINGLE_WEIGHTS: &str = "model.safetensors";
-const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
-
-/// Downloads what is wanted and not yet here.
-///
-/// Returns the GGUF file, or the folder of the commit.
-pub(crate) fn download(hub: &Hub, wanted: &Wanted) -> Result<PathBuf, HubError> {
-    let cache_dir = hub.cache_dir.join("hub");
-    std::fs::create_dir_all(&cache_dir).map_err(HubError::io(&cache_dir))?;
-    // Absolute, because the hub crate links its files by paths relative to each other and asserts it.
-    let cache_dir = cache_dir.canonicalize().map_err(HubError::io(&cache_dir))?;
-    let cache = Cache::new(cache_dir);
-    let mut builder = ApiBuilder::from_cache(cache.clone())
-        .with_progress(false)
-        .with_retries(RETRIES);
-    if let Some(endpoint) = &hub.endpoint {
-        builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
-    }
-    if let Some(token) = &hub.token {
-        builder = builder.with_token(Some(token.clone()));
-    }
-    let api = builder
-        .build()
-        .map_err(|source| hub_error(&wanted.id, source))?;
-    let info = match api.repo(wanted.named()).info() {
-        Ok(info) => info,
-        Err(error) => {
-            return offline(&cache, wanted).ok_or_else(|| repository_error(wanted, error));
+    /// Finds the commit. Where it is here already or the hub gives no answer, that of an earlier run.
+    pub(crate) async fn commit(
+        &self,
+        downloads: &mut Downloads,
+        endpoint: &Url,
+        cache_dir: &Path,
+    ) -> Result<Commit, HubError> {
+        let home = cache_dir.join("hub").join(self.id.replace('/', "--"));
+        // A commit is what it is for ever.
+        if is_commit(&self.revision) && self.is_here(&home.join(&self.revision)) {
+            return Ok(Commit {
+                id: self.revision.clone(),
+                path: home.join(&self.revision),
+                folder: None,
+            });
         }
-    };
-    let path = Commit::new(hub, wanted, &api, &cache, &info).download()?;
-    // The name now leads to this commit; without a network the next run finds it by that.
-    cache
-        .repo(wanted.named())
-        .create_ref(&info.sha)
-        .map_err(HubError::io(cache.path()))?;
-    Ok(path)
-}
-
-/// One commit of one repository, so that the files fit each other.
-struct Commit<'a> {
-    hub: &'a Hub,
-    id: &'a str,
-    file: Option<&'a str>,
-    repo: ApiRepo,
-    cached: hf_hub::CacheRepo,
-    info: &'a RepoInfo,
-}
-
-impl<'a> Commit<'a> {
-    fn new(hub: &'a Hub, wanted: &'a Wanted, api: &Api, cache: &Cache, info: &'a RepoInfo) -> Self {
-        let repo = api.repo(wanted.at(&info.sha));
-        let cached = cache.repo(wanted.at(&info.sha));
-        Self {
-            hub,
-            id: &wanted.id,
-            file: wanted.file.as_deref(),
-            repo,
-            cached,
-            info,
-        }
-    }
-
-    fn download(&self) -> Result<PathBuf, HubError> {
-        if let Some(file) = self.file {
-            return self.require(file);
-        }
-        let config = self.require(REQUIRED[0])?;
-        let folder = config.parent().map(Path::to_owned).unwrap_or_default();
-        self.expect_in(&folder, &self.require(REQUIRED[1])?)?;
-        for file in OPTIONAL.into_iter().filter(|file| self.has(file)) {
-            self.expect_in(&folder, &self.fetch(file)?)?;
-        }
-        for file in self.weights()? {
-            self.expect_in(&folder, &self.require(&file)?)?;
-        }
-        Ok(folder)
-    }
-
-    /// The safetensors files; an index is downloaded, because the loader reads it too.
-    fn weights(&self) -> Result<Vec<String>, HubError> {
-        if self.has(SINGLE_WEIGHTS) {
-            return Ok(vec![SINGLE_WEIGHTS.to_owned()]);
-        }
-        if !self.has(WEIGHTS_INDEX) {
-            return Err(self.no_such_file(SINGLE_WEIGHTS));
-        }
-        let mut shards: Vec<String> = self
-            .files()
-            .filter(|file| is_shard(file))
-            .map(ToOwned::to_owned)
-            .collect();
-        shards.push(WEIGHTS_INDEX.to_owned());
-        Ok(shards)
-    }
-
-    fn require(&self, file: &str) -> Result<PathBuf, HubError> {
-        if self.has(file) {
-            self.fetch(file)
-        } else {
-            Err(self.no_such_file(file))
-        }
-    }
-
-    fn fetch(&self, file: &str) -> Result<PathBuf, HubError> {
-        if let Some(path) = self.cached.get(file) {
-            return Ok(path);
-        }
-        let meter = Meter::new(self.hub, file, None);
-        let path = self.repo.download_with_progress(file, HubMeter(meter));
-        path.map_err(|source| hub_error(&format!("{}/{file}", self.id), source))
-    }
-
-    fn expect_in(&self, folder: &Path, file: &Path) -> Result<(), HubError> {
-        if file.parent() == Some(folder) {
-            return Ok(());
-        }
-        Err(HubError::MixedCommits {
-            repository: self.id.to_owned(),
+        let info = match self.ask(downloads, endpoint).await {
+            Ok(info) => info,
+            Err(error) => return self.offline(&home).ok_or(error),
+        };
+        let files = info.siblings.into_iter().map(Sibling::listed);
+        let folder = Folder {
+            name: self.id.clone(),
+            root: address(endpoint, &[&self.id, "resolve", &info.sha], "")?,
+            listing: Some(files.collect()),
+        };
+        Ok(Commit {
+            path: home.join(&info.sha),
+            id: info.sha,
+            folder: Some(folder),
         })
     }
 
-    fn files(&self) -> impl Iterator<Item = &str> {
-        self.info
-            .siblings
-            .iter()
-            .map(|sibling| sibling.rfilename.as_str())
-    }
-
-    fn has(&self, file: &str) -> bool {
-        self.files().any(|found| found == file)
-    }
-
-    fn no_such_file(&self, file: &str) -> HubError {
-        let ggufs: Vec<&str> = self
-            .files()
-            .filter(|found| found.ends_with(".gguf"))
-            .take(20)
-            .collect();
-        let hint = if ggufs.is_empty() {
-            "expected config.json, tokenizer.json and model.safetensors (or its index), or a .gguf file".to_owned()
-        } else {
-            format!(
-                "it has these GGUF files: {}; name one as hf://{}/FILE",
-                ggufs.join(", "),
-                self.id
-            )
+    /// Notes where the revision leads, for a time without a network.
+    pub(crate) fn note(&self, commit: &Commit) -> Result<(), HubError> {
+        let Some(home) = commit.path.parent() else {
+            return Ok(());
         };
-        HubError::NoSuchFile {
-            repository: self.id.to_owned(),
-            file: file.to_owned(),
-            hint,
+        let refs = home.join("refs");
+        std::fs::create_dir_all(&refs).map_err(HubError::io(&refs))?;
+        let path = refs.join(&self.revision);
+        let next = refs.join(format!("{}.{:016x}", self.revision, fastrand::u64(..)));
+        std::fs::write(&next, &commit.id).map_err(HubError::io(&next))?;
+        std::fs::rename(&next, &path).map_err(HubError::io(&path))
+    }
+
+    fn is_here(&self, path: &Path) -> bool {
+        match &self.file {
+            Some(file) => path.join(file).is_file(),
+            None => is_complete(path),
         }
     }
-}
 
-/// `model-00001-of-00003.safetensors`
-fn is_shard(file: &str) -> bool {
-    file.starts_with("model-") && file.contains("-of-") && file.ends_with(".safetensors")
-}
+    fn offline(&self, home: &Path) -> Option<Commit> {
+        let id = std::fs::read_to_string(home.join("refs").join(&self.revision)).ok()?;
+        let path = home.join(Some(&id).filter(|id| is_commit(id))?);
+        if !self.is_here(&path) {
+            return None;
+        }
+        tracing::warn!(
+            repository = self.id,
+            commit = id,
+            "the model hub gave no answer; using the files of an earlier run"
+        );
+        Some(Commit {
+            id,
+            path,
+            folder: None,
+        })
+    }
 
-/// What an earlier run left, where the hub cannot be asked.
-fn offline(cache: &Cache, wanted: &Wanted) -> Option<PathBuf> {
-    let cached = cache.repo(wanted.named());
-    let found = match &wanted.file {
-        Some(file) => cached.get(file),
-        // The index or the single file is fetched last: with it, everything is here.
-        None => [WEIGHTS_INDEX, SINGLE_WEIGHTS]
-            .into_iter()
-            .find_map(|file| cached.get(file))
-            .and_then(|file| file.parent().map(Path::to_owned)),
-    }?;
-    tracing::warn!(
-        repository = wanted.id,
-        "the model hub gave no answer; using the files of an earlier run"
-    );
-    Some(found)
-}
+    async fn ask(&self, downloads: &mut Downloads, endpoint: &Url) -> Result<Info, HubError> {
+        let what = format!("{} at revision {}", self.id, self.revision);
+        let mut failures = 0;
+        loop {
+            let error = match self.ask_once(downloads, endpoint, &what).await {
+                Ok(info) => return Ok(info),
+                Err(error) => error,
+            };
+            failures += 1;
+            if !error.is_transient() || failures >= downloads.patience.attempts {
+                return Err(error);
+            }
+            downloads.wait(failures, &error).await;
+        }
+    }
 
-fn repository_error(wanted: &Wanted, error: ApiError) -> HubError {
-    let (repository, revision) = (wanted.id.clone(), wanted.revision.clone());
-    if let ApiError::RequestError(request) = &error
-        && let ureq::Error::StatusCode(status @ (401 | 403 | 404)) = **request
-    {
-        return HubError::NoSuchRepository {
-            repository,
-            revision,
-            status,
+    async fn ask_once(
+        &self,
+        downloads: &Downloads,
+        endpoint: &Url,
+        what: &str,
+    ) -> Result<Info, HubError> {
+        let path = ["api/models", &self.id, "revision", &self.revision];
+        let url = address(endpoint, &path, "blobs=true")?;
+        let transport = &downloads.transport;
+        let mut response = transport.get(&url, &HeaderMap::new(), what).await?;
+        if response.status() != 200 {
+            return Err(status_error(&response, what, transport.has_token()));
+        }
+        let mut body = Vec::new();
+        let broken = |error| unreachable(what, error);
+        while let Some(chunk) = response.chunk().await.map_err(broken)? {
+            if body.len() + chunk.len() > MAX_LISTING_BYTES {
+                return Err(HubError::Size {
+                    what: what.to_owned(),
+                    expected_bytes: MAX_LISTING_BYTES as u64,
+                    got_bytes: (body.len() + chunk.len()) as u64,
+                });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let invalid = |reason: String| HubError::Source {
+            source_text: format!("hf://{}", self.id),
+            reason: format!("the hub's answer is not that of a model hub: {reason}"),
         };
+        let info: Info =
+            serde_json::from_slice(&body).map_err(|error| invalid(error.to_string()))?;
+        // It becomes the name of a folder.
+        if !is_commit(&info.sha) {
+            return Err(invalid("its sha is no commit".to_owned()));
+        }
+        Ok(info)
     }
-    hub_error(&repository, error)
 }
 
-fn hub_error(what: &str, source: ApiError) -> HubError {
-    HubError::Hub {
-        what: what.to_owned(),
-        source: Box::new(source),
-    }
+fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The hub crate's idea of progress.
-struct HubMeter(Meter);
+/// The address below `endpoint`; it ends with a slash.
+fn address(endpoint: &Url, path: &[&str], query: &str) -> Result<Url, HubError> {
+    let mut url = endpoint.clone();
+    let segments = url.path_segments_mut().map(|mut segments| {
+        let path = path.iter().flat_map(|part| part.split('/'));
+        segments.pop_if_empty().extend(path);
+        if query.is_empty() {
+            segments.push("");
+        }
+    });
+    segments.map_err(|()| HubError::Source {
+        source_text: endpoint.to_string(),
+        reason: "expected the https:// address of a model hub".to_owned(),
+    })?;
+    url.set_query(Some(query).filter(|query| !query.is_empty()));
+    Ok(url)
+}
 
-impl hf_hub::api::Progress for HubMeter {
-    fn init(&mut self, size: usize, _filename: &str) {
-        self.0.start(Some(size as u64));
-    }
+/// What the hub answers of a revision.
+#[derive(Deserialize)]
+struct Info {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
 
-    fn update(&mut self, size: usize) {
-        self.0.add(size as u64);
-    }
+#[derive(Deserialize)]
+struct Sibling {
+    rfilename: String,
+    size: Option<u64>,
+    lfs: Option<Lfs>,
+}
 
-    fn finish(&mut self) {
-        self.0.finish();
+#[derive(Deserialize)]
+struct Lfs {
+    sha256: Option<String>,
+    size: Option<u64>,
+}
+
+impl Sibling {
+    fn listed(self) -> (String, Listed) {
+        let lfs_bytes = self.lfs.as_ref().and_then(|lfs| lfs.size);
+        let listed = Listed {
+            bytes: lfs_bytes.or(self.size),
+            sha256: self
+                .lfs
+                .and_then(|lfs| lfs.sha256)
+                .map(|sha256| sha256.to_ascii_lowercase()),
+        };
+        (self.rfilename, listed)
     }
 }

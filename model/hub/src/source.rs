@@ -25,6 +25,11 @@ pub enum Source {
         /// Its last path segment.
         file: String,
     },
+    /// A folder behind a URL, with safetensors.
+    Folder {
+        /// The URL; its path ends with a slash.
+        url: String,
+    },
 }
 
 const REPOSITORY_FORM: &str =
@@ -47,7 +52,7 @@ impl Source {
                 Self::parse_repository(rest).ok_or_else(|| refuse(REPOSITORY_FORM.to_owned()))
             }
             Some(("https" | "http", _)) => Self::parse_url(text).ok_or_else(|| {
-                refuse("expected a URL whose path ends with a file name in .gguf".to_owned())
+                refuse("expected a URL whose path ends with a file name in .gguf, or with / for a folder".to_owned())
             }),
             Some((scheme, _)) => Err(refuse(format!(
                 "scheme {scheme} is not known; expected a path, hf:// or https://"
@@ -81,9 +86,14 @@ impl Source {
     fn parse_url(url: &str) -> Option<Self> {
         let (_, rest) = url.split_once("://")?;
         let path = rest.split(['?', '#']).next()?;
-        let (_, file) = path
-            .split_once('/')
-            .map(|(host, path)| (host, path.rsplit('/').next().unwrap_or(path)))?;
+        let (_, path) = path.split_once('/')?;
+        if path.is_empty() || path.ends_with('/') {
+            let has_query = url.contains(['?', '#']);
+            return (!has_query).then(|| Self::Folder {
+                url: url.to_owned(),
+            });
+        }
+        let file = path.rsplit('/').next().unwrap_or(path);
         (is_name(file) && file.ends_with(".gguf")).then(|| Self::Url {
             url: url.to_owned(),
             file: file.to_owned(),

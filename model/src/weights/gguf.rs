@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{Content, TensorInfo, Value};
 
-use super::{RawTensor, check_shape};
+use super::{Place, RawTensor, check_shape};
 use crate::error::LoadError;
 
 /// Keys of GGUF's metadata.
@@ -91,11 +91,19 @@ impl GgufFile {
         self.tensors.get(name)
     }
 
-    pub fn read_checked(&self, name: &str, shape: &[usize]) -> Result<RawTensor, LoadError> {
-        if let Some(info) = self.info(name) {
-            check_shape(name, info.shape.dims(), shape)?;
-        }
-        self.read(name)
+    /// Where a tensor of this shape is.
+    pub fn locate(&self, name: &str, shape: &[usize]) -> Result<Place<'_>, LoadError> {
+        let info = self.info(name).ok_or_else(|| LoadError::MissingTensor {
+            tensor: name.to_owned(),
+            expected: shape.to_vec(),
+        })?;
+        check_shape(name, info.shape.dims(), shape)?;
+        let start = self.data_offset_bytes + info.offset;
+        Ok(Place {
+            path: &self.path,
+            range: start..start + self.tensor_bytes(name, info)? as u64,
+            dtype: info.ggml_dtype,
+        })
     }
 
     pub fn read(&self, name: &str) -> Result<RawTensor, LoadError> {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::GgmlDType;
@@ -10,7 +10,7 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
-use super::{RawTensor, check_shape};
+use super::{Place, check_shape};
 use crate::error::LoadError;
 use crate::tokenizer::Tokenizer;
 
@@ -127,13 +127,8 @@ impl SafetensorsFile {
         self.metadata.info(stored).is_some()
     }
 
-    /// Reads the tensor called `stored` in the file as `name`.
-    pub fn read_checked(
-        &self,
-        stored: &str,
-        name: &str,
-        shape: &[usize],
-    ) -> Result<RawTensor, LoadError> {
+    /// Where the tensor called `stored` in the file is.
+    pub fn locate(&self, stored: &str, shape: &[usize]) -> Result<Place<'_>, LoadError> {
         let info = self
             .metadata
             .info(stored)
@@ -155,17 +150,11 @@ impl SafetensorsFile {
             }
         };
         let (start, end) = info.data_offsets;
-        let mut data = vec![0; end - start];
-        let mut file = File::open(&self.path).map_err(LoadError::io(&self.path))?;
-        file.seek(SeekFrom::Start(self.data_offset_bytes + start as u64))
-            .map_err(LoadError::io(&self.path))?;
-        file.read_exact(&mut data)
-            .map_err(LoadError::io(&self.path))?;
-        Ok(RawTensor {
-            name: name.to_owned(),
+        let (start, end) = (start as u64, end as u64);
+        Ok(Place {
+            path: &self.path,
+            range: self.data_offset_bytes + start..self.data_offset_bytes + end,
             dtype,
-            shape: shape.to_vec(),
-            data,
         })
     }
 }

@@ -72,6 +72,7 @@ fn manifest(min: usize) -> Manifest {
         max_positions: 1000,
         token_upload: true,
         on_device_answers: false,
+        free_running: true,
     }
 }
 

@@ -130,6 +130,12 @@ pub struct Quota {
 }
 
 impl AccessConfig {
+    /// The scheme of the tail's address.
+    #[must_use]
+    pub const fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "wss" } else { "ws" }
+    }
+
     /// True where nobody has to show who they are.
     #[must_use]
     pub fn is_anonymous(&self) -> bool {

@@ -170,9 +170,31 @@ impl Metrics {
                 ),
                 &["what", "result"],
             )?,
+            model_download_bytes: IntGauge::new(
+                "headway_tail_model_download_bytes",
+                "Of the model's files, what is here.",
+            )?,
+            model_size_bytes: IntGauge::new(
+                "headway_tail_model_size_bytes",
+                "Of the model's files, what is to be here.",
+            )?,
+            model_received_bytes: IntCounter::new(
+                "headway_tail_model_received_bytes_total",
+                "Of the model's files, what came over the network.",
+            )?,
+            model_failures: counters(
+                "headway_tail_model_failures_total",
+                "Attempts to fetch or load the model that failed.",
+                "reason",
+            )?,
+            model_info: IntGaugeVec::new(
+                Opts::new("headway_tail_model_info", "1: the model that is served."),
+                &["digest", "commit"],
+            )?,
         })
     }
 
+    #[expect(clippy::too_many_lines, reason = "two lines a metric")]
     pub(super) fn collectors(&self) -> Vec<Box<dyn Collector>> {
         // Exhaustive, so that a metric cannot be added and not shown.
         let Self {
@@ -211,6 +233,11 @@ impl Metrics {
             weight_bytes,
             queued_prompts,
             reloads,
+            model_download_bytes,
+            model_size_bytes,
+            model_received_bytes,
+            model_failures,
+            model_info,
         } = self;
         vec![
             Box::new(start_time_seconds.clone()),
@@ -247,6 +274,11 @@ impl Metrics {
             Box::new(weight_bytes.clone()),
             Box::new(queued_prompts.clone()),
             Box::new(reloads.clone()),
+            Box::new(model_download_bytes.clone()),
+            Box::new(model_size_bytes.clone()),
+            Box::new(model_received_bytes.clone()),
+            Box::new(model_failures.clone()),
+            Box::new(model_info.clone()),
         ]
     }
 }

@@ -8,6 +8,22 @@ use crate::error::code_name;
 /// `docs/tail-metrics.md`.
 const PAGE: &str = include_str!("../../../docs/tail-metrics.md");
 
+/// What [`crate::loaded_model::LoadModelError::reason`] can be.
+const DELIVERY_FAILURES: [&str; 12] = [
+    "Unauthorized",
+    "CredentialsUnusable",
+    "NotFound",
+    "PathMissing",
+    "DigestMismatch",
+    "IdentityUnusable",
+    "NoSpace",
+    "RateLimited",
+    "SourceUnreachable",
+    "InvalidSource",
+    "CacheUnusable",
+    "LoadFailed",
+];
+
 /// A row of the page's table.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Row {
@@ -81,6 +97,9 @@ fn the_documented_label_values_are_all_there_are() {
             "code",
             codes.map(|code| code_name(code).to_owned()).collect(),
         ),
+        ("reason", strings(&DELIVERY_FAILURES)),
+        ("digest", strings(&["sha256:…"])),
+        ("commit", strings(&["…"])),
         ("what", strings(&Reloaded::ALL.map(Reloaded::name))),
         ("result", strings(&RELOAD_RESULTS)),
         ("verdict", strings(&DRAFT_VERDICTS)),
