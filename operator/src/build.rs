@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
+use crate::autoscale::scales::Standing;
 use crate::crd::SplitModel;
 use crate::crd::autoscaling::Provider;
 use crate::kinds::OwnedKind;
@@ -15,6 +16,7 @@ use crate::names;
 use crate::validate::ValidSpec;
 
 mod deployment;
+mod endpoint_slice;
 mod http_route;
 mod network_policy;
 mod pod;
@@ -23,6 +25,7 @@ mod pod_monitor;
 mod resource_claim_template;
 mod scaled_object;
 mod service;
+mod session_target;
 mod tail_arguments;
 
 #[cfg(test)]
@@ -59,10 +62,10 @@ pub struct DesiredObject {
     pub digest: String,
 }
 
-/// Builds every object of `valid`.
+/// Builds every object of `valid`, as things stand.
 #[must_use]
-pub fn build(valid: &ValidSpec, settings: &Settings) -> Desired {
-    let replicas = replicas(valid);
+pub fn build(valid: &ValidSpec, settings: &Settings, standing: &Standing) -> Desired {
+    let replicas = replicas(valid, standing);
     let manifests = [
         (OwnedKind::ServiceAccount, Some(service::account(valid))),
         (OwnedKind::Service, Some(service::service(valid))),
@@ -83,8 +86,12 @@ pub fn build(valid: &ValidSpec, settings: &Settings) -> Desired {
             settings.pod_monitors.then(|| pod_monitor::build(valid)),
         ),
         (
+            OwnedKind::EndpointSlice,
+            standing.door.map(|door| endpoint_slice::build(valid, door)),
+        ),
+        (
             OwnedKind::Deployment,
-            Some(deployment::build(valid, settings, replicas)),
+            Some(deployment::build(valid, settings, standing, replicas)),
         ),
     ];
     let objects = manifests
@@ -95,11 +102,14 @@ pub fn build(valid: &ValidSpec, settings: &Settings) -> Desired {
 }
 
 /// The number of pods to ask for.
-fn replicas(valid: &ValidSpec) -> Option<i32> {
+fn replicas(valid: &ValidSpec, standing: &Standing) -> Option<i32> {
     let scaling = &valid.spec.autoscaling;
     match scaling.provider {
         Provider::None => Some(valid.spec.replicas),
-        Provider::Operator => Some(valid.spec.replicas.clamp(scaling.min, scaling.max)),
+        Provider::Operator => {
+            let replicas = standing.replicas.unwrap_or(valid.spec.replicas);
+            Some(replicas.clamp(scaling.min, scaling.max))
+        }
         Provider::Keda => None,
     }
 }

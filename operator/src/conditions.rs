@@ -86,7 +86,7 @@ fn ready(observed: &Observed) -> Verdict {
         )
     } else if observed.deployment.is_some() && wanted == 0 {
         let message =
-            "no tail is wanted; raise spec.replicas or autoscaling.min to serve".to_owned();
+            "no tail is wanted; with autoscaling.min 0 the first session starts one, or raise spec.replicas or autoscaling.min".to_owned();
         (false, "ScaledToZero", message)
     } else {
         (false, "NoTailReady", "no tail serves yet".to_owned())
@@ -99,8 +99,18 @@ fn model_available(observed: &Observed) -> Verdict {
         let message = "a tail has loaded the model".to_owned();
         verdict("ModelAvailable", true, "Loaded", message)
     } else {
-        let message = "no tail has loaded the model yet".to_owned();
-        verdict("ModelAvailable", false, "NotLoaded", message)
+        let delivery = &observed.delivery;
+        // Others have failed where one is on its way, and `Degraded` tells of them.
+        match delivery.on_its_way.as_ref().or(delivery.failed.as_ref()) {
+            Some((pod, report)) => {
+                let message = format!("pod {pod}: {}", report.message);
+                verdict("ModelAvailable", false, &report.reason, message)
+            }
+            None => {
+                let message = "no tail has loaded the model yet".to_owned();
+                verdict("ModelAvailable", false, "NotLoaded", message)
+            }
+        }
     }
 }
 
@@ -147,15 +157,23 @@ fn degraded(outcome: &Outcome<'_>, observed: &Observed) -> Verdict {
             let message = missing_apis(&applied.missing);
             verdict("Degraded", true, "ApiMissing", message)
         }
-        Outcome::Applied(_) | Outcome::Paused => match &observed.problem {
-            Some(problem) => verdict("Degraded", true, &problem.reason, problem.message.clone()),
-            None => verdict(
-                "Degraded",
-                false,
-                "AsExpected",
-                "nothing is in the way".to_owned(),
-            ),
-        },
+        Outcome::Applied(_) | Outcome::Paused => {
+            match (&observed.problem, &observed.delivery.failed) {
+                (Some(problem), _) => {
+                    verdict("Degraded", true, &problem.reason, problem.message.clone())
+                }
+                (None, Some((pod, report))) => {
+                    let message = format!("pod {pod}: {}", report.message);
+                    verdict("Degraded", true, &report.reason, message)
+                }
+                (None, None) => verdict(
+                    "Degraded",
+                    false,
+                    "AsExpected",
+                    "nothing is in the way".to_owned(),
+                ),
+            }
+        }
     }
 }
 

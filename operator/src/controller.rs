@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::{BoxFuture, FutureExt as _, Shared};
-use futures_util::stream::StreamExt as _;
+use futures_util::stream::{StreamExt as _, poll_fn};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -20,16 +20,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::apply::{Applier, ApplyError};
+use crate::autoscale::doors::Place;
 use crate::build::{Settings, build};
 use crate::conditions::Outcome;
 use crate::crd::SplitModel;
+use crate::delivery::Deliveries;
 use crate::error::{ReconcileError, backoff, error_chain};
 use crate::metrics::{Metrics, SplitModelCounts};
 use crate::names;
 use crate::observed::{Caches, Observed, observe};
-use crate::savings::rounds::Rounds;
-use crate::savings::scrape::Scraper;
+use crate::rounds::{Parts, Rounds, Stands};
 use crate::savings::shelf::Shelf;
+use crate::scrape::Scraper;
 use crate::status::{StatusWriter, status};
 use crate::validate::{Owner, ValidSpec};
 use crate::watches::Watches;
@@ -58,6 +60,8 @@ pub struct Setup {
     pub concurrency: u16,
     /// Between two times that a tail is asked what it has counted; `None` adds up no savings.
     pub scrape_interval: Option<Duration>,
+    /// Where the operator can answer for models that sleep; `None` puts none to sleep.
+    pub place: Option<Place>,
 }
 
 /// What reconciliations share.
@@ -66,6 +70,7 @@ struct Context {
     settings: Settings,
     metrics: Arc<Metrics>,
     caches: Caches,
+    stands: Stands,
     writer: StatusWriter,
     /// Ends when the caches are complete.
     filled: Shared<BoxFuture<'static, ()>>,
@@ -73,13 +78,14 @@ struct Context {
     failures: Mutex<HashMap<ObjectRef<SplitModel>, u32>>,
 }
 
-/// Reconciles and adds up savings until `stop` is cancelled, then finishes what is under way.
+/// Reconciles, adds up savings and decides on numbers of pods until `stop` is cancelled, then finishes what is under way.
 ///
 /// # Errors
 /// Where the API server cannot be asked which kinds it serves, or there is no TLS provider.
 pub async fn run(setup: Setup, stop: CancellationToken) -> anyhow::Result<()> {
     let shelf = Arc::new(Shelf::default());
-    let watches = Watches::new(&setup.client, &setup.metrics, &shelf).await?;
+    let (deliveries, news) = Deliveries::new();
+    let watches = Watches::new(&setup.client, &setup.metrics, &shelf, &deliveries).await?;
     let filled = watches.filled().boxed().shared();
     let Watches {
         splitmodels,
@@ -90,25 +96,28 @@ pub async fn run(setup: Setup, stop: CancellationToken) -> anyhow::Result<()> {
         caches,
         ..
     } = watches;
-    let rounds = match setup.scrape_interval {
-        None => None,
-        Some(scrape_interval) => Some(Rounds {
+    let stands = Stands::new(setup.place, setup.scrape_interval, &setup.metrics);
+    let rounds = setup.scrape_interval.map(|scrape_interval| {
+        Rounds::new(Parts {
             client: setup.client.clone(),
-            scraper: Scraper::new()?,
+            recorder: setup.recorder.clone(),
+            metrics: Arc::clone(&setup.metrics),
             scrape_interval,
             splitmodels: splitmodel_cache.clone(),
-            pods: caches.pods.clone(),
+            caches: caches.clone(),
             shelf,
-            metrics: Arc::clone(&setup.metrics),
-            answers: Mutex::default(),
-        }),
-    };
+            stands: stands.clone(),
+        })
+    });
+    let (rounds, changed) = rounds.transpose()?.unzip();
+    let (scraper, pod_cache) = (Scraper::new()?, caches.pods.clone());
     let context = Arc::new(Context {
         writer: StatusWriter::new(setup.client.clone(), setup.recorder),
         client: setup.client,
         settings: setup.settings,
         metrics: Arc::clone(&setup.metrics),
         caches,
+        stands,
         filled: filled.clone(),
         failures: Mutex::default(),
     });
@@ -116,7 +125,11 @@ pub async fn run(setup: Setup, stop: CancellationToken) -> anyhow::Result<()> {
         .with_config(Config::default().concurrency(setup.concurrency))
         .owns_stream(deployments)
         .watches_stream(pods, |pod: Pod| owner_of_pod(&pod))
+        .reconcile_on(news)
         .graceful_shutdown_on(stop.clone().cancelled_owned());
+    if let Some(mut changed) = changed {
+        controller = controller.reconcile_on(poll_fn(move |context| changed.poll_recv(context)));
+    }
     for (kind, stream) in others {
         controller = controller.owns_stream_with(stream, kind.api_resource());
     }
@@ -128,7 +141,8 @@ pub async fn run(setup: Setup, stop: CancellationToken) -> anyhow::Result<()> {
         () = reconciling => {}
         () = stopped(&stop, &filled) => {}
         () = count_splitmodels(&splitmodel_cache, &setup.metrics) => {}
-        () = add_up(rounds.as_ref(), &filled) => {}
+        () = go_round(rounds.as_ref(), &filled) => {}
+        () = filled.clone().then(|()| deliveries.run(&scraper, &splitmodel_cache, &pod_cache)) => {}
     }
     if let Some(rounds) = rounds.filter(|_| filled.peek().is_some()) {
         rounds.finish().await;
@@ -136,9 +150,8 @@ pub async fn run(setup: Setup, stop: CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Adds up savings, without end. Before the caches are filled, a pod that is only not known yet would look like one
-/// that has gone.
-async fn add_up(rounds: Option<&Rounds>, filled: &Shared<BoxFuture<'static, ()>>) {
+/// Goes on beside reconciliations. Before the caches are filled, a pod not known yet would look like one that has gone.
+async fn go_round(rounds: Option<&Rounds>, filled: &Shared<BoxFuture<'static, ()>>) {
     filled.clone().await;
     match rounds {
         Some(rounds) => rounds.run().await,
@@ -164,18 +177,7 @@ async fn count_splitmodels(cache: &Store<SplitModel>, metrics: &Metrics) {
     let mut interval = tokio::time::interval(COUNT_INTERVAL);
     loop {
         interval.tick().await;
-        let mut counts = SplitModelCounts::default();
-        for splitmodel in cache.state() {
-            let status = splitmodel.status.as_ref();
-            let mut conditions = status.iter().flat_map(|status| &status.conditions);
-            let ready = conditions.find(|condition| condition.type_ == "Ready");
-            match ready.map(|ready| (ready.status.as_str(), ready.reason.as_str())) {
-                Some(("True", _)) => counts.ready += 1,
-                Some((_, "ScaledToZero")) => counts.asleep += 1,
-                _ => counts.not_ready += 1,
-            }
-        }
-        metrics.set_splitmodels(counts);
+        metrics.set_splitmodels(SplitModelCounts::of(&cache.state()));
     }
 }
 
@@ -290,7 +292,8 @@ impl Context {
                 return Ok(("invalid", Action::await_change()));
             }
         };
-        let desired = build(&valid, &self.settings);
+        let standing = self.stands.of(&valid, &observed);
+        let desired = build(&valid, &self.settings, &standing);
         let applier = Applier {
             client: &self.client,
             metrics: &self.metrics,

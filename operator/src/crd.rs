@@ -93,8 +93,9 @@ pub struct SplitModelSpec {
     #[serde(default)]
     pub autoscaling: Autoscaling,
     /// The number of tail pods that a person or a HorizontalPodAutoscaler asks for through the scale
-    /// subresource. With `autoscaling.provider: none` it is exactly that number; with `operator` it is kept
-    /// between `autoscaling.min` and `autoscaling.max`; with `keda` it is ignored.
+    /// subresource. With `autoscaling.provider: none` it is exactly that number; with `operator` it is the number to
+    /// begin with and, whenever it is changed, to go on from, between `autoscaling.min` and `autoscaling.max`; with
+    /// `keda` it is ignored.
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: i32,
@@ -161,6 +162,21 @@ pub struct SecretKeyRef {
     pub name: String,
     /// The key within the Secret.
     #[serde(default = "token_key")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
+}
+
+/// One key of a ConfigMap in the SplitModel's namespace.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapKeyRef {
+    /// Name of the ConfigMap, in the namespace of the SplitModel.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+    )]
+    pub name: String,
+    /// The key within the ConfigMap.
     #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub key: String,
 }

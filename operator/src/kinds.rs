@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Service, ServiceAccount};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::resource::v1::ResourceClaimTemplate;
@@ -22,12 +23,13 @@ pub enum OwnedKind {
     HttpRoute,
     ScaledObject,
     PodMonitor,
+    EndpointSlice,
     Deployment,
 }
 
 impl OwnedKind {
     /// In the order of creation: what pods need comes before the pods.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::ServiceAccount,
         Self::Service,
         Self::HeadlessService,
@@ -37,6 +39,7 @@ impl OwnedKind {
         Self::HttpRoute,
         Self::ScaledObject,
         Self::PodMonitor,
+        Self::EndpointSlice,
         Self::Deployment,
     ];
 
@@ -54,6 +57,7 @@ impl OwnedKind {
             }
             Self::ScaledObject => foreign("keda.sh", "v1alpha1", "ScaledObject", "scaledobjects"),
             Self::PodMonitor => foreign("monitoring.coreos.com", "v1", "PodMonitor", "podmonitors"),
+            Self::EndpointSlice => ApiResource::erase::<EndpointSlice>(&()),
             Self::Deployment => ApiResource::erase::<Deployment>(&()),
         }
     }
@@ -67,6 +71,7 @@ impl OwnedKind {
             | Self::HeadlessService
             | Self::NetworkPolicy
             | Self::PodDisruptionBudget
+            | Self::EndpointSlice
             | Self::Deployment => true,
             Self::ResourceClaimTemplate
             | Self::HttpRoute
@@ -75,11 +80,22 @@ impl OwnedKind {
         }
     }
 
+    /// Selects the objects of the kind that the operator made. Kubernetes gives EndpointSlices that it makes itself
+    /// the labels of their Service; another label says whose they are.
+    #[must_use]
+    pub fn selector(self) -> &'static str {
+        match self {
+            Self::EndpointSlice => names::OWN_SLICES_SELECTOR,
+            _ => names::OWNED_SELECTOR,
+        }
+    }
+
     /// The object's name for a SplitModel: one of each kind at most.
     #[must_use]
     pub fn object_name(self, splitmodel: &str) -> String {
         match self {
             Self::HeadlessService => names::headless_service(splitmodel),
+            Self::EndpointSlice => names::door(splitmodel),
             _ => names::owned(splitmodel),
         }
     }

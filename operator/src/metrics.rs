@@ -1,5 +1,6 @@
 //! The operator's own metrics, in Prometheus' text format. `docs/operator.md` lists them.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +10,15 @@ use prometheus::{
 };
 
 use self::savings::SavingsCollector;
+use self::scaling::Scaling;
 use crate::crd::SplitModel;
 use crate::kinds::OwnedKind;
+use crate::savings::shelf::Key;
 
 mod savings;
+mod scaling;
+
+pub(crate) use self::scaling::Scaled;
 
 /// The operator's own metrics.
 pub struct Metrics {
@@ -26,6 +32,7 @@ pub struct Metrics {
     watch_errors: IntCounterVec,
     scrapes: IntCounterVec,
     savings: SavingsCollector,
+    scaling: Scaling,
 }
 
 /// SplitModels by their condition `Ready`.
@@ -35,6 +42,23 @@ pub(crate) struct SplitModelCounts {
     /// Scaled to zero on purpose.
     pub(crate) asleep: i64,
     pub(crate) not_ready: i64,
+}
+
+impl SplitModelCounts {
+    pub(crate) fn of(splitmodels: &[Arc<SplitModel>]) -> Self {
+        let mut counts = Self::default();
+        for splitmodel in splitmodels {
+            let status = splitmodel.status.as_ref();
+            let mut conditions = status.iter().flat_map(|status| &status.conditions);
+            let ready = conditions.find(|condition| condition.type_ == "Ready");
+            match ready.map(|ready| (ready.status.as_str(), ready.reason.as_str())) {
+                Some(("True", _)) => counts.ready += 1,
+                Some((_, "ScaledToZero")) => counts.asleep += 1,
+                _ => counts.not_ready += 1,
+            }
+        }
+        counts
+    }
 }
 
 impl Metrics {
@@ -96,6 +120,7 @@ impl Metrics {
                 &["result"],
             )?,
             savings: SavingsCollector::new()?,
+            scaling: Scaling::new()?,
         };
         let all: [Box<dyn prometheus::core::Collector>; 9] = [
             Box::new(metrics.reconciliations.clone()),
@@ -108,7 +133,7 @@ impl Metrics {
             Box::new(metrics.scrapes.clone()),
             Box::new(metrics.savings.clone()),
         ];
-        for collector in all {
+        for collector in all.into_iter().chain(metrics.scaling.collectors()) {
             metrics.registry.register(collector)?;
         }
         Ok(metrics)
@@ -147,6 +172,7 @@ impl Metrics {
         if !is_leader {
             self.splitmodels.reset();
             self.savings.show(Vec::new());
+            self.scaling.reset();
         }
     }
 
@@ -158,6 +184,25 @@ impl Metrics {
     /// Savings as the API server holds them, which no restart takes back.
     pub(crate) fn show_savings(&self, splitmodels: Vec<Arc<SplitModel>>) {
         self.savings.show(splitmodels);
+    }
+
+    pub(crate) fn show_scaled(&self, key: &Key, scaled: Scaled) {
+        self.scaling.show(key, scaled);
+    }
+
+    /// The operator has decided to have more tails, or fewer.
+    pub(crate) fn scaled(&self, key: &Key, is_up: bool) {
+        self.scaling.scaled(key, is_up);
+    }
+
+    /// A session was told that the first tail is being started.
+    pub(crate) fn told_starting(&self, key: &Key) {
+        self.scaling.told_starting(key);
+    }
+
+    /// Forgets SplitModels that are not in `present`.
+    pub(crate) fn keep_scaled(&self, present: &BTreeSet<Key>) {
+        self.scaling.keep(present);
     }
 
     pub(crate) fn set_splitmodels(&self, counts: SplitModelCounts) {
@@ -174,8 +219,6 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
@@ -186,6 +229,16 @@ mod tests {
         metrics.set_splitmodels(SplitModelCounts::default());
         metrics.watch_failed("Service");
         metrics.scraped(true);
+        let key = ("ml".to_owned(), "smol".to_owned());
+        let scaled = Scaled {
+            wanted: 3,
+            stands: 2,
+            waiting: 1.0,
+            is_panicking: false,
+        };
+        metrics.show_scaled(&key, scaled);
+        metrics.scaled(&key, true);
+        metrics.told_starting(&key);
         metrics.show_savings(vec![Arc::new(savings::tests::splitmodel())]);
         let gathered = metrics.registry.gather();
         let live: BTreeSet<String> = gathered

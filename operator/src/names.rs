@@ -8,16 +8,26 @@ pub const HANDOVER_MANAGER: &str = "headway-operator-handover";
 pub const STATUS_MANAGER: &str = "headway-operator-status";
 /// Field manager of the savings in a SplitModel's status.
 pub const SAVINGS_MANAGER: &str = "headway-operator-savings";
+/// Field manager of annotations of pods: who goes first, and how many sessions each should have.
+pub const SCALING_MANAGER: &str = "headway-operator-scaling";
 /// Keeps a SplitModel until its pods have drained.
 pub const FINALIZER: &str = "headway.dev/drain";
 /// On an owned object: digest of what was applied.
 pub const APPLIED_ANNOTATION: &str = "headway.dev/applied";
+/// On a Deployment: the `spec.replicas` of the SplitModel that its number of pods came from at first.
+pub const ASKED_ANNOTATION: &str = "headway.dev/asked-replicas";
+/// On a pod: how many sessions its tail should have at most; it asks the others to move.
+pub const SESSION_TARGET_ANNOTATION: &str = "headway.dev/session-target";
+/// On a pod, Kubernetes' own: of a ReplicaSet, those with the lowest number go first.
+pub const DELETION_COST_ANNOTATION: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// On a SplitModel: `"true"` stops the operator from changing anything for it.
 pub const PAUSED_ANNOTATION: &str = "headway.dev/paused";
 /// On every owned object and pod: the SplitModel's name.
 pub const SPLITMODEL_LABEL: &str = "headway.dev/splitmodel";
 /// Selects every object of every SplitModel.
 pub const OWNED_SELECTOR: &str = "app.kubernetes.io/managed-by=headway-operator";
+/// Selects the EndpointSlices that the operator made.
+pub const OWN_SLICES_SELECTOR: &str = "endpointslice.kubernetes.io/managed-by=headway-operator";
 /// Value of `app.kubernetes.io/managed-by`.
 pub const MANAGED_BY: &str = "headway-operator";
 /// The name of a tail's container and of its port.
@@ -30,6 +40,12 @@ pub const TAIL_PORT: i32 = 8089;
 #[must_use]
 pub fn owned(splitmodel: &str) -> String {
     format!("{splitmodel}-tail")
+}
+
+/// Name of the EndpointSlice by which the operator answers for tails that are not there.
+#[must_use]
+pub fn door(splitmodel: &str) -> String {
+    format!("{splitmodel}-tail-door")
 }
 
 /// Name of the Service that gives each tail pod an address of its own.

@@ -7,7 +7,9 @@ use kube::ResourceExt as _;
 use kube::core::{DynamicObject, PartialObjectMeta};
 use kube::runtime::reflector::{ObjectRef, Store};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use crate::delivery::{Deliveries, Delivery};
 use crate::kinds::OwnedKind;
 use crate::names;
 use crate::pod_problem::PodProblem;
@@ -21,6 +23,8 @@ pub struct Caches {
     pub others: BTreeMap<OwnedKind, Store<PartialObjectMeta<DynamicObject>>>,
     /// With metadata and status only.
     pub pods: Store<Pod>,
+    /// What pods have said of their model.
+    pub deliveries: Arc<Deliveries>,
 }
 
 /// What the cluster holds for one SplitModel.
@@ -36,6 +40,8 @@ pub struct Observed {
     pub deployment_generation: i64,
     /// The gravest of what keeps pods from running.
     pub problem: Option<PodProblem>,
+    /// How far the model is on its way.
+    pub delivery: Delivery,
 }
 
 /// Looks up what belongs to the SplitModel `name` in `namespace`.
@@ -59,6 +65,7 @@ pub fn observe(caches: &Caches, namespace: &str, name: &str) -> Observed {
             }
         }
     }
+    observed.delivery = caches.deliveries.of(namespace, name);
     if !observed.all_available() {
         observed.problem = gravest_problem(caches, namespace, name);
     }

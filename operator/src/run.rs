@@ -10,6 +10,7 @@ use kube::{Client, Config as ClientConfig};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::autoscale::doors::Place;
 use crate::build::Settings;
 use crate::config::Config;
 use crate::controller::{self, Setup};
@@ -83,6 +84,10 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
             0 => None,
             seconds => Some(Duration::from_secs(seconds.into())),
         },
+        place: config.wake_address.map(|address| Place {
+            address,
+            ports: config.wake_ports.range(),
+        }),
     };
     lead(&mut leadership, setup, &metrics, &stop).await;
     leadership.release().await;

@@ -7,7 +7,7 @@
 //! | highest reading of each run, and totals | [`ledger`] | `Ledger` |
 //! | what is said of them | [`report`] | `status.savings`, a condition |
 //!
-//! These are pure. [`scrape`] asks a tail, [`shelf`] hears what the watch of pods says, and [`rounds`] strings all
+//! These are pure. [`crate::scrape`] asks tails, [`shelf`] hears what the watch of pods says, and [`rounds`] strings all
 //! of it together. `docs/savings.md` says how figures come about and what is not in them.
 
 pub mod books;
@@ -15,7 +15,6 @@ pub mod counters;
 pub mod ledger;
 pub mod report;
 pub mod rounds;
-pub mod scrape;
 pub mod shelf;
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::build;
 use crate::conditions::{Outcome, conditions};
 use crate::crd::SplitModel;
-use crate::crd::status::SplitModelStatus;
+use crate::crd::status::{ServedModel, SplitModelStatus};
 use crate::metrics::Metrics;
 use crate::names;
 use crate::observed::Observed;
@@ -54,8 +54,15 @@ pub fn status(
         endpoint: valid
             .map(build::endpoint)
             .or_else(|| before.endpoint.clone()),
+        // Known again soon after the operator was started.
+        model: served(observed).or_else(|| before.model.clone()),
         savings: before.savings.clone(),
     }
+}
+
+fn served(observed: &Observed) -> Option<ServedModel> {
+    let (digest, commit) = observed.delivery.served.clone()?;
+    Some(ServedModel { digest, commit })
 }
 
 /// Conditions are a map by type: with two writers, their order is the API server's.
@@ -168,7 +175,9 @@ impl StatusWriter {
     }
 
     async fn tell(&self, splitmodel: &SplitModel, condition: &Condition) {
-        let is_bad = (condition.type_ == "Degraded") == (condition.status == "True")
+        // A model may sleep.
+        let is_bad = condition.reason != "ScaledToZero"
+            && (condition.type_ == "Degraded") == (condition.status == "True")
             && condition.type_ != "Progressing";
         let note = format!(
             "{}={}: {}",

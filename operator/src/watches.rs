@@ -23,6 +23,7 @@ use kube::{Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 
 use crate::crd::SplitModel;
+use crate::delivery::Deliveries;
 use crate::drift::keep_own_fields;
 use crate::kinds::OwnedKind;
 use crate::metrics::Metrics;
@@ -61,7 +62,7 @@ pub struct Watches {
 
 impl Watches {
     /// Asks which kinds are served, and prepares the streams. Nothing is watched before they are polled. `shelf`
-    /// hears of a change of a pod before the cache shows it.
+    /// hears of a change of a pod before the cache shows it; `deliveries` goes into the caches as it is.
     ///
     /// # Errors
     /// Where the API server cannot be reached.
@@ -69,6 +70,7 @@ impl Watches {
         client: &Client,
         metrics: &Arc<Metrics>,
         shelf: &Arc<Shelf>,
+        deliveries: &Arc<Deliveries>,
     ) -> Result<Self, kube::Error> {
         let (splitmodel_cache, splitmodels) = watch_splitmodels(client, metrics);
         let (deployments_cache, deployments) = watch(
@@ -106,6 +108,7 @@ impl Watches {
             deployments: deployments_cache,
             pods: pods_cache,
             others: caches,
+            deliveries: Arc::clone(deliveries),
         };
         Ok(Self {
             splitmodels,
@@ -264,7 +267,7 @@ fn watch_metadata(
         if !is_served {
             wait_until_served(&client, kind).await;
         }
-        watcher(api, owned_config())
+        watcher(api, config().labels(kind.selector()))
     })
     .flatten();
     let writer = Writer::new(resource);
@@ -320,6 +323,7 @@ fn kind_name(kind: OwnedKind) -> &'static str {
         OwnedKind::HttpRoute => "HTTPRoute",
         OwnedKind::ScaledObject => "ScaledObject",
         OwnedKind::PodMonitor => "PodMonitor",
+        OwnedKind::EndpointSlice => "EndpointSlice",
         OwnedKind::Deployment => "Deployment",
     }
 }
@@ -337,6 +341,14 @@ fn trim_deployment(deployment: &mut Deployment) {
 
 fn trim_pod(pod: &mut Pod) {
     pod.metadata.managed_fields = None;
-    pod.metadata.annotations = None;
+    // By which the operator scales; there may be many others.
+    if let Some(annotations) = &mut pod.metadata.annotations {
+        annotations.retain(|name, _| {
+            matches!(
+                name.as_str(),
+                names::DELETION_COST_ANNOTATION | names::SESSION_TARGET_ANNOTATION
+            )
+        });
+    }
     pod.spec = None;
 }

@@ -10,6 +10,7 @@ pub mod api_proxy;
 pub mod device;
 pub mod forwarder;
 pub mod load;
+pub mod model_source;
 pub mod operator;
 pub mod program;
 pub mod tail;

@@ -154,6 +154,8 @@ pub struct OperatorOptions<'a> {
     pub otlp_endpoint: Option<&'a str>,
     /// Between two times that it asks tails; 0 for none, where pods have made-up addresses.
     pub scrape_seconds: u16,
+    /// Where it says that it answers for models that sleep; it listens on all addresses.
+    pub wake_address: Option<&'a str>,
 }
 
 /// A running operator; killed when dropped.
@@ -177,8 +179,10 @@ impl Operator {
     pub async fn start(installation: &Installation, options: OperatorOptions<'_>) -> Result<Self> {
         let kubeconfig = installation.write_kubeconfig(options.identity, options.proxy)?;
         let otlp = options.otlp_endpoint.map(|url| ["--otlp-endpoint", url]);
+        let wake = options.wake_address.map(|ip| ["--wake-address", ip]);
         let mut child = Command::new(program("headway-operator"))
             .args(otlp.into_iter().flatten())
+            .args(wake.into_iter().flatten())
             .args(["--tail-image", "headway-tail-server:test"])
             .args(["--listen", "127.0.0.1:0"])
             .args(["--lease-name", RELEASE, "--lease-namespace", NAMESPACE])

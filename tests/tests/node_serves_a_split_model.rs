@@ -20,6 +20,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::sleep;
 
+#[path = "node_serves_a_split_model/delivery.rs"]
+mod delivery;
+
 /// The SplitModel of `examples/volume.yaml`.
 const SPLIT_MODEL: &str = "smollm2-volume";
 /// Layers on the device.
@@ -61,6 +64,137 @@ async fn no_token_is_lost_on_a_real_node() -> Result<()> {
     assert_eq!(failed.tokens, expected.tokens, "a node without power");
     assert!(failed.report.reconnects >= 1, "a node without power");
     Ok(())
+}
+
+/// Pods of the SplitModel that scales, and edges that stream meanwhile.
+const MOST_TAILS: usize = 3;
+const EDGES: usize = 20;
+
+/// From nothing to one tail, to three, to one, and to nothing, with devices that stream all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_token_is_lost_while_a_model_sleeps_wakes_and_scales() -> Result<()> {
+    let Some(cluster) = cluster()? else {
+        return Ok(());
+    };
+    install(&cluster)?;
+    let request = request(
+        chat("Tell me about the moon."),
+        MAX_TOKENS,
+        SamplingParams::default(),
+    );
+    let whole = unsplit(WeightDtype::Native).await?;
+    let expected = finish(whole.generate(request.clone()).await?).await?;
+
+    let url = serve_scaled(&cluster)?;
+    tails(&cluster, 0).await?;
+    let began = Instant::now();
+    let client = connect(&url, SPLIT_LAYER).await?;
+    tell(&format!(
+        "woken and connected after {:.1} s",
+        began.elapsed().as_secs_f64()
+    ));
+    let woken = finish(client.generate(request.clone()).await?).await?;
+    assert_eq!(woken.tokens, expected.tokens, "a model that was asleep");
+    tell(&format!(
+        "first answer after {:.1} s",
+        began.elapsed().as_secs_f64()
+    ));
+
+    let streams = (0..EDGES).map(|index| {
+        let (client, request) = (client.clone(), request.clone());
+        // The last ones begin again when they are done, until the tails are fewer.
+        let rounds = if index < EDGES - 2 { 2 } else { 12 };
+        tokio::spawn(async move { stream(&client, &request, rounds).await })
+    });
+    let streams: Vec<_> = streams.collect();
+    tails(&cluster, MOST_TAILS).await?;
+    tell(&format!(
+        "{MOST_TAILS} tails after {:.1} s",
+        began.elapsed().as_secs_f64()
+    ));
+    let mut longest = Duration::ZERO;
+    let mut moved = 0;
+    for stream in streams {
+        let (answers, pause) = stream.await??;
+        longest = longest.max(pause);
+        for answer in answers {
+            assert_eq!(answer.tokens, expected.tokens, "while tails come and go");
+            moved += answer.report.reconnects;
+        }
+    }
+    tell(&format!(
+        "longest pause {:.1} s, {moved} sessions moved",
+        longest.as_secs_f64()
+    ));
+    tails(&cluster, 0).await?;
+    let events = kubectl(&cluster, &["get", "events"])?;
+    for word in ["Woken", "ScaledUp", "ScaledDown", "FellAsleep"] {
+        ensure!(events.contains(word), "no {word} in\n{events}");
+    }
+    Ok(())
+}
+
+/// Streams one answer after the other; returns them, and the longest time between two tokens.
+async fn stream(
+    client: &edge_lite::Client,
+    request: &GenerateRequest,
+    rounds: usize,
+) -> Result<(Vec<Answer>, Duration)> {
+    let (mut answers, mut longest) = (Vec::new(), Duration::ZERO);
+    for _ in 0..rounds {
+        let mut generation = client.generate(request.clone()).await?;
+        let mut tokens = first_tokens(&mut generation, 1).await?;
+        while tokens.len() < MAX_TOKENS {
+            let before = Instant::now();
+            tokens.extend(first_tokens(&mut generation, 1).await?);
+            longest = longest.max(before.elapsed());
+        }
+        answers.push(finish_after(tokens, generation).await?);
+    }
+    Ok((answers, longest))
+}
+
+/// Applies the example as a model that may sleep, with little patience; returns the URL of its Service.
+fn serve_scaled(cluster: &Cluster) -> Result<String> {
+    let url = serve(cluster)?;
+    let spec = serde_json::json!({"spec": {
+        "tail": {"limits": {"sessions": 10}},
+        "autoscaling": {
+            "min": 0,
+            "max": MOST_TAILS,
+            // Twenty devices and three tails on one machine: work waits.
+            "targets": {"queueDelayMs": 60_000},
+            "windows": {"stableSeconds": 10, "panicSeconds": 4, "scaleDownDelaySeconds": 5},
+        },
+    }});
+    let name = format!("splitmodel/{SPLIT_MODEL}");
+    let patch = format!("--patch={spec}");
+    kubectl(cluster, &["patch", &name, "--type=merge", &patch])?;
+    Ok(url)
+}
+
+/// Waits until so many tails are wanted, and as many serve.
+async fn tails(cluster: &Cluster, count: usize) -> Result<()> {
+    let name = format!("splitmodel/{SPLIT_MODEL}");
+    let fields = "-o=jsonpath={.status.desiredReplicas} {.status.replicas} {.status.readyReplicas}";
+    let late = Instant::now() + 3 * PATIENCE;
+    loop {
+        let status = tokio::task::block_in_place(|| kubectl(cluster, &["get", &name, fields]))?;
+        if status == format!("{count} {count} {count}") {
+            return Ok(());
+        }
+        if Instant::now() > late {
+            let events = kubectl(cluster, &["get", "events"])?;
+            let error = anyhow::anyhow!("not {count} tails but {status:?}\n{events}");
+            return explain(cluster, &error);
+        }
+        sleep(10 * INTERVAL).await;
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "says what was measured")]
+fn tell(what: &str) {
+    eprintln!("{what}");
 }
 
 #[tokio::test]

@@ -89,6 +89,9 @@ capabilities:
 {{- if and (gt (int .Values.replicas) 1) (not .Values.leaderElection.enabled) -}}
 {{- fail "replicas is above 1, but leaderElection.enabled is false: two operators would write against each other; set replicas to 1 or leaderElection.enabled to true" -}}
 {{- end -}}
+{{- if gt (int .Values.wake.firstPort) (int .Values.wake.lastPort) -}}
+{{- fail "wake.firstPort is above wake.lastPort; write the first and the last of the ports, such as 9100 and 9599" -}}
+{{- end -}}
 {{- if and .Values.tail.podMonitors .Values.rbac.create (not .Values.rbac.podMonitors) -}}
 {{- fail "tail.podMonitors is true, but rbac.podMonitors is false: the operator could not write PodMonitors; set rbac.podMonitors to true" -}}
 {{- end -}}

@@ -7,16 +7,31 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
-use super::{Settings, json, metadata, pod, selector};
+use super::{Settings, json, metadata, pod, selector, session_target};
+use crate::autoscale::scales::Standing;
 use crate::kinds::OwnedKind;
+use crate::names;
 use crate::validate::ValidSpec;
 
 /// How long pods may take before the Deployment counts as stuck: large models are downloaded in this time.
 const PROGRESS_DEADLINE_SECONDS: i32 = 3600;
 
-pub(super) fn build(valid: &ValidSpec, settings: &Settings, replicas: Option<i32>) -> Value {
+pub(super) fn build(
+    valid: &ValidSpec,
+    settings: &Settings,
+    standing: &Standing,
+    replicas: Option<i32>,
+) -> Value {
+    let mut metadata = metadata(OwnedKind::Deployment, valid);
+    if standing.replicas.is_some() {
+        let asked = (
+            names::ASKED_ANNOTATION.to_owned(),
+            valid.spec.replicas.to_string(),
+        );
+        metadata.annotations = Some([asked].into());
+    }
     json(&Deployment {
-        metadata: metadata(OwnedKind::Deployment, valid),
+        metadata,
         spec: Some(DeploymentSpec {
             replicas,
             selector: LabelSelector {
@@ -26,7 +41,7 @@ pub(super) fn build(valid: &ValidSpec, settings: &Settings, replicas: Option<i32
             strategy: Some(strategy(&valid.spec.rollout.max_surge)),
             progress_deadline_seconds: Some(PROGRESS_DEADLINE_SECONDS),
             revision_history_limit: Some(2),
-            template: pod::template(valid, settings),
+            template: session_target::projected(pod::template(valid, settings)),
             ..DeploymentSpec::default()
         }),
         ..Deployment::default()

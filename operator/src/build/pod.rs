@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{
-    Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource,
-    HTTPGetAction, Lifecycle, LifecycleHandler, PersistentVolumeClaimVolumeSource,
+    Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EmptyDirVolumeSource,
+    HTTPGetAction, KeyToPath, Lifecycle, LifecycleHandler, PersistentVolumeClaimVolumeSource,
     PodResourceClaim, PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceClaim,
-    ResourceRequirements, SeccompProfile, SecretKeySelector, SecretVolumeSource, SecurityContext,
-    SleepAction, Volume, VolumeMount,
+    ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, SleepAction, Volume,
+    VolumeMount,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -15,6 +15,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::tail_arguments::{claim_and_path, folder, tail_arguments};
 use super::{Settings, labels, resource_claim_template};
+use crate::crd::ConfigMapKeyRef;
+use crate::crd::model::Model;
 use crate::crd::tail::ExtraVolume;
 use crate::kinds::OwnedKind;
 use crate::names;
@@ -27,8 +29,8 @@ const PRE_STOP_SECONDS: i64 = 3;
 /// Beyond draining, until the kubelet kills.
 const GRACE_SECONDS: i64 = 10;
 const START_PERIOD_SECONDS: i32 = 2;
-/// Two hours: the start includes the download of the weights.
-const START_FAILURES: i32 = 3600;
+/// Five minutes until the process answers. It does so before it has its model, whose download may take any time.
+const START_FAILURES: i32 = 150;
 
 pub(super) fn template(valid: &ValidSpec, settings: &Settings) -> PodTemplateSpec {
     let mut labels = labels(valid);
@@ -95,7 +97,6 @@ fn container(valid: &ValidSpec, settings: &Settings) -> Container {
             .image_pull_policy
             .map(|policy| policy.name().to_owned()),
         args: Some(tail_arguments(valid)),
-        env: hub_token(valid).map(|token| vec![token]),
         ports: Some(vec![ContainerPort {
             name: Some(names::TAIL.to_owned()),
             container_port: names::TAIL_PORT,
@@ -152,22 +153,6 @@ fn probe(valid: &ValidSpec, path: &str, period_seconds: i32, failures: i32) -> P
     }
 }
 
-fn hub_token(valid: &ValidSpec) -> Option<EnvVar> {
-    let secret = valid.spec.model.credentials_secret_ref.as_ref()?;
-    Some(EnvVar {
-        name: "HF_TOKEN".to_owned(),
-        value: None,
-        value_from: Some(EnvVarSource {
-            secret_key_ref: Some(SecretKeySelector {
-                name: secret.name.clone(),
-                key: secret.key.clone(),
-                optional: None,
-            }),
-            ..EnvVarSource::default()
-        }),
-    })
-}
-
 fn resources(valid: &ValidSpec) -> ResourceRequirements {
     let tail = &valid.spec.tail;
     let mut limits = quantities(&tail.resources.limits);
@@ -217,6 +202,7 @@ fn volumes(valid: &ValidSpec) -> Vec<Volume> {
     if let Some((claim, _)) = claim_and_path(&spec.model.source) {
         volumes.push(claim_volume("headway-model", claim, true));
     }
+    volumes.extend(delivery_volumes(&spec.model));
     if let Some(secret) = &spec.expose.tls_secret_ref {
         volumes.push(secret_volume("headway-tls", &secret.name));
     }
@@ -225,6 +211,43 @@ fn volumes(valid: &ValidSpec) -> Vec<Volume> {
     }
     volumes.extend(spec.tail.extra_volumes.iter().map(extra_volume));
     volumes
+}
+
+/// What the tail needs to get its model. As files, because a file that is put right is read at the next attempt; and
+/// optional, because the tail says in a condition what is missing, and a pod that cannot start says it in an event.
+fn delivery_volumes(model: &Model) -> Vec<Volume> {
+    let item = |key: &str| {
+        Some(vec![KeyToPath {
+            key: key.to_owned(),
+            path: key.to_owned(),
+            mode: None,
+        }])
+    };
+    let config_map = |name: &str, source: &ConfigMapKeyRef| Volume {
+        name: name.to_owned(),
+        config_map: Some(ConfigMapVolumeSource {
+            name: source.name.clone(),
+            items: item(&source.key),
+            optional: Some(true),
+            ..ConfigMapVolumeSource::default()
+        }),
+        ..Volume::default()
+    };
+    let token = model.credentials_secret_ref.as_ref().map(|source| Volume {
+        name: "headway-hub".to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(source.name.clone()),
+            items: item(&source.key),
+            optional: Some(true),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    });
+    let identity = model.identity_config_map_ref.as_ref();
+    let identity = identity.map(|source| config_map("headway-identity", source));
+    let ca = model.ca_config_map_ref.as_ref();
+    let ca = ca.map(|source| config_map("headway-ca", source));
+    [token, identity, ca].into_iter().flatten().collect()
 }
 
 fn mounts(valid: &ValidSpec) -> Vec<VolumeMount> {
@@ -236,6 +259,24 @@ fn mounts(valid: &ValidSpec) -> Vec<VolumeMount> {
     if claim_and_path(&spec.model.source).is_some() {
         mounts.push(mount("headway-model", folder::MODEL, true));
     }
+    let model = &spec.model;
+    let of_delivery = [
+        (
+            "headway-hub",
+            folder::HUB,
+            model.credentials_secret_ref.is_some(),
+        ),
+        (
+            "headway-identity",
+            folder::IDENTITY,
+            model.identity_config_map_ref.is_some(),
+        ),
+        ("headway-ca", folder::CA, model.ca_config_map_ref.is_some()),
+    ];
+    let wanted = of_delivery
+        .into_iter()
+        .filter(|(_, _, is_wanted)| *is_wanted);
+    mounts.extend(wanted.map(|(name, path, _)| mount(name, path, true)));
     if spec.expose.tls_secret_ref.is_some() {
         mounts.push(mount("headway-tls", folder::TLS, true));
     }

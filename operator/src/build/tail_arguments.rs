@@ -14,7 +14,13 @@ pub(super) mod folder {
     pub(crate) const TLS: &str = "/tls";
     pub(crate) const AUTH: &str = "/auth";
     pub(crate) const TMP: &str = "/tmp";
+    pub(crate) const HUB: &str = "/hub";
+    pub(crate) const IDENTITY: &str = "/identity";
+    pub(crate) const CA: &str = "/ca";
 }
+
+/// Before a tail tries again to get its model. It stays, and says why not in a condition.
+const RETRY_SECONDS: u32 = 30;
 
 /// The key of an auth Secret that holds the devices' hashed keys.
 const AUTH_KEY: &str = "keys";
@@ -24,6 +30,7 @@ pub(super) fn tail_arguments(valid: &ValidSpec) -> Vec<String> {
     let limits = &spec.tail.limits;
     let mut arguments = Arguments::default();
     arguments.option("model", model_argument(&spec.model));
+    delivery(&spec.model, &mut arguments);
     arguments.option("listen", format!("0.0.0.0:{}", names::TAIL_PORT));
     arguments.option("cache-dir", folder::CACHE);
     if let Some(accelerator) = &spec.tail.accelerator {
@@ -64,6 +71,25 @@ pub(super) fn tail_arguments(valid: &ValidSpec) -> Vec<String> {
     }
     arguments.flag_if(spec.auth.allow_anonymous, "allow-anonymous");
     arguments.0
+}
+
+fn delivery(model: &Model, arguments: &mut Arguments) {
+    if let Some(sha256) = &model.sha256 {
+        arguments.option("model-sha256", sha256);
+    }
+    if let Some(identity) = &model.identity_config_map_ref {
+        arguments.option(
+            "model-identity",
+            format!("{}/{}", folder::IDENTITY, identity.key),
+        );
+    }
+    if let Some(secret) = &model.credentials_secret_ref {
+        arguments.option("hub-token-file", format!("{}/{}", folder::HUB, secret.key));
+    }
+    if let Some(ca) = &model.ca_config_map_ref {
+        arguments.option("model-ca", format!("{}/{}", folder::CA, ca.key));
+    }
+    arguments.option("retry-seconds", RETRY_SECONDS.to_string());
 }
 
 #[derive(Default)]
@@ -122,6 +148,9 @@ mod tests {
             source: source.to_owned(),
             revision: revision.map(str::to_owned),
             credentials_secret_ref: None,
+            sha256: None,
+            identity_config_map_ref: None,
+            ca_config_map_ref: None,
             cache: crate::crd::model::ModelCache::default(),
         })
     }

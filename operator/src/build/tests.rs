@@ -11,7 +11,15 @@ fn settings() -> Settings {
 }
 
 fn built(spec: Value) -> Desired {
-    build(&ValidSpec::check(&splitmodel(spec)).unwrap(), &settings())
+    built_as(spec, &Standing::default())
+}
+
+fn built_as(spec: Value, standing: &Standing) -> Desired {
+    build(
+        &ValidSpec::check(&splitmodel(spec)).unwrap(),
+        &settings(),
+        standing,
+    )
 }
 
 fn minimal() -> Value {
@@ -23,6 +31,9 @@ fn full() -> Value {
         "model": {
             "source": "hf://org/llama/model.gguf",
             "revision": "v2",
+            "sha256": "ab".repeat(32),
+            "identityConfigMapRef": {"name": "llama", "key": "identity.json"},
+            "caConfigMapRef": {"name": "authorities", "key": "ca.crt"},
             "credentialsSecretRef": {"name": "hub", "key": "token"},
             "cache": {"sizeLimit": "40Gi"},
         },
@@ -122,6 +133,57 @@ fn replicas_are_kept_within_the_bounds_of_their_provider() {
     assert_eq!(with("operator", 0, 0), Some(0));
     assert_eq!(with("none", 0, 2), Some(0));
     assert_eq!(with("keda", 3, 2), None);
+}
+
+#[test]
+fn what_stands_goes_before_what_the_spec_asks_for_and_is_kept_within_bounds() {
+    let with = |replicas| {
+        let mut spec = minimal();
+        spec["replicas"] = 4.into();
+        spec["autoscaling"] = json!({"min": 2, "max": 5});
+        let standing = Standing {
+            replicas: Some(replicas),
+            door: None,
+        };
+        let desired = built_as(spec, &standing);
+        let deployment = desired.objects.last().unwrap().manifest.clone();
+        let asked = deployment["metadata"]["annotations"][names::ASKED_ANNOTATION].clone();
+        assert_eq!(asked, "4");
+        (desired.replicas, deployment["spec"]["replicas"].clone())
+    };
+    assert_eq!(with(3), (Some(3), json!(3)));
+    assert_eq!(with(9), (Some(5), json!(5)));
+    assert_eq!(with(0), (Some(2), json!(2)));
+}
+
+#[test]
+fn a_door_is_an_endpoint_of_the_service() {
+    let slice = |door: Option<&str>| {
+        let standing = Standing {
+            replicas: Some(0),
+            door: door.map(|door| door.parse().unwrap()),
+        };
+        let desired = built_as(minimal(), &standing);
+        let mut objects = desired.objects.into_iter();
+        let slice = objects.find(|object| object.kind == OwnedKind::EndpointSlice);
+        slice.map(|slice| slice.manifest)
+    };
+    assert_eq!(slice(None), None);
+    let four = slice(Some("10.0.0.7:9100")).unwrap();
+    assert_eq!(four["addressType"], "IPv4");
+    assert_eq!(four["endpoints"][0]["addresses"], json!(["10.0.0.7"]));
+    assert_eq!(four["ports"][0]["port"], 9100);
+    let labels = &four["metadata"]["labels"];
+    assert_eq!(labels["kubernetes.io/service-name"], "smol-tail");
+    // Kubernetes' own controller leaves it alone.
+    assert_eq!(
+        labels["endpointslice.kubernetes.io/managed-by"],
+        names::MANAGED_BY
+    );
+    assert_eq!(
+        slice(Some("[fd00::7]:9100")).unwrap()["addressType"],
+        "IPv6"
+    );
 }
 
 #[test]

@@ -155,3 +155,53 @@ fn new_template_is_not_up_to_date_before_the_deployment_says_so() {
         "0 of 1 tails run the newest spec"
     );
 }
+
+/// What a tail says of its model, as the operator reads it.
+fn report(json: serde_json::Value) -> (String, crate::delivery::Report) {
+    let body = json.to_string();
+    let report = crate::delivery::Report::read(body.as_bytes()).unwrap();
+    ("smol-tail-0".to_owned(), report)
+}
+
+#[test]
+fn a_model_on_its_way_says_how_far_it_is() {
+    let mut observed = observed(1, 0);
+    observed.delivery.on_its_way = Some(report(serde_json::json!({
+        "state": "downloading", "reason": "Downloading", "message": "",
+        "done_bytes": 45 << 20, "total_bytes": 100 << 20,
+    })));
+    let outcome = applied(vec![]);
+    let all = conditions(&Outcome::Applied(&outcome), &observed, Some(1), &[], &at(1));
+    let available = of(&all, "ModelAvailable");
+    assert_eq!(
+        (available.status.as_str(), available.reason.as_str()),
+        ("False", "Downloading")
+    );
+    assert_eq!(
+        available.message,
+        "pod smol-tail-0: 40 % of 100 MiB are downloaded"
+    );
+    assert_eq!(of(&all, "Degraded").status, "False");
+}
+
+#[test]
+fn a_model_that_cannot_be_had_degrades_even_beside_tails_that_serve() {
+    let said = "org/smol is not shown (HTTP 401): it may be private; give an access token";
+    let failed =
+        report(serde_json::json!({"state": "failed", "reason": "Unauthorized", "message": said}));
+    for ready in [0, 1] {
+        let mut observed = observed(2, ready);
+        observed.delivery.failed = Some(failed.clone());
+        let outcome = applied(vec![]);
+        let all = conditions(&Outcome::Applied(&outcome), &observed, Some(1), &[], &at(1));
+        let degraded = of(&all, "Degraded");
+        assert_eq!(
+            (degraded.status.as_str(), degraded.reason.as_str()),
+            ("True", "Unauthorized")
+        );
+        assert!(degraded.message.contains(said), "{}", degraded.message);
+        let available = of(&all, "ModelAvailable");
+        let expected = if ready > 0 { "Loaded" } else { "Unauthorized" };
+        assert_eq!(available.reason, expected);
+    }
+}

@@ -16,12 +16,13 @@ use serde::{Deserialize, Serialize};
         .field_path(".keda"),
 )]
 pub struct Autoscaling {
-    /// Who sets the number of pods: `operator` keeps `spec.replicas` between `min` and `max`; `keda` leaves
+    /// Who sets the number of pods: `operator` decides by load, between `min` and `max`; `keda` leaves
     /// it to a ScaledObject that the operator creates; `none` takes `spec.replicas` as it is, which any
     /// HorizontalPodAutoscaler can set through the scale subresource.
     #[serde(default)]
     pub provider: Provider,
-    /// The fewest pods. 0 lets the model go to sleep.
+    /// The fewest pods. 0 lets the model go to sleep: without a session for `windows.scaleDownDelaySeconds` it has no
+    /// pod, and the first session starts one.
     #[serde(default = "one")]
     #[schemars(range(min = 0, max = 1000))]
     pub min: i32,

@@ -3,7 +3,7 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use super::SecretKeyRef;
+use super::{ConfigMapKeyRef, SecretKeyRef};
 
 /// The model, and how its weights reach the pods.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,16 +21,26 @@ use super::SecretKeyRef;
     validation = Rule::new("!self.source.startsWith('pvc://') || self.source.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9][-A-Za-z0-9._/]*$')")
         .message("a pvc:// source is pvc://claim/path, with the path of a file or folder within the volume")
         .field_path(".source"),
-    validation = Rule::new("!self.source.startsWith('https://') || self.source.matches('^https://[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]{1,5})?/[^/].*$')")
-        .message("an https:// source is the address of a file: https://host/path/file.gguf")
+    validation = Rule::new("!self.source.startsWith('https://') || self.source.matches('^https://[A-Za-z0-9]([-A-Za-z0-9.]*[A-Za-z0-9])?(:[0-9]{1,5})?/([^?#]*[.]gguf([?#].*)?|[^?#]*/)$')")
+        .message("an https:// source is the address of a file, https://host/path/file.gguf, or of a folder with safetensors, https://host/path/")
         .field_path(".source"),
+    validation = Rule::new("!self.source.startsWith('https://') || has(self.sha256) || has(self.identityConfigMapRef)")
+        .message("an https:// source takes a digest: model.sha256 for a file, model.identityConfigMapRef for a folder")
+        .field_path(".source"),
+    validation = Rule::new("!has(self.sha256) || self.source.matches('^[^?#]+[.]gguf([?#].*)?$')")
+        .message("sha256 is the digest of one .gguf file; for a folder or a repository give model.identityConfigMapRef")
+        .field_path(".sha256"),
+    validation = Rule::new("!has(self.caConfigMapRef) || !self.source.startsWith('pvc://')")
+        .message("caConfigMapRef applies to https:// and hf:// sources only; remove it")
+        .field_path(".caConfigMapRef"),
     validation = Rule::new("!oldSelf.source.startsWith('hf://') || self.source == oldSelf.source")
         .message("an hf:// source cannot be changed, because savings and the devices' head layers belong to one model; set model.revision for another version, or create another SplitModel")
         .field_path(".source"),
 )]
 pub struct Model {
-    /// Where the weights are: `hf://organisation/repository[/file.gguf]`, `https://host/path/file.gguf`, or
-    /// `pvc://claim/path` for a file or folder on a PersistentVolumeClaim in this namespace.
+    /// Where the weights are: `hf://organisation/repository[/file.gguf]`, `https://host/path/file.gguf`,
+    /// `https://host/path/` for a folder with safetensors, or `pvc://claim/path` for a file or folder on a
+    /// PersistentVolumeClaim in this namespace.
     #[schemars(
         length(min = 8, max = 1024),
         regex(pattern = r"^(hf|https|pvc)://[^\s]+$")
@@ -44,6 +54,18 @@ pub struct Model {
         regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")
     )]
     pub revision: Option<String>,
+    /// SHA-256 of the `.gguf` file that the source names, 64 hexadecimal digits in lower case. `https://` sources take
+    /// it; others may. Tails refuse a file that has another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 64, max = 64), regex(pattern = r"^[0-9a-f]{64}$"))]
+    pub sha256: Option<String>,
+    /// The model's identity, as `tail-server --print-identity` writes it. Tails refuse a model that is another one, and
+    /// of safetensors they fetch only the layers that they serve, and others when a device asks for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity_config_map_ref: Option<ConfigMapKeyRef>,
+    /// Certificate authorities in PEM that the source is trusted by, beside the usual ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_config_map_ref: Option<ConfigMapKeyRef>,
     /// The access token for a private `hf://` repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<SecretKeyRef>,

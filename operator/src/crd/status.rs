@@ -33,9 +33,24 @@ pub struct SplitModelStatus {
     /// The URL to give to devices: of the route where there is one, else of the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// The model that tails serve, as the last of them has said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ServedModel>,
     /// GPU-seconds used and saved since the SplitModel was created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub savings: Option<Savings>,
+}
+
+/// A model by what is in it.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServedModel {
+    /// SHA-256 over configuration, tokenizer and weights: what devices and tails compare.
+    pub digest: String,
+    /// The commit that the revision of an `hf://` source led to. As `spec.model.revision` it makes a rollout
+    /// repeatable.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
 }
 
 /// GPU-seconds used and saved. The four terms are measured apart and never mixed. `docs/savings.md` says how.

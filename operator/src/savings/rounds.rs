@@ -1,8 +1,7 @@
-//! Scrapes tails and writes ledgers, round by round. What is decided is decided in [`Books`](super::books::Books).
+//! Writes ledgers, round by round. What is decided is decided in [`Books`](super::books::Books).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt as _};
@@ -18,15 +17,13 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::books::Base;
 use super::ledger::Ledger;
 use super::report::{self, Facts, Scrapes};
-use super::scrape::{Scraper, Target};
 use super::shelf::{Key, Shelf, key_of, tail_container};
 use crate::crd::SplitModel;
 use crate::crd::status::{Savings, SplitModelStatus};
 use crate::metrics::Metrics;
 use crate::names;
+use crate::scrape::rounds::LastAnswers;
 
-/// Tails that are asked at a time.
-const MAX_SCRAPES: usize = 64;
 /// SplitModels that are written at a time.
 const MAX_WRITES: usize = 16;
 /// Between two looks at what has to be written.
@@ -42,10 +39,6 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Rounds {
     /// Connection to the API server.
     pub client: Client,
-    /// Asks tails.
-    pub scraper: Scraper,
-    /// Between two times that a tail is asked.
-    pub scrape_interval: Duration,
     /// Every SplitModel.
     pub splitmodels: Store<SplitModel>,
     /// Every pod of theirs.
@@ -54,19 +47,8 @@ pub struct Rounds {
     pub shelf: Arc<Shelf>,
     /// The operator's metrics.
     pub metrics: Arc<Metrics>,
-    /// When pods answered last, by uid.
-    pub answers: Mutex<BTreeMap<String, LastAnswer>>,
-}
-
-/// How asking a pod went.
-#[derive(Clone, Debug)]
-pub struct LastAnswer {
-    /// When it answered, or was asked for the first time.
-    at: Instant,
-    /// Whether it has ever answered.
-    has_answered: bool,
-    /// Why it did not, the last time.
-    error: Option<String>,
+    /// When pods answered last.
+    pub answers: Arc<LastAnswers>,
 }
 
 /// A SplitModel, and what there is to say about it.
@@ -80,28 +62,8 @@ struct Draft {
 }
 
 impl Rounds {
-    /// Scrapes and writes, without end. The caches must be filled.
+    /// Writes, without end. The caches must be filled.
     pub async fn run(&self) {
-        tokio::join!(self.scrape_rounds(), self.write_rounds());
-    }
-
-    /// Writes what is not written yet, because the operator stops.
-    pub async fn finish(&self) {
-        if timeout(STOP_TIMEOUT, self.write_all(true)).await.is_err() {
-            tracing::warn!("the last savings were not written in time");
-        }
-    }
-
-    async fn scrape_rounds(&self) {
-        let mut interval = interval(self.scrape_interval);
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            interval.tick().await;
-            self.scrape_all().await;
-        }
-    }
-
-    async fn write_rounds(&self) {
         let mut interval = interval(LOOK_INTERVAL);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -111,48 +73,11 @@ impl Rounds {
         }
     }
 
-    async fn scrape_all(&self) {
-        let pods = self.pods.state();
-        let uids: BTreeSet<String> = pods.iter().filter_map(|pod| pod.uid()).collect();
-        self.lock_answers().retain(|uid, _| uids.contains(uid));
-        let targets = pods
-            .iter()
-            .filter_map(|pod| Some((key_of(pod)?, pod.uid()?, self.target(pod)?)));
-        let asked = stream::iter(targets.map(async |(key, uid, target)| {
-            let asked_at = Instant::now();
-            let answer = self.scraper.ask(target).await;
-            self.metrics.scraped(answer.is_ok());
-            let mut answers = self.lock_answers();
-            let last = answers.entry(uid.clone()).or_insert(LastAnswer {
-                at: asked_at,
-                has_answered: false,
-                error: None,
-            });
-            match answer {
-                Ok(reading) => {
-                    last.at = asked_at;
-                    last.has_answered = true;
-                    last.error = None;
-                    self.shelf.scraped(&key, &uid, reading);
-                }
-                Err(error) => last.error = Some(error.to_string()),
-            }
-        }));
-        asked.buffer_unordered(MAX_SCRAPES).collect::<()>().await;
-    }
-
-    /// Where to ask a pod whose container runs.
-    fn target(&self, pod: &Pod) -> Option<Target> {
-        let address: IpAddr = pod.status.as_ref()?.pod_ip.as_ref()?.parse().ok()?;
-        tail_container(pod)?.state.as_ref()?.running.as_ref()?;
-        let (namespace, name) = key_of(pod)?;
-        let key = kube::runtime::reflector::ObjectRef::new(&name).within(&namespace);
-        let splitmodel = self.splitmodels.get(&key)?;
-        Some(Target {
-            address,
-            port: u16::try_from(names::TAIL_PORT).ok()?,
-            is_tls: splitmodel.spec.expose.tls_secret_ref.is_some(),
-        })
+    /// Writes what is not written yet, because the operator stops.
+    pub async fn finish(&self) {
+        if timeout(STOP_TIMEOUT, self.write_all(true)).await.is_err() {
+            tracing::warn!("the last savings were not written in time");
+        }
     }
 
     /// `is_last`: whatever has changed is due.
@@ -298,7 +223,7 @@ impl Rounds {
             .savings
             .as_ref()
             .map(|savings| &savings.unscraped_pods);
-        let answers = self.lock_answers();
+        let answers = self.answers.lock();
         let mut scrapes = Scrapes::default();
         let mut failed = BTreeMap::new();
         for pod in serving {
@@ -325,10 +250,6 @@ impl Rounds {
     /// Shows as metrics what the API server holds.
     fn show(&self) {
         self.metrics.show_savings(self.splitmodels.state());
-    }
-
-    fn lock_answers(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, LastAnswer>> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

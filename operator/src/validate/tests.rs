@@ -50,7 +50,9 @@ fn every_rule_of_the_definition_compiles() {
     // Evaluated, too: some functions are known only when a rule runs.
     let mut spec = minimal();
     spec["rollout"] = serde_json::json!({"maxSurge": "25%"});
-    spec["model"] = serde_json::json!({"source": "https://host.example:8443/model.gguf"});
+    let digest = "0".repeat(64);
+    spec["model"] =
+        serde_json::json!({"source": "https://host.example:8443/model.gguf", "sha256": digest});
     ValidSpec::check(&splitmodel(spec)).unwrap();
 }
 

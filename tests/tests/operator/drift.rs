@@ -16,13 +16,17 @@ const NAME: &str = "smol";
 pub async fn undone(world: World) -> Result<()> {
     let namespace = world.namespace("drift").await?;
     world.create(&namespace, NAME, &complete()).await?;
-    for kind in OwnedKind::ALL {
+    // Those of a model that sleeps are put back by the same code.
+    let kinds = OwnedKind::ALL
+        .into_iter()
+        .filter(|kind| *kind != OwnedKind::EndpointSlice);
+    for kind in kinds.clone() {
         eventually("the objects exist", async || {
             objects::existing(&world, &namespace, NAME, kind).await
         })
         .await?;
     }
-    let kinds = OwnedKind::ALL.map(|kind| undone_of_kind(&world, &namespace, kind));
+    let kinds = kinds.map(|kind| undone_of_kind(&world, &namespace, kind));
     futures_util::future::try_join_all(kinds).await?;
     Ok(())
 }
@@ -62,6 +66,7 @@ fn changed_field(kind: OwnedKind) -> Value {
         OwnedKind::HttpRoute => json!({"spec": {"hostnames": ["other.example.com"]}}),
         OwnedKind::ScaledObject => json!({"spec": {"maxReplicaCount": 99}}),
         OwnedKind::PodMonitor => json!({"spec": {"podTargetLabels": []}}),
+        OwnedKind::EndpointSlice => json!({"endpoints": []}),
         OwnedKind::Deployment => {
             json!({"spec": {"template": {"spec": {"terminationGracePeriodSeconds": 5}}}})
         }

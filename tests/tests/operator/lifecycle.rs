@@ -13,7 +13,8 @@ use crate::wait::eventually;
 use crate::world::{SOMEBODY, World};
 
 /// Kinds that only some specs ask for.
-const OPTIONAL: [OwnedKind; 3] = [
+const OPTIONAL: [OwnedKind; 4] = [
+    OwnedKind::EndpointSlice,
     OwnedKind::ResourceClaimTemplate,
     OwnedKind::HttpRoute,
     OwnedKind::ScaledObject,
@@ -25,7 +26,9 @@ pub async fn created(world: World) -> Result<()> {
     world.create(&namespace, "whole", &complete()).await?;
     for kind in OwnedKind::ALL {
         for name in ["smol", "whole"] {
-            if name == "smol" && OPTIONAL.contains(&kind) {
+            // Only while a model sleeps.
+            let is_asleep = kind == OwnedKind::EndpointSlice;
+            if is_asleep || name == "smol" && OPTIONAL.contains(&kind) {
                 continue;
             }
             eventually("an owned object exists", async || {

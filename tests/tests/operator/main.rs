@@ -8,6 +8,7 @@
 
 use std::process::ExitCode;
 
+mod autoscaling;
 mod crash;
 mod drift;
 mod events;
@@ -26,6 +27,7 @@ mod rollout;
 mod runner;
 mod savings;
 mod specs;
+mod stage;
 mod stored;
 mod update_rows;
 mod updates;
@@ -60,6 +62,14 @@ fn main() -> ExitCode {
         Phase::bare(vec![trial(
             "savings_count_every_token_once_under_kills",
             savings::exactly_once,
+        )]),
+        Phase::bare(vec![trial(
+            "load_adds_tails_and_the_emptiest_go_also_across_a_restart",
+            autoscaling::up_and_down,
+        )]),
+        Phase::bare(vec![trial(
+            "a_model_sleeps_is_answered_for_and_wakes",
+            autoscaling::sleep_and_wake,
         )]),
         Phase::bare(vec![trial(
             "one_of_two_operators_leads",

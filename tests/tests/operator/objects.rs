@@ -78,7 +78,16 @@ pub async fn labelled(
         };
         let list: ObjectList<DynamicObject> =
             api.list(&ListParams::default().labels(selector)).await?;
-        found.extend(list.items.into_iter().map(|mut object: DynamicObject| {
+        // Kubernetes makes slices of its own, with the labels of their Service.
+        let is_ours = |object: &DynamicObject| {
+            resource.kind != "EndpointSlice"
+                || object
+                    .labels()
+                    .get("endpointslice.kubernetes.io/managed-by")
+                    == Some(&names::MANAGED_BY.to_owned())
+        };
+        let items = list.items.into_iter().filter(is_ours);
+        found.extend(items.map(|mut object: DynamicObject| {
             // Items of a list do not say what they are.
             object.types = Some(TypeMeta {
                 api_version: resource.api_version.clone(),

@@ -68,6 +68,7 @@ pub async fn traces(world: World) -> Result<()> {
         proxy: None,
         otlp_endpoint: Some(&url),
         scrape_seconds: 0,
+        wake_address: None,
     };
     let operator = world.start_with(options).await?;
     let namespace = world.namespace("traces").await?;

@@ -77,6 +77,7 @@ impl World {
             proxy,
             otlp_endpoint: None,
             scrape_seconds: 0,
+            wake_address: None,
         })
         .await
     }

@@ -19,7 +19,8 @@ fn cluster_role_holds_exactly_what_the_operator_uses() -> Result<()> {
         rule("", &["services", "serviceaccounts"], &OWNED),
         rule("networking.k8s.io", &["networkpolicies"], &OWNED),
         rule("policy", &["poddisruptionbudgets"], &OWNED),
-        rule("", &["pods"], &["list", "watch"]),
+        rule("discovery.k8s.io", &["endpointslices"], &OWNED),
+        rule("", &["pods"], &["list", "watch", "patch"]),
         rule("events.k8s.io", &["events"], &["create", "patch"]),
     ];
     let always = expected.len();

@@ -124,12 +124,14 @@ fn operators_command_line_follows_the_values() -> Result<()> {
         "--identity=$(POD_NAME)",
         "--concurrency=16",
         "--scrape-seconds=10",
+        "--wake-address=$(POD_IP)",
+        "--wake-ports=9100-9599",
         "--log-format=json",
         "--log-filter=info",
     ];
     assert_eq!(operator_arguments(&[])?, default);
     // The value; the arguments that come with it; those that go.
-    let cases: [(&str, &[&str], &[&str]); 9] = [
+    let cases: [(&str, &[&str], &[&str]); 11] = [
         (
             "tail.image.tag=v2",
             &["--tail-image=headway-tail-server:v2"],
@@ -147,8 +149,14 @@ fn operators_command_line_follows_the_values() -> Result<()> {
         ),
         ("concurrency=4", &["--concurrency=4"], &default[5..6]),
         ("scrapeSeconds=0", &["--scrape-seconds=0"], &default[6..7]),
+        ("wake.enabled=false", &[], &default[7..9]),
+        (
+            "wake.lastPort=9100",
+            &["--wake-ports=9100-9100"],
+            &default[8..9],
+        ),
         ("tail.podMonitors=true", &["--pod-monitors"], &[]),
-        ("log.format=text", &["--log-format=text"], &default[7..8]),
+        ("log.format=text", &["--log-format=text"], &default[9..10]),
         (
             "tracing.otlpEndpoint=http://collector:4318",
             &["--otlp-endpoint=http://collector:4318"],
@@ -180,7 +188,11 @@ fn operator_understands_every_command_line_of_the_chart() -> Result<()> {
         operator_arguments(&["--set", alone])?,
         container_arguments(find(&objects, "Job", "headway-test")?)?,
     ] {
-        let words = iter::once("headway-operator").chain(arguments.iter().map(String::as_str));
+        // As the kubelet fills it in.
+        let arguments = arguments
+            .iter()
+            .map(|word| word.replace("$(POD_IP)", "10.0.0.7"));
+        let words = iter::once("headway-operator".to_owned()).chain(arguments);
         Arguments::try_parse_from(words)?;
     }
     Ok(())

@@ -32,6 +32,7 @@ fn values_of_the_wrong_kind_are_refused_by_name() -> Result<()> {
         ("replicas=11", "/replicas"),
         ("concurrency=0", "/concurrency"),
         ("scrapeSeconds=301", "/scrapeSeconds"),
+        ("wake.firstPort=80", "/wake/firstPort"),
         ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
         ("image.digest=latest", "/image/digest"),
         ("image.repository=Upper/Case", "/image/repository"),

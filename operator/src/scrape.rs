@@ -1,11 +1,15 @@
-//! Asks tails for their `/metrics`, within bounds of time and bytes.
+//! Asks tails for their `/metrics`, within bounds of time and bytes. One answer has two readers: what was counted is
+//! for [`crate::savings`], how busy the tail is for [`crate::autoscale`].
+
+pub mod rounds;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
 
-use super::counters::{ReadError, Reading, read_metrics};
+use crate::autoscale::signals::{Signals, read_signals};
+use crate::savings::counters::{ReadError, Reading, read_metrics};
 
 /// For an answer to come, from connecting to its last byte.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -23,17 +27,26 @@ pub struct Target {
     pub is_tls: bool,
 }
 
-/// Why a tail gave no reading.
+/// What a tail said.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer {
+    /// What it has counted.
+    pub reading: Reading,
+    /// How busy it is.
+    pub signals: Signals,
+}
+
+/// Why a tail gave no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ScrapeError {
     /// No answer.
     #[error("{}", crate::error::error_chain(.0))]
     Http(#[source] reqwest::Error),
     /// Another answer.
-    #[error("/metrics answers {0}")]
+    #[error("the tail answers {0}")]
     Status(u16),
     /// More than a tail says.
-    #[error("/metrics has more than {MAX_BYTES} bytes")]
+    #[error("the answer has more than {MAX_BYTES} bytes")]
     TooLarge,
     /// Not a tail's.
     #[error(transparent)]
@@ -65,18 +78,31 @@ impl Scraper {
         Ok(Self { client })
     }
 
-    /// What the tail at `target` has counted.
+    /// What the tail at `target` says.
     ///
     /// # Errors
     /// [`ScrapeError`] where it does not say.
-    pub async fn ask(&self, target: Target) -> Result<Reading, ScrapeError> {
+    pub async fn ask(&self, target: Target) -> Result<Answer, ScrapeError> {
+        let (status, body) = self.page(target, "/metrics").await?;
+        if status != 200 {
+            return Err(ScrapeError::Status(status));
+        }
+        let text = String::from_utf8_lossy(&body);
+        Ok(Answer {
+            reading: read_metrics(&text)?,
+            signals: read_signals(&text),
+        })
+    }
+
+    /// Status and body of what the tail at `target` answers.
+    ///
+    /// # Errors
+    /// [`ScrapeError`] where it does not, or with too much.
+    pub async fn page(&self, target: Target, path: &str) -> Result<(u16, Vec<u8>), ScrapeError> {
         let scheme = if target.is_tls { "https" } else { "http" };
         let address = SocketAddr::new(target.address, target.port);
-        let request = self.client.get(format!("{scheme}://{address}/metrics"));
+        let request = self.client.get(format!("{scheme}://{address}{path}"));
         let mut response = request.send().await.map_err(ScrapeError::Http)?;
-        if response.status() != 200 {
-            return Err(ScrapeError::Status(response.status().as_u16()));
-        }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(ScrapeError::Http)? {
             if body.len().saturating_add(chunk.len()) > MAX_BYTES {
@@ -84,7 +110,7 @@ impl Scraper {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(read_metrics(&String::from_utf8_lossy(&body))?)
+        Ok((response.status().as_u16(), body))
     }
 }
 
@@ -99,7 +125,7 @@ mod tests {
 
     const TAIL: &str = "headway_tail_start_time_seconds 5\nheadway_tail_busy_seconds_total 2\n";
 
-    async fn asked(router: Router) -> Result<Reading, ScrapeError> {
+    async fn asked(router: Router) -> Result<Answer, ScrapeError> {
         // Another test may have been first.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -117,8 +143,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_tail_is_read() {
-        let reading = asked(Router::new().route("/metrics", get(async || TAIL))).await;
-        assert_eq!(reading.unwrap().counters.used_us, 2_000_000);
+        let answer = asked(Router::new().route("/metrics", get(async || TAIL))).await;
+        assert_eq!(answer.unwrap().reading.counters.used_us, 2_000_000);
     }
 
     #[tokio::test]
