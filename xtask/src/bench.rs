@@ -3,15 +3,18 @@
 
 use clap::Subcommand;
 
+mod autoscale;
 mod concurrency;
 mod drafts;
 mod edge;
+mod fleet;
 mod memory;
 mod operator;
 mod plan;
 mod quality;
 mod relay;
 mod router;
+mod savings;
 mod soak;
 mod split;
 mod tail;
@@ -19,16 +22,25 @@ mod tail;
 /// What to measure.
 #[derive(Subcommand)]
 pub enum Command {
+    /// The operator's decisions on numbers of pods, simulated, beside a reference and an oracle.
+    Autoscale(autoscale::Arguments),
     /// What a tail does with up to 64 sessions at a time, and what drafts and prefixes save it.
     Concurrency(concurrency::Arguments),
     /// What guesses of the next tokens do to the speed of a split model over slow round trips.
     Drafts(drafts::Arguments),
     /// Prompt and decode speed on the CPU, beside llama.cpp on the same file.
     Edge(edge::Arguments),
+    /// A million devices on thousands of tails, simulated with measured costs: what that takes, and what ends first.
+    Fleet(fleet::Arguments),
     /// What the planner predicts over emulated networks, beside what is measured, and its choice beside fixed plans.
     Plan(plan::Arguments),
     /// What a companion answers of mixed prompts, with which agreement, and what that saves the tail.
     Router(router::Arguments),
+    /// What Headway saves on one workload, beside all layers on the tail and a split without guesses.
+    Savings(savings::Arguments),
+    /// One device of `savings`; started by it.
+    #[command(hide = true)]
+    SavingsDevice(savings::device::Arguments),
     /// Everything that can happen to a tail, for a long time, and whether it is then what it was.
     Soak(soak::Arguments),
     /// Decode speed and time to first token of a split model over emulated networks.
@@ -46,11 +58,15 @@ pub enum Command {
 /// Runs one measurement and prints its table.
 pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Autoscale(arguments) => autoscale::run(&arguments),
         Command::Concurrency(arguments) => concurrency::run(&arguments),
         Command::Drafts(arguments) => drafts::run(&arguments),
         Command::Edge(arguments) => edge::run(&arguments),
+        Command::Fleet(arguments) => fleet::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Router(arguments) => router::run(&arguments),
+        Command::Savings(arguments) => savings::run(&arguments),
+        Command::SavingsDevice(arguments) => savings::device::run(&arguments),
         Command::Soak(arguments) => soak::run(&arguments),
         Command::Split(arguments) => split::run(&arguments),
         Command::Tail(arguments) => tail::run(&arguments),

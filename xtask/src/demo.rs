@@ -1,7 +1,5 @@
 //! `cargo xtask demo`: the main job, on a real model.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::process::Command;
 
 use anyhow::{Context as _, ensure};
@@ -51,7 +49,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     println!("> {}\n", arguments.prompt);
     answer(&tail.url, arguments)?;
     println!("\nThe tail's own counters:");
-    for line in metrics(&tail.url)?
+    for line in processes::metrics(&tail.url)?
         .lines()
         .filter(|line| !line.starts_with('#'))
     {
@@ -78,20 +76,4 @@ fn answer(url: &str, arguments: &Arguments) -> anyhow::Result<()> {
         .context("starting edge-lite")?;
     ensure!(status.success(), "edge-lite failed");
     Ok(())
-}
-
-/// `GET /metrics`, in the twelve lines that it takes on loopback.
-fn metrics(url: &str) -> anyhow::Result<String> {
-    let address = url.trim_start_matches("ws://");
-    let mut stream = TcpStream::connect(address)?;
-    write!(
-        stream,
-        "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
-    )?;
-    let mut response = String::new();
-    stream.read_to_string(&mut response)?;
-    let (_, body) = response
-        .split_once("\r\n\r\n")
-        .context("an HTTP response")?;
-    Ok(body.to_owned())
 }

@@ -1,6 +1,7 @@
 //! Building and starting the programs of this workspace.
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -90,6 +91,22 @@ pub fn train_exit(model: &Path, split_layer: usize, output: &Path) -> anyhow::Re
         .status()?;
     ensure!(status.success(), "edge-lite train-exit failed");
     Ok(())
+}
+
+/// `GET /metrics` of the tail at `url`, in the twelve lines that it takes on loopback.
+pub fn metrics(url: &str) -> anyhow::Result<String> {
+    let address = url.trim_start_matches("ws://");
+    let mut stream = TcpStream::connect(address)?;
+    write!(
+        stream,
+        "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+    )?;
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let (_, body) = response
+        .split_once("\r\n\r\n")
+        .context("an HTTP response")?;
+    Ok(body.to_owned())
 }
 
 /// A running tail server; killed when dropped.

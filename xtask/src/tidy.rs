@@ -12,13 +12,14 @@ const MAX_LINES: usize = 420;
 const MAX_MAIN_LINES: usize = 60;
 
 /// Edges between crates that the design forbids: (from, to).
-const FORBIDDEN: [(&str, &[&str]); 4] = [
+const FORBIDDEN: [(&str, &[&str]); 5] = [
     ("wire", &["candle", "tokio", "axum", "reqwest", "hyper"]),
     (
         "model",
         &["tokio", "axum", "reqwest", "hyper", "tungstenite"],
     ),
     ("operator", &["candle", "headway-model", "headway-wire"]),
+    ("autoscale", &["kube", "k8s-openapi", "tokio", "axum"]),
     (
         "telemetry",
         &["candle", "headway-model", "headway-wire", "kube"],

@@ -75,6 +75,7 @@ async fn start(installation: &Installation) -> Result<Operator> {
         proxy: None,
         otlp_endpoint: None,
         scrape_seconds: 0,
+        wake_address: None,
     };
     Operator::start(installation, options).await
 }
