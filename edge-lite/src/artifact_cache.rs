@@ -39,6 +39,7 @@ const HASH_BUFFER_BYTES: usize = 64 << 10;
 /// The files of one model.
 pub(crate) struct ArtifactCache {
     api: TailApi,
+    model_digest: String,
     folder: PathBuf,
     progress: Option<ProgressCallback>,
     /// Held by whoever writes to the folder; freed when this is dropped.
@@ -64,6 +65,7 @@ impl ArtifactCache {
         let lock = lock.await??;
         Ok(Self {
             api: api.clone(),
+            model_digest: model_digest.to_owned(),
             folder,
             progress,
             _lock: lock,
@@ -75,7 +77,7 @@ impl ArtifactCache {
         let path = self.folder.join("tokenizer.json");
         self.fetch(
             &manifest.identity.tokenizer,
-            self.api.url().tokenizer(),
+            self.api.url().tokenizer(&self.model_digest),
             &path,
         )
         .await?;
@@ -95,7 +97,9 @@ impl ArtifactCache {
             let path = folder.join(format!("{}.gguf", part.name));
             self.fetch(
                 part,
-                self.api.url().head_part(quantization, &part.name),
+                self.api
+                    .url()
+                    .head_part(&self.model_digest, quantization, &part.name),
                 &path,
             )
             .await?;

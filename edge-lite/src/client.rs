@@ -5,6 +5,7 @@ mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use headway_model::Tokenizer;
@@ -33,6 +34,12 @@ use crate::tail_api::TailApi;
 use crate::tail_url::TailUrl;
 use crate::tls;
 use crate::vocabulary::Vocabulary;
+
+/// While one model takes the place of another, a manifest may come from a tail of the one and a part from a tail of the
+/// other, which refuses it.
+const MAX_PULLS: u32 = 8;
+/// Before a pull is begun again.
+const PULL_WAIT: Duration = Duration::from_millis(250);
 
 /// What was chosen from the manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +73,21 @@ pub struct Pulled {
 /// [`RequestError`] where the tail does not serve what `config` asks for, [`TailError`] where it cannot be
 /// reached or a digest does not fit, [`DeviceError::Cache`] where the cache cannot be written.
 pub async fn pull(tail_url: &str, config: &ClientConfig) -> Result<Pulled, Error> {
+    let mut attempts = 0;
+    loop {
+        let pulled = pull_once(tail_url, config).await;
+        let is_other_model =
+            matches!(&pulled, Err(Error::Tail(error)) if error.is_of_another_model());
+        attempts += 1;
+        if !is_other_model || attempts == MAX_PULLS {
+            return pulled;
+        }
+        tracing::info!("another tail serves another model; the manifest is fetched again");
+        tokio::time::sleep(PULL_WAIT).await;
+    }
+}
+
+async fn pull_once(tail_url: &str, config: &ClientConfig) -> Result<Pulled, Error> {
     let Reached {
         url,
         tls,
@@ -206,6 +228,7 @@ fn choose(manifest: &Manifest, config: &ClientConfig) -> Result<Choice, Error> {
 /// A tail and the head layers for it. Cheap to clone; generations of one client share the weights.
 #[derive(Clone)]
 pub struct Client {
+    config: Arc<ClientConfig>,
     manifest: Arc<Manifest>,
     choice: Choice,
     session: Arc<SessionConfig>,
@@ -302,8 +325,10 @@ impl Client {
             drafting: config.drafting,
             draft_model,
             reconnect: config.reconnect,
+            is_outdated: Arc::default(),
         });
         Ok(Self {
+            config: Arc::new(config),
             manifest,
             choice,
             session,
@@ -324,6 +349,30 @@ impl Client {
     #[must_use]
     pub fn choice(&self) -> Choice {
         self.choice
+    }
+
+    /// True where a tail has refused a session because it serves another model: a rollout is under way, or done.
+    /// Answers go on with tails of this client's model as long as there are any.
+    #[must_use]
+    pub fn is_outdated(&self) -> bool {
+        self.session.is_outdated.load(Ordering::Relaxed)
+    }
+
+    /// This client, or one for the model that the tails serve now, where it [is outdated](Self::is_outdated). For use
+    /// between answers: it takes no time where nothing has changed, and otherwise that of [`Client::connect`].
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn renewed(&self) -> Result<Self, Error> {
+        if !self.is_outdated() {
+            return Ok(self.clone());
+        }
+        if self.api.manifest().await?.model_digest == self.manifest.model_digest {
+            self.session.is_outdated.store(false, Ordering::Relaxed);
+            return Ok(self.clone());
+        }
+        let config = ClientConfig::clone(&self.config);
+        Self::connect(self.api.url().as_str(), config).await
     }
 
     /// What the traffic of this client's sessions told of the link to the tail.

@@ -34,6 +34,11 @@
 //!
 //! Deliberately absent: Kubernetes.
 
+/// The examples there are compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
+
 mod answer;
 mod artifact_cache;
 pub mod calibrate;

@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 use crate::config::ReconnectPolicy;
 use crate::error::TailError;
 
+/// Tails of another model that are met in a row before it is the only one. Where a quarter of the tails still serve the
+/// device's model, one answer in a hundred misses them all.
+const MAX_OTHER_MODELS: u32 = 16;
+
 /// The failures since the last sign of life.
 #[derive(Debug)]
 pub(crate) struct Recovery {
@@ -13,6 +17,8 @@ pub(crate) struct Recovery {
     attempts: u32,
     /// Attempts that count: not those that met a model which is being started.
     failures: u32,
+    /// Attempts that met a tail of another model.
+    other_models: u32,
     /// Somebody has said that the model is being started.
     is_starting: bool,
 }
@@ -24,6 +30,7 @@ impl Recovery {
             lost_at: None,
             attempts: 0,
             failures: 0,
+            other_models: 0,
             is_starting: false,
         }
     }
@@ -44,13 +51,22 @@ impl Recovery {
         now: Instant,
         jitter: f64,
     ) -> Result<Duration, TailError> {
-        if !error.is_recoverable() {
+        let is_other_model = error.is_of_another_model();
+        if !is_other_model && !error.is_recoverable() {
             return Err(error);
         }
         let elapsed = now.saturating_duration_since(*self.lost_at.get_or_insert(now));
         if matches!(error, TailError::Starting { .. }) {
             self.is_starting = true;
             self.failures = 0;
+        }
+        if is_other_model {
+            self.other_models += 1;
+            // The error itself says more than how often it came.
+            if self.other_models > MAX_OTHER_MODELS.min(self.policy.max_attempts) {
+                return Err(error);
+            }
+            self.failures = self.failures.min(1);
         }
         let backoff = match self.failures {
             0 => Duration::ZERO,
@@ -207,10 +223,26 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_mismatch_is_not_tried_again() {
-        let mut recovery = Recovery::new(policy());
-        let error = refused(RefusalCode::DigestMismatch, Some(1));
-        let error = recovery.wait_after(error, Instant::now(), 0.0).unwrap_err();
+    fn tails_of_another_model_are_passed_over_quickly_and_not_for_ever() {
+        let policy = ReconnectPolicy {
+            max_attempts: 20,
+            ..policy()
+        };
+        let (mut recovery, now) = (Recovery::new(policy), Instant::now());
+        let other_model = || refused(RefusalCode::DigestMismatch, None);
+        for attempt in 0..MAX_OTHER_MODELS {
+            let wait = recovery.wait_after(other_model(), now, 1.0).unwrap();
+            assert_eq!(wait.as_millis(), if attempt == 0 { 0 } else { 100 });
+        }
+        let error = recovery.wait_after(other_model(), now, 0.0).unwrap_err();
+        assert!(matches!(error, TailError::Refused(_)), "{error}");
+
+        let never = ReconnectPolicy {
+            max_attempts: 0,
+            ..policy
+        };
+        let mut recovery = Recovery::new(never);
+        let error = recovery.wait_after(other_model(), now, 0.0).unwrap_err();
         assert!(matches!(error, TailError::Refused(_)), "{error}");
     }
 

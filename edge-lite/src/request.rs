@@ -23,6 +23,17 @@ pub enum Prompt {
     TokenIds(Vec<u32>),
 }
 
+impl Prompt {
+    /// A chat of one message, the user's.
+    #[must_use]
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::Chat(vec![ChatMessage {
+            role: "user".to_owned(),
+            content: content.into(),
+        }])
+    }
+}
+
 /// W3C trace context of the caller's span; goes to the tail with the session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TraceContext {

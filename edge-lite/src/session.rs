@@ -13,6 +13,7 @@ mod tests;
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -41,6 +42,8 @@ use crate::vocabulary::Vocabulary;
 
 /// How long a session stays on a tail that goes away after it could not move.
 const MIN_MOVE_WAIT: Duration = Duration::from_millis(200);
+/// The same after a tail of another model: likely all others are.
+const OTHER_MODEL_MOVE_WAIT: Duration = Duration::from_secs(1);
 
 /// What all generations of a client share.
 #[derive(Clone)]
@@ -61,6 +64,8 @@ pub(crate) struct SessionConfig {
     pub(crate) drafting: Drafting,
     pub(crate) draft_model: Option<DraftModel>,
     pub(crate) reconnect: ReconnectPolicy,
+    /// A tail refused a session because it serves another model.
+    pub(crate) is_outdated: Arc<AtomicBool>,
 }
 
 impl SessionConfig {
@@ -287,7 +292,12 @@ impl<'a> Session<'a> {
             keep_prefix: self.config.reuse_prefix,
             prefill_token_ids: asks_token_prefill(self.config),
         };
-        let connection = Connection::open(&self.config.dialer, open).await?;
+        let opened = Connection::open(&self.config.dialer, open).await;
+        let connection = opened.inspect_err(|error| {
+            if error.is_of_another_model() {
+                self.config.is_outdated.store(true, Ordering::Relaxed);
+            }
+        })?;
         self.rows
             .prefill_by_token_ids(connection.opened.prefill_token_ids);
         // Nothing is sent yet: what stands as sent was there.
@@ -329,7 +339,11 @@ impl<'a> Session<'a> {
                 self.move_at = None;
             }
             Err(error) => {
-                let wait = error.retry_after().unwrap_or_default().max(MIN_MOVE_WAIT);
+                let least = match error.is_of_another_model() {
+                    true => OTHER_MODEL_MOVE_WAIT,
+                    false => MIN_MOVE_WAIT,
+                };
+                let wait = error.retry_after().unwrap_or_default().max(least);
                 tracing::info!(%error, wait_ms = wait.as_millis(), "no other tail takes the session yet");
                 self.move_at = Some(Instant::now() + wait);
             }

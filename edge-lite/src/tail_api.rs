@@ -8,11 +8,12 @@ use headway_model::layer_range::LayerRange;
 use headway_model::manifest::{Artifact, Manifest};
 use headway_model::quantization::Quantization;
 use headway_model::tail_load::TailLoad;
+use headway_wire::message::RefusalCode;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header};
 use serde::de::DeserializeOwned;
 
 use crate::credentials::Token;
-use crate::error::{DeviceError, TailError};
+use crate::error::{DeviceError, Refused, TailError};
 use crate::on_device::OnDeviceReport;
 use crate::tail_url::TailUrl;
 
@@ -138,7 +139,8 @@ impl TailApi {
         let offered = match quantization {
             Quantization::None => manifest.identity.parts.clone(),
             _ => {
-                self.json(self.url.head_parts(quantization, split_layer))
+                let digest = &manifest.model_digest;
+                self.json(self.url.head_parts(digest, quantization, split_layer))
                     .await?
             }
         };
@@ -267,6 +269,13 @@ async fn checked_status(mut response: Response) -> Result<Response, TailError> {
     if status == StatusCode::UNAUTHORIZED {
         let message = error_sentence(&body);
         return Err(TailError::Unauthenticated { url, message });
+    }
+    if error_code(&body).as_deref() == Some("digest_mismatch") {
+        return Err(TailError::Refused(Refused {
+            code: RefusalCode::DigestMismatch,
+            message: error_sentence(&body),
+            retry_after: None,
+        }));
     }
     let body = String::from_utf8_lossy(&body).trim().to_owned();
     Err(TailError::Status {

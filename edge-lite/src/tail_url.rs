@@ -48,6 +48,11 @@ impl TailUrl {
         })
     }
 
+    /// As it can be read again.
+    pub(crate) fn as_str(&self) -> &str {
+        self.ws.as_str()
+    }
+
     /// Whether TLS is needed.
     pub(crate) fn is_tls(&self) -> bool {
         self.http.scheme() == "https"
@@ -76,21 +81,38 @@ impl TailUrl {
         below(&self.http, "v1/on-device-answers")
     }
 
-    pub(crate) fn tokenizer(&self) -> Url {
-        below(&self.http, "v1/tokenizer")
+    pub(crate) fn tokenizer(&self, model_digest: &str) -> Url {
+        of_model(below(&self.http, "v1/tokenizer"), model_digest)
     }
 
     /// The list of the parts for layers `[0, split_layer)`.
-    pub(crate) fn head_parts(&self, quantization: Quantization, split_layer: usize) -> Url {
-        below(
-            &self.http,
-            &format!("v1/head/{quantization}?layers=0-{split_layer}"),
-        )
+    pub(crate) fn head_parts(
+        &self,
+        model_digest: &str,
+        quantization: Quantization,
+        split_layer: usize,
+    ) -> Url {
+        let mut url = below(&self.http, &format!("v1/head/{quantization}"));
+        url.query_pairs_mut()
+            .append_pair("layers", &format!("0-{split_layer}"));
+        of_model(url, model_digest)
     }
 
-    pub(crate) fn head_part(&self, quantization: Quantization, part: &str) -> Url {
-        below(&self.http, &format!("v1/head/{quantization}/{part}"))
+    pub(crate) fn head_part(
+        &self,
+        model_digest: &str,
+        quantization: Quantization,
+        part: &str,
+    ) -> Url {
+        let url = below(&self.http, &format!("v1/head/{quantization}/{part}"));
+        of_model(url, model_digest)
     }
+}
+
+/// `url` of a part of one model: behind one address there may be tails of two.
+fn of_model(mut url: Url, model_digest: &str) -> Url {
+    url.query_pairs_mut().append_pair("model", model_digest);
+    url
 }
 
 /// `path` has no leading slash and comes from this file or from a checked part name, so it always joins.
@@ -136,12 +158,13 @@ mod tests {
     fn the_head_parts_of_a_split_layer_are_a_range_of_layers() {
         let url = TailUrl::parse("ws://host:1").unwrap();
         assert_eq!(
-            url.head_parts(Quantization::Q4K, 10).as_str(),
-            "http://host:1/v1/head/q4_k?layers=0-10"
+            url.head_parts("sha256:ab", Quantization::Q4K, 10).as_str(),
+            "http://host:1/v1/head/q4_k?layers=0-10&model=sha256%3Aab"
         );
         assert_eq!(
-            url.head_part(Quantization::None, "layer-7").as_str(),
-            "http://host:1/v1/head/none/layer-7"
+            url.head_part("sha256:ab", Quantization::None, "layer-7")
+                .as_str(),
+            "http://host:1/v1/head/none/layer-7?model=sha256%3Aab"
         );
     }
 

@@ -24,6 +24,8 @@ pub struct Applied {
     pub missing: Vec<OwnedKind>,
     /// Whether the Deployment was written, so that what the watches have seen of it is out of date.
     pub has_new_pods: bool,
+    /// Why the newest template was stopped, where it was.
+    pub stopped: Option<String>,
 }
 
 /// What became of one object.
@@ -103,6 +105,7 @@ impl Applier<'_> {
             missing: kinds_with(Effect::NotServed, &effects).collect(),
             has_new_pods: kinds_with(Effect::Written, &effects)
                 .any(|kind| kind == OwnedKind::Deployment),
+            stopped: desired.stopped.clone(),
         })
     }
 

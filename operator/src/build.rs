@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource as _;
 use serde::Serialize;
@@ -13,6 +14,7 @@ use crate::crd::SplitModel;
 use crate::crd::autoscaling::Provider;
 use crate::kinds::OwnedKind;
 use crate::names;
+use crate::rollout::Stopped;
 use crate::validate::ValidSpec;
 
 mod deployment;
@@ -47,6 +49,8 @@ pub struct Desired {
     pub objects: Vec<DesiredObject>,
     /// Number of pods; `None` where somebody else decides.
     pub replicas: Option<i32>,
+    /// Why pods keep a former template, where they do.
+    pub stopped: Option<String>,
 }
 
 /// One object as it should be.
@@ -98,7 +102,11 @@ pub fn build(valid: &ValidSpec, settings: &Settings, standing: &Standing) -> Des
         .into_iter()
         .filter_map(|(kind, manifest)| Some(DesiredObject::new(kind, valid, manifest?)))
         .collect();
-    Desired { objects, replicas }
+    Desired {
+        objects,
+        replicas,
+        stopped: None,
+    }
 }
 
 /// The number of pods to ask for.
@@ -114,20 +122,67 @@ fn replicas(valid: &ValidSpec, standing: &Standing) -> Option<i32> {
     }
 }
 
+impl Desired {
+    /// Digest of the template that pods are made from.
+    ///
+    /// # Panics
+    /// Never: every SplitModel has a Deployment, and its template the label.
+    #[must_use]
+    pub fn template(&self) -> &str {
+        let deployment = self
+            .objects
+            .iter()
+            .find(|object| object.kind == OwnedKind::Deployment);
+        let manifest = &deployment.expect("there is a Deployment").manifest;
+        let label = &manifest["spec"]["template"]["metadata"]["labels"][names::TEMPLATE_LABEL];
+        label.as_str().expect("the template is labelled")
+    }
+
+    /// Puts the former `template` into the place of the one that was stopped.
+    #[must_use]
+    pub fn held(mut self, stopped: &Stopped, template: &PodTemplateSpec) -> Self {
+        let deployments = self
+            .objects
+            .iter_mut()
+            .filter(|object| object.kind == OwnedKind::Deployment);
+        for deployment in deployments {
+            let manifest = &mut deployment.manifest;
+            manifest["spec"]["template"] = json(template);
+            for (name, value) in stopped.annotations() {
+                manifest["metadata"]["annotations"][name] = value.into();
+            }
+            deployment.sign();
+        }
+        self.stopped = Some(stopped.because.clone());
+        self
+    }
+}
+
 impl DesiredObject {
     fn new(kind: OwnedKind, valid: &ValidSpec, mut manifest: Value) -> Self {
         let resource = kind.api_resource();
         let name = kind.object_name(&valid.owner.name);
         manifest["apiVersion"] = resource.api_version.into();
         manifest["kind"] = resource.kind.into();
-        let digest = digest(&manifest);
-        manifest["metadata"]["annotations"][names::APPLIED_ANNOTATION] = digest.clone().into();
-        Self {
+        let mut object = Self {
             kind,
             name,
             manifest,
-            digest,
+            digest: String::new(),
+        };
+        object.sign();
+        object
+    }
+
+    /// Puts the manifest's digest into an annotation.
+    fn sign(&mut self) {
+        let annotations = self.manifest.pointer_mut("/metadata/annotations");
+        if let Some(annotations) = annotations.and_then(Value::as_object_mut) {
+            annotations.remove(names::APPLIED_ANNOTATION);
         }
+        self.digest = digest(&self.manifest);
+        self.manifest["metadata"]["annotations"][names::APPLIED_ANNOTATION] =
+            self.digest.clone().into();
     }
 }
 

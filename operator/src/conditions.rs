@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::apply::Applied;
 use crate::kinds::OwnedKind;
+use crate::names;
 use crate::observed::Observed;
 
 #[cfg(test)]
@@ -101,7 +102,7 @@ fn model_available(observed: &Observed) -> Verdict {
     } else {
         let delivery = &observed.delivery;
         // Others have failed where one is on its way, and `Degraded` tells of them.
-        match delivery.on_its_way.as_ref().or(delivery.failed.as_ref()) {
+        match delivery.on_its_way.as_ref().or(delivery.failed.first()) {
             Some((pod, report)) => {
                 let message = format!("pod {pod}: {}", report.message);
                 verdict("ModelAvailable", false, &report.reason, message)
@@ -130,6 +131,11 @@ fn progressing(outcome: &Outcome<'_>, observed: &Observed) -> Verdict {
             "Retrying",
             "the last attempt failed; trying again".to_owned(),
         ),
+        Outcome::Applied(applied) if applied.stopped.is_some() => (
+            false,
+            "RolloutStopped",
+            "waiting for the spec to be changed; tails go on as they did before".to_owned(),
+        ),
         Outcome::Applied(applied) if observed.all_available() && !applied.has_new_pods => (
             false,
             "UpToDate",
@@ -157,8 +163,18 @@ fn degraded(outcome: &Outcome<'_>, observed: &Observed) -> Verdict {
             let message = missing_apis(&applied.missing);
             verdict("Degraded", true, "ApiMissing", message)
         }
+        Outcome::Applied(Applied {
+            stopped: Some(because),
+            ..
+        }) => {
+            let message = format!(
+                "the newest spec was stopped and tails go on as they did before, because of {because}; correct the spec, or remove the Deployment's annotation {} to try again",
+                names::STOPPED_ANNOTATION
+            );
+            verdict("Degraded", true, "RolloutStopped", message)
+        }
         Outcome::Applied(_) | Outcome::Paused => {
-            match (&observed.problem, &observed.delivery.failed) {
+            match (&observed.problem, observed.delivery.failed.first()) {
                 (Some(problem), _) => {
                     verdict("Degraded", true, &problem.reason, problem.message.clone())
                 }

@@ -29,6 +29,7 @@ use crate::error::{ReconcileError, backoff, error_chain};
 use crate::metrics::{Metrics, SplitModelCounts};
 use crate::names;
 use crate::observed::{Caches, Observed, observe};
+use crate::rollout::steered;
 use crate::rounds::{Parts, Rounds, Stands};
 use crate::savings::shelf::Shelf;
 use crate::scrape::Scraper;
@@ -294,6 +295,10 @@ impl Context {
         };
         let standing = self.stands.of(&valid, &observed);
         let desired = build(&valid, &self.settings, &standing);
+        let (desired, look_again) = match steered(desired, &self.client, &valid, &observed).await {
+            Ok(steered) => steered,
+            Err(error) => return self.failed(splitmodel, &valid, &observed, error).await,
+        };
         let applier = Applier {
             client: &self.client,
             metrics: &self.metrics,
@@ -304,11 +309,9 @@ impl Context {
                 let outcome = Outcome::Applied(&applied);
                 self.write_status(splitmodel, Some(&valid), &outcome, &observed)
                     .await?;
-                let action = if applied.missing.is_empty() {
-                    Action::await_change()
-                } else {
-                    Action::requeue(OBSTACLE_INTERVAL)
-                };
+                let obstacle = (!applied.missing.is_empty()).then_some(OBSTACLE_INTERVAL);
+                let next = obstacle.into_iter().chain(look_again).min();
+                let action = next.map_or_else(Action::await_change, Action::requeue);
                 Ok(("applied", action))
             }
             Err(error) => self.failed(splitmodel, &valid, &observed, error).await,

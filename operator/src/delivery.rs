@@ -54,8 +54,8 @@ type Run = (i32, Option<String>);
 pub struct Delivery {
     /// The one that is furthest, of those that are on their way: the pod's name and what it said.
     pub on_its_way: Option<(String, Report)>,
-    /// One that has failed: the pod's name and what it said.
-    pub failed: Option<(String, Report)>,
+    /// Those that have failed: the pod's name and what it said.
+    pub failed: Vec<(String, Report)>,
     /// The model that is served: its digest, and its commit where it has one.
     pub served: Option<(String, Option<String>)>,
 }
@@ -88,7 +88,7 @@ impl Deliveries {
         for said in own {
             let told = (said.pod.clone(), said.report.clone());
             match said.report.state {
-                State::Failed => delivery.failed = Some(told),
+                State::Failed => delivery.failed.push(told),
                 State::Downloading | State::Loading => {
                     let so_far = delivery.on_its_way.as_ref();
                     if so_far.is_none_or(|(_, before)| before.progress() <= told.1.progress()) {

@@ -38,6 +38,7 @@ pub mod metrics;
 pub mod names;
 pub mod observed;
 pub mod pod_problem;
+pub mod rollout;
 pub mod rounds;
 pub mod run;
 pub mod savings;

@@ -20,6 +20,14 @@ pub const ASKED_ANNOTATION: &str = "headway.dev/asked-replicas";
 pub const SESSION_TARGET_ANNOTATION: &str = "headway.dev/session-target";
 /// On a pod, Kubernetes' own: of a ReplicaSet, those with the lowest number go first.
 pub const DELETION_COST_ANNOTATION: &str = "controller.kubernetes.io/pod-deletion-cost";
+/// On a tail pod, as a label: digest of the template it was made from.
+pub const TEMPLATE_LABEL: &str = "headway.dev/template";
+/// On a Deployment: digest of the template whose pods failed, so that it is not tried again. Removing it tries again.
+pub const STOPPED_ANNOTATION: &str = "headway.dev/stopped-template";
+/// On a Deployment: why the rollout of that template was stopped.
+pub const STOPPED_BECAUSE_ANNOTATION: &str = "headway.dev/stopped-because";
+/// On a Deployment: digest of the template that serves in place of a stopped one.
+pub const HELD_ANNOTATION: &str = "headway.dev/held-template";
 /// On a SplitModel: `"true"` stops the operator from changing anything for it.
 pub const PAUSED_ANNOTATION: &str = "headway.dev/paused";
 /// On every owned object and pod: the SplitModel's name.

@@ -13,6 +13,7 @@ use crate::delivery::{Deliveries, Delivery};
 use crate::kinds::OwnedKind;
 use crate::names;
 use crate::pod_problem::PodProblem;
+use crate::rollout::TailPod;
 
 /// What the watches of the operator have seen, for all SplitModels.
 #[derive(Clone)]
@@ -40,6 +41,8 @@ pub struct Observed {
     pub deployment_generation: i64,
     /// The gravest of what keeps pods from running.
     pub problem: Option<PodProblem>,
+    /// The pods, while not all is as it should be.
+    pub pods: Vec<TailPod>,
     /// How far the model is on its way.
     pub delivery: Delivery,
 }
@@ -67,7 +70,12 @@ pub fn observe(caches: &Caches, namespace: &str, name: &str) -> Observed {
     }
     observed.delivery = caches.deliveries.of(namespace, name);
     if !observed.all_available() {
-        observed.problem = gravest_problem(caches, namespace, name);
+        let pods = own_pods(caches, namespace, name);
+        observed.problem = pods.iter().filter_map(|pod| PodProblem::of(pod)).max();
+        let pods = pods
+            .iter()
+            .map(|pod| TailPod::new(pod, failure(pod, &observed.delivery)));
+        observed.pods = pods.collect();
     }
     observed
 }
@@ -102,9 +110,9 @@ impl Observed {
 }
 
 /// Looks through all pods there are, so it is asked only while something is amiss.
-fn gravest_problem(caches: &Caches, namespace: &str, name: &str) -> Option<PodProblem> {
-    let pods = caches.pods.state();
-    let own = pods.iter().filter(|pod| {
+fn own_pods(caches: &Caches, namespace: &str, name: &str) -> Vec<Arc<Pod>> {
+    let mut pods = caches.pods.state();
+    pods.retain(|pod| {
         pod.namespace().as_deref() == Some(namespace)
             && pod
                 .labels()
@@ -112,5 +120,16 @@ fn gravest_problem(caches: &Caches, namespace: &str, name: &str) -> Option<PodPr
                 .map(String::as_str)
                 == Some(name)
     });
-    own.filter_map(|pod| PodProblem::of(pod)).max()
+    pods
+}
+
+/// What `pod` fails of, by the kubelet's word or by its tail's.
+fn failure(pod: &Pod, delivery: &Delivery) -> Option<String> {
+    let problem = PodProblem::of(pod).filter(PodProblem::is_failure);
+    let said = || {
+        let name = pod.name_any();
+        let (_, report) = delivery.failed.iter().find(|(failed, _)| *failed == name)?;
+        Some(format!("pod {name}: {}", report.message))
+    };
+    problem.map(|problem| problem.message).or_else(said)
 }

@@ -26,6 +26,12 @@ enum Gravity {
 }
 
 impl PodProblem {
+    /// False for a pod that only waits for a node: one may be on its way.
+    #[must_use]
+    pub fn is_failure(&self) -> bool {
+        self.gravity > Gravity::Unschedulable
+    }
+
     /// `None` for a pod that runs, or is on its way.
     #[must_use]
     pub fn of(pod: &Pod) -> Option<Self> {

@@ -148,15 +148,21 @@ impl Admission {
         self.manifest.identity.config.hidden_size
     }
 
+    /// Refuses a device that means another model than this tail's: behind one address there are tails of two models
+    /// while one takes the place of the other.
+    pub(crate) fn check_model(&self, device_digest: &str) -> Result<(), AdmissionError> {
+        if device_digest == self.manifest.model_digest {
+            return Ok(());
+        }
+        Err(AdmissionError::DigestMismatch {
+            tail: self.manifest.model_digest.clone(),
+            device: device_digest.to_owned(),
+        })
+    }
+
     /// Checks `open`, whose form [`headway_wire::frame`] has checked, against this tail's model.
     pub(crate) fn admit(&self, open: &Open) -> Result<Admitted, AdmissionError> {
-        if open.model_digest != self.manifest.model_digest {
-            let (tail, device) = (
-                self.manifest.model_digest.clone(),
-                open.model_digest.clone(),
-            );
-            return Err(AdmissionError::DigestMismatch { tail, device });
-        }
+        self.check_model(&open.model_digest)?;
         // With all layers on the device there is nothing to open a session for.
         let last = self.manifest.identity.config.num_layers.saturating_sub(1);
         let (min, max) = (self.manifest.split.min, self.manifest.split.max.min(last));

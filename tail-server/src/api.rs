@@ -162,10 +162,31 @@ async fn load(State(api): State<Arc<Api>>) -> Json<TailLoad> {
     })
 }
 
-async fn tokenizer(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response {
+/// The model that a device fetches parts of.
+#[derive(Deserialize)]
+struct ModelQuery {
+    /// Its digest. Without it, a part of whatever model this tail serves is meant.
+    model: Option<String>,
+}
+
+impl ModelQuery {
+    fn check(&self, api: &Api) -> Result<(), Error> {
+        match &self.model {
+            Some(digest) => Ok(api.sessions.admission.check_model(digest)?),
+            None => Ok(()),
+        }
+    }
+}
+
+async fn tokenizer(
+    State(api): State<Arc<Api>>,
+    Query(model): Query<ModelQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Error> {
+    model.check(&api)?;
     let tag = entity_tag(&api.tokenizer_digest);
     if is_not_modified(&headers, &tag) {
-        return not_modified(tag);
+        return Ok(not_modified(tag));
     }
     let own_headers = [
         (
@@ -174,7 +195,7 @@ async fn tokenizer(State(api): State<Arc<Api>>, headers: HeaderMap) -> Response 
         ),
         (header::ETAG, tag),
     ];
-    (own_headers, api.tokenizer_json.clone()).into_response()
+    Ok((own_headers, api.tokenizer_json.clone()).into_response())
 }
 
 #[derive(Deserialize)]
@@ -186,8 +207,10 @@ struct PartsQuery {
 async fn head_parts(
     State(api): State<Arc<Api>>,
     Path(quantization): Path<String>,
+    Query(model): Query<ModelQuery>,
     Query(query): Query<PartsQuery>,
 ) -> Result<Json<Vec<Artifact>>, Error> {
+    model.check(&api)?;
     let keys = api
         .artifacts
         .offer()
@@ -202,9 +225,11 @@ async fn head_parts(
 async fn head_part(
     State(api): State<Arc<Api>>,
     Path((quantization, part)): Path<(String, String)>,
+    Query(model): Query<ModelQuery>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Error> {
+    model.check(&api)?;
     let key = api.artifacts.offer().part(&quantization, &part)?;
     let file = api.artifacts.file(key).await?;
     Ok(part_file::serve(&file, method, &headers).await?)

@@ -256,6 +256,7 @@ fn status(code: RefusalCode) -> StatusCode {
         RefusalCode::Unauthenticated => StatusCode::UNAUTHORIZED,
         RefusalCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         RefusalCode::OverLimit => StatusCode::PAYLOAD_TOO_LARGE,
+        RefusalCode::DigestMismatch => StatusCode::CONFLICT,
         _ => StatusCode::BAD_REQUEST,
     }
 }

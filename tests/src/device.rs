@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, Result};
 use edge_lite::{
-    ChatMessage, Client, ClientConfig, Codec, Error, Event, GenerateRequest, Generation,
-    LocalConfig, LocalModel, Prompt, Quantization, Report, SamplingParams, TokenEvent, WeightDtype,
+    Client, ClientConfig, Codec, Error, Event, GenerateRequest, Generation, LocalConfig,
+    LocalModel, Prompt, Quantization, Report, SamplingParams, TokenEvent, WeightDtype,
 };
 
 use crate::{artifact_cache_dir, golden_dir, smollm2};
@@ -131,10 +131,7 @@ pub fn sampled(seed: u64) -> SamplingParams {
 /// A question for the model's chat template.
 #[must_use]
 pub fn chat(question: &str) -> Prompt {
-    Prompt::Chat(vec![ChatMessage {
-        role: "user".to_owned(),
-        content: question.to_owned(),
-    }])
+    Prompt::user(question)
 }
 
 /// A raw prompt: the first `bytes` bytes of an English text, about four to a token.

@@ -19,7 +19,8 @@ pub struct Forwarder {
 }
 
 struct Shared {
-    target: SocketAddr,
+    /// The first is the next one's; it then goes to the end.
+    targets: VecDeque<SocketAddr>,
     up_bytes_of_next: VecDeque<u64>,
 }
 
@@ -32,7 +33,7 @@ impl Forwarder {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Mutex::new(Shared {
-            target,
+            targets: [target].into(),
             up_bytes_of_next: VecDeque::new(),
         }));
         let cut = watch::Sender::new(());
@@ -56,7 +57,12 @@ impl Forwarder {
 
     /// New connections go to `target`; those that are open stay where they are.
     pub fn point_to(&self, target: SocketAddr) {
-        lock(&self.shared).target = target;
+        self.point_to_each(&[target]);
+    }
+
+    /// New connections go to `targets` in turn, and there is at least one; those that are open stay where they are.
+    pub fn point_to_each(&self, targets: &[SocketAddr]) {
+        lock(&self.shared).targets = targets.iter().copied().collect();
     }
 
     /// Ends every open connection.
@@ -94,8 +100,11 @@ async fn accept(
     while let Ok((device, _)) = listener.accept().await {
         let (target, up_bytes) = {
             let mut shared = lock(&shared);
-            (shared.target, shared.up_bytes_of_next.pop_front())
+            shared.targets.rotate_left(1);
+            let target = shared.targets.back().copied();
+            (target, shared.up_bytes_of_next.pop_front())
         };
+        let Some(target) = target else { continue };
         let (mut cut, mut silence) = (cut.subscribe(), silence.subscribe());
         tokio::spawn(async move {
             let (mut device, mut tail) = (device, None);

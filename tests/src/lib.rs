@@ -44,6 +44,24 @@ pub fn smollm2() -> PathBuf {
     path
 }
 
+/// The real model with a word of its chat template changed, which is another model of the same sizes, in `folder`.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn other_model(folder: &Path) -> anyhow::Result<PathBuf> {
+    let mut bytes = std::fs::read(smollm2())?;
+    // Of one length, so that no offset in the file moves.
+    let (words, other_words) = (b"a helpful AI", b"a pirate who");
+    let mut windows = bytes.windows(words.len());
+    let at = windows
+        .position(|window| window == words)
+        .context("the words of the chat template")?;
+    bytes[at..at + words.len()].copy_from_slice(other_words);
+    let path = folder.join("other.gguf");
+    std::fs::write(&path, bytes)?;
+    Ok(path)
+}
+
 /// Where tails and devices of tests keep head artefacts, shared by all of them and by later runs: both sides
 /// name files by digest and check them again each time.
 #[must_use]

@@ -15,13 +15,15 @@ use e2e::device::{Answer, chat, connect, finish, finish_after, first_tokens, req
 use e2e::program::program;
 use e2e::{PATIENCE, smollm2};
 use edge_lite::{GenerateRequest, SamplingParams, WeightDtype};
-use headway_images::recipe::PARTS;
+use headway_images::recipe::{PARTS, Part};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::time::sleep;
 
 #[path = "node_serves_a_split_model/delivery.rs"]
 mod delivery;
+#[path = "node_serves_a_split_model/faults.rs"]
+mod faults;
 
 /// The SplitModel of `examples/volume.yaml`.
 const SPLIT_MODEL: &str = "smollm2-volume";
@@ -319,16 +321,28 @@ fn cluster() -> Result<Option<Cluster>> {
         return Ok(None);
     }
     let weights = smollm2();
-    let cluster = Cluster::start_with_node(weights.parent().context("a folder")?)?;
-    let folder = tempfile::tempdir()?;
+    Ok(Some(cluster_sharing(
+        weights.parent().context("a folder")?,
+    )?))
+}
+
+/// The same, where there can be one, with `models` as the folder of the volume.
+fn cluster_sharing(models: &Path) -> Result<Cluster> {
+    let cluster = Cluster::start_with_node(models)?;
     for part in &PARTS {
-        let archive = folder.path().join(part.name);
-        let name = format!("headway.test/{}:test", part.name);
-        part.image(name, &program(part.program), &root().join("LICENSE"), "0")?
-            .write_archive(&archive)?;
-        cluster.import_image(&archive)?;
+        import(&cluster, part, "test")?;
     }
-    Ok(Some(cluster))
+    Ok(cluster)
+}
+
+/// Makes an image of ours and puts it on the node.
+fn import(cluster: &Cluster, part: &Part, tag: &str) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let archive = folder.path().join(part.name);
+    let name = format!("headway.test/{}:{tag}", part.name);
+    part.image(name, &program(part.program), &root().join("LICENSE"), "0")?
+        .write_archive(&archive)?;
+    cluster.import_image(&archive)
 }
 
 /// Why tests with a real node are skipped, which it says.

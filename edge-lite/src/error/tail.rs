@@ -210,6 +210,13 @@ impl TailError {
         }
     }
 
+    /// True where a tail serves another model than the device's. Behind one address there are tails of two models
+    /// while one takes the place of the other, so that the next connection may meet one of the device's own.
+    #[must_use]
+    pub fn is_of_another_model(&self) -> bool {
+        matches!(self, Self::Refused(refused) if refused.code == RefusalCode::DigestMismatch)
+    }
+
     /// True where whoever stands before the tails may have none just now: a gateway that knows no pod, or one that
     /// cannot be connected to.
     pub(crate) fn is_of_the_way(&self) -> bool {

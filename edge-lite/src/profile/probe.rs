@@ -55,7 +55,7 @@ pub(crate) async fn probe(reached: &Reached, config: &ClientConfig) -> Result<Pr
     probe.tokens(prompt_rows, tokens).await?;
     probe.uplink().await?;
     let began = Instant::now();
-    let tokenizer = reached.api.url().tokenizer();
+    let tokenizer = reached.api.url().tokenizer(&reached.manifest.model_digest);
     let down_bytes = reached
         .api
         .fetch_some(tokenizer, MOST_DOWN_BYTES, MOST_DOWN)

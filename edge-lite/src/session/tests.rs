@@ -132,11 +132,19 @@ async fn a_full_tail_is_asked_again() {
 }
 
 #[tokio::test]
-async fn a_digest_mismatch_ends_the_generation_with_the_tails_words() {
-    let tail = TestTail::new().with_fates([
-        Fate::CutAfter(1),
-        Fate::Refused(RefusalCode::DigestMismatch, None),
-    ]);
+async fn tails_of_another_model_are_passed_over() {
+    let other_model = Fate::Refused(RefusalCode::DigestMismatch, None);
+    let tail = TestTail::new().with_fates([Fate::CutAfter(1), other_model, other_model]);
+    let report = generate(&tail, request(4)).await.unwrap();
+    assert_eq!(report.token_ids, TestTail::expected(&PROMPT, 4));
+    assert_eq!(report.reconnects, 1);
+}
+
+#[tokio::test]
+async fn only_tails_of_another_model_end_the_generation_with_their_words() {
+    let other_model = Fate::Refused(RefusalCode::DigestMismatch, None);
+    let fates = std::iter::repeat_n(other_model, 32);
+    let tail = TestTail::new().with_fates([Fate::CutAfter(1)].into_iter().chain(fates));
     let error = generate(&tail, request(4)).await.unwrap_err();
     let Error::Tail(TailError::Refused(refused)) = &error else {
         panic!("{error}")

@@ -27,6 +27,7 @@ fn applied(missing: Vec<OwnedKind>) -> Applied {
         replicas: Some(1),
         missing,
         has_new_pods: false,
+        stopped: None,
     }
 }
 
@@ -191,7 +192,7 @@ fn a_model_that_cannot_be_had_degrades_even_beside_tails_that_serve() {
         report(serde_json::json!({"state": "failed", "reason": "Unauthorized", "message": said}));
     for ready in [0, 1] {
         let mut observed = observed(2, ready);
-        observed.delivery.failed = Some(failed.clone());
+        observed.delivery.failed = vec![failed.clone()];
         let outcome = applied(vec![]);
         let all = conditions(&Outcome::Applied(&outcome), &observed, Some(1), &[], &at(1));
         let degraded = of(&all, "Degraded");
@@ -204,4 +205,27 @@ fn a_model_that_cannot_be_had_degrades_even_beside_tails_that_serve() {
         let expected = if ready > 0 { "Loaded" } else { "Unauthorized" };
         assert_eq!(available.reason, expected);
     }
+}
+
+#[test]
+fn a_stopped_rollout_degrades_beside_tails_that_serve() {
+    let because = "pod smol-tail-1: ended with exit code 1: no layer 40";
+    let outcome = Applied {
+        stopped: Some(because.to_owned()),
+        ..applied(vec![])
+    };
+    let outcome = Outcome::Applied(&outcome);
+    let all = conditions(&outcome, &observed(2, 2), Some(1), &[], &at(1));
+    assert_eq!(of(&all, "Ready").status, "True");
+    let progressing = of(&all, "Progressing");
+    assert_eq!(
+        (progressing.status.as_str(), progressing.reason.as_str()),
+        ("False", "RolloutStopped")
+    );
+    let degraded = of(&all, "Degraded");
+    assert_eq!(
+        (degraded.status.as_str(), degraded.reason.as_str()),
+        ("True", "RolloutStopped")
+    );
+    assert!(degraded.message.contains(because), "{}", degraded.message);
 }

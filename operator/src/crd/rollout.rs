@@ -20,6 +20,13 @@ pub struct Rollout {
     #[serde(default = "thirty")]
     #[schemars(range(min = 0, max = 3600))]
     pub drain_seconds: u32,
+    /// Seconds that a pod of a new template may fail, counted from its arrival on a node, before the rollout stops by
+    /// itself and pods of the template that serves take their places again: a container that crashes, an image that
+    /// cannot be pulled, a model that cannot be had or is another one than promised. A download that goes on is no
+    /// failure. The condition `Degraded` says why it stopped; a change of the spec begins a new rollout.
+    #[serde(default = "three_minutes")]
+    #[schemars(range(min = 10, max = 3600))]
+    pub stop_after_seconds: u32,
 }
 
 impl Default for Rollout {
@@ -27,6 +34,7 @@ impl Default for Rollout {
         Self {
             max_surge: one(),
             drain_seconds: thirty(),
+            stop_after_seconds: three_minutes(),
         }
     }
 }
@@ -37,4 +45,8 @@ fn one() -> IntOrString {
 
 fn thirty() -> u32 {
     30
+}
+
+fn three_minutes() -> u32 {
+    180
 }

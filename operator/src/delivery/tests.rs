@@ -76,7 +76,7 @@ fn the_furthest_and_the_failed_are_told_apart() {
     deliveries.heard("c", said("pod-c", failed()));
     let delivery = deliveries.of("default", "smol");
     assert_eq!(delivery.on_its_way.unwrap().0, "pod-b");
-    assert_eq!(delivery.failed.unwrap().0, "pod-c");
+    assert_eq!(delivery.failed[0].0, "pod-c");
     assert_eq!(delivery.served, None);
     assert_eq!(deliveries.of("other", "smol"), Delivery::default());
     deliveries.heard("b", said("pod-b", ready("7")));

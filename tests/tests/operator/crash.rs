@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context as _, Result, bail, ensure};
 use e2e::api_proxy::{ApiProxy, Moment};
 use e2e::operator::Operator;
-use headway_operator::kinds::OwnedKind;
 use headway_operator::names;
 use kube::ResourceExt as _;
 use kube::api::DeleteParams;
@@ -56,7 +55,10 @@ pub async fn at_any_write(world: World) -> Result<()> {
                 .await
                 .with_context(|| format!("killed {moment:?} write {write}"))?;
             if !creating && !deleting {
-                ensure!(write > OwnedKind::ALL.len(), "only {write} writes");
+                ensure!(
+                    write > objects::awake_kinds().count(),
+                    "only {write} writes"
+                );
                 break;
             }
         }
@@ -211,7 +213,7 @@ impl Crashing {
             ensure!(!deleted, "{kind} {} is being deleted", object.name_any());
             found.push(essence);
         }
-        if found.len() < OwnedKind::ALL.len() {
+        if found.len() < objects::awake_kinds().count() {
             bail!("{} objects", found.len());
         }
         let conditions = status.conditions.iter();

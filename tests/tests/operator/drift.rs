@@ -17,16 +17,13 @@ pub async fn undone(world: World) -> Result<()> {
     let namespace = world.namespace("drift").await?;
     world.create(&namespace, NAME, &complete()).await?;
     // Those of a model that sleeps are put back by the same code.
-    let kinds = OwnedKind::ALL
-        .into_iter()
-        .filter(|kind| *kind != OwnedKind::EndpointSlice);
-    for kind in kinds.clone() {
+    for kind in objects::awake_kinds() {
         eventually("the objects exist", async || {
             objects::existing(&world, &namespace, NAME, kind).await
         })
         .await?;
     }
-    let kinds = kinds.map(|kind| undone_of_kind(&world, &namespace, kind));
+    let kinds = objects::awake_kinds().map(|kind| undone_of_kind(&world, &namespace, kind));
     futures_util::future::try_join_all(kinds).await?;
     Ok(())
 }

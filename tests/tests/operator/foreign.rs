@@ -25,7 +25,7 @@ pub async fn fields_are_left_alone(world: World) -> Result<()> {
         field_manager: Some(SOMEBODY.to_owned()),
         ..PatchParams::default()
     };
-    for kind in OwnedKind::ALL {
+    for kind in objects::awake_kinds() {
         eventually("the objects exist", async || {
             objects::existing(&world, &namespace, NAME, kind).await
         })
@@ -41,12 +41,12 @@ pub async fn fields_are_left_alone(world: World) -> Result<()> {
     deployments.patch_scale(&name, &parameters, &scaled).await?;
     // The operator has something to write for every kind: what it wrote before is not what it wants now.
     let change = json!({"metadata": {"annotations": {names::APPLIED_ANNOTATION: "0"}}});
-    for kind in OwnedKind::ALL {
+    for kind in objects::awake_kinds() {
         let api = objects::api(&world, &namespace, kind);
         api.patch(&kind.object_name(NAME), &parameters, &Patch::Merge(&change))
             .await?;
     }
-    for kind in OwnedKind::ALL {
+    for kind in objects::awake_kinds() {
         let object = eventually("the object is written again", async || {
             let object = objects::existing(&world, &namespace, NAME, kind).await?;
             let applied = object

@@ -13,8 +13,7 @@ use crate::wait::eventually;
 use crate::world::{SOMEBODY, World};
 
 /// Kinds that only some specs ask for.
-const OPTIONAL: [OwnedKind; 4] = [
-    OwnedKind::EndpointSlice,
+const OPTIONAL: [OwnedKind; 3] = [
     OwnedKind::ResourceClaimTemplate,
     OwnedKind::HttpRoute,
     OwnedKind::ScaledObject,
@@ -24,11 +23,9 @@ pub async fn created(world: World) -> Result<()> {
     let namespace = world.namespace("created").await?;
     world.create(&namespace, "smol", &minimal()).await?;
     world.create(&namespace, "whole", &complete()).await?;
-    for kind in OwnedKind::ALL {
+    for kind in objects::awake_kinds() {
         for name in ["smol", "whole"] {
-            // Only while a model sleeps.
-            let is_asleep = kind == OwnedKind::EndpointSlice;
-            if is_asleep || name == "smol" && OPTIONAL.contains(&kind) {
+            if name == "smol" && OPTIONAL.contains(&kind) {
                 continue;
             }
             eventually("an owned object exists", async || {

@@ -120,6 +120,10 @@ fn of_one_operator() -> Vec<Trial> {
             rollout::status_is_not_ahead,
         ),
         trial(
+            "a_rollout_that_fails_gives_way_to_what_served",
+            rollout::failing_stops,
+        ),
+        trial(
             "transitions_are_events_and_repeats_are_not",
             events::transitions,
         ),

@@ -51,6 +51,13 @@ pub async fn existing(
     object.with_context(|| format!("{kind:?} of {splitmodel} is missing"))
 }
 
+/// The kinds that a SplitModel owns while it is awake.
+pub fn awake_kinds() -> impl Iterator<Item = OwnedKind> + Clone {
+    OwnedKind::ALL
+        .into_iter()
+        .filter(|kind| *kind != OwnedKind::EndpointSlice)
+}
+
 /// Every kind that is made for SplitModels, by the operator or by what it makes.
 fn made_kinds() -> Vec<ApiResource> {
     // The two kinds of Services are one for the API server.

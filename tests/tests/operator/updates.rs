@@ -32,8 +32,12 @@ const KUBERNETES_OWN: [&str; 11] = [
     "tail.extraVolumes[].secret",
 ];
 
-/// Leaves that show in the status alone.
-const IN_STATUS: [&str; 2] = ["pricing.gpuHour", "pricing.currency"];
+/// Leaves that show in the status alone, or in what becomes of pods that fail.
+const IN_STATUS: [&str; 3] = [
+    "pricing.gpuHour",
+    "pricing.currency",
+    "rollout.stopAfterSeconds",
+];
 
 pub async fn every_field(world: World) -> Result<()> {
     let rows = update_rows::all();

@@ -22,14 +22,14 @@ pub async fn run(args: ChatArgs) -> Result<()> {
     let first = args.system.iter().map(|content| message("system", content));
     let first = first.chain([message("user", TYPICAL_TURN)]).collect();
     let request = args.sampling.request(Prompt::Chat(first));
-    let engine = Engine::open(&args.engine, &request).await?;
-    let ended = talk(&engine, &args).await;
+    let mut engine = Engine::open(&args.engine, &request).await?;
+    let ended = talk(&mut engine, &args).await;
     engine.finish().await;
     ended
 }
 
 /// Answers line by line, to the end of the input.
-async fn talk(engine: &Engine, args: &ChatArgs) -> Result<()> {
+async fn talk(engine: &mut Engine, args: &ChatArgs) -> Result<()> {
     let system: Vec<ChatMessage> = args
         .system
         .iter()
@@ -55,7 +55,11 @@ async fn talk(engine: &Engine, args: &ChatArgs) -> Result<()> {
         // The whole conversation goes into the template each time; a template may look back.
         let mut request = args.sampling.request(Prompt::Chat(messages.clone()));
         request.local_only = args.engine.routing.local_only;
-        let report = async { stream_text(engine.generate(request).await?).await }.await;
+        let report = async {
+            engine.renew().await?;
+            stream_text(engine.generate(request).await?).await
+        };
+        let report = report.await;
         match report {
             Ok(report) => {
                 writeln!(std::io::stderr(), "{}", summary(&report))?;

@@ -66,6 +66,14 @@ impl Engine {
         Ok(Self::Device(load_model(model, cache_dir, config).await?))
     }
 
+    /// Takes the model that tails serve now, where they have begun to serve another one.
+    pub async fn renew(&mut self) -> Result<()> {
+        if let Self::Tail(client, _) = self {
+            **client = client.renewed().await?;
+        }
+        Ok(())
+    }
+
     /// Starts a generation.
     pub async fn generate(&self, request: GenerateRequest) -> Result<Generation> {
         Ok(match self {
