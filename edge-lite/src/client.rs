@@ -6,7 +6,7 @@ mod tests;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use headway_model::Tokenizer;
 use headway_model::manifest::{Artifact, Manifest};
@@ -27,6 +27,7 @@ use crate::local::{LocalConfig, LocalModel};
 use crate::on_device::{Backoff, Reporter};
 use crate::prefill::Prefill;
 use crate::profile::Held;
+use crate::recovery::{Recovery, jitter};
 use crate::report::Route;
 use crate::request::GenerateRequest;
 use crate::session::{self, SessionConfig};
@@ -359,7 +360,8 @@ impl Client {
     }
 
     /// This client, or one for the model that the tails serve now, where it [is outdated](Self::is_outdated). For use
-    /// between answers: it takes no time where nothing has changed, and otherwise that of [`Client::connect`].
+    /// between answers: it takes no time where nothing has changed, and otherwise that of [`Client::connect`]. Tails
+    /// that come and go meanwhile are tried again by the [`ReconnectPolicy`](crate::config::ReconnectPolicy).
     ///
     /// # Errors
     /// As [`Client::connect`].
@@ -367,6 +369,18 @@ impl Client {
         if !self.is_outdated() {
             return Ok(self.clone());
         }
+        let mut recovery = Recovery::new(self.config.reconnect);
+        loop {
+            let error = match self.renewed_once().await {
+                Err(Error::Tail(error)) => error,
+                renewed => return renewed,
+            };
+            let wait = recovery.wait_after(error, Instant::now(), jitter())?;
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn renewed_once(&self) -> Result<Self, Error> {
         if self.api.manifest().await?.model_digest == self.manifest.model_digest {
             self.session.is_outdated.store(false, Ordering::Relaxed);
             return Ok(self.clone());

@@ -1,5 +1,6 @@
 //! When to try again after a lost session. Pure: time comes in as an argument.
 
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::{Duration, Instant};
 
 use crate::config::ReconnectPolicy;
@@ -52,7 +53,7 @@ impl Recovery {
         jitter: f64,
     ) -> Result<Duration, TailError> {
         let is_other_model = error.is_of_another_model();
-        if !is_other_model && !error.is_recoverable() {
+        if !is_other_model && !error.is_of_the_way() {
             return Err(error);
         }
         let elapsed = now.saturating_duration_since(*self.lost_at.get_or_insert(now));
@@ -101,6 +102,12 @@ impl Recovery {
         tracing::warn!(%error, attempt = self.attempts, wait_ms = wait.as_millis(), "the session is lost");
         Ok(wait)
     }
+}
+
+/// In `[0, 1)`. The standard library's hash keys are the only randomness that this crate needs.
+pub(crate) fn jitter() -> f64 {
+    let bits = RandomState::new().build_hasher().finish() >> 32;
+    f64::from(u32::try_from(bits).unwrap_or_default()) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ mod steps;
 #[cfg(test)]
 mod tests;
 
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -34,7 +33,7 @@ use crate::event::Event;
 use crate::generation::{Events, Progress};
 use crate::head_layers::HeadLayers;
 use crate::prefix;
-use crate::recovery::Recovery;
+use crate::recovery::{Recovery, jitter};
 use crate::report::{FinishReason, Route, Totals};
 use crate::router::reason::Segment;
 use crate::rows::{Rows, RowsConfig, wire_u32};
@@ -425,10 +424,4 @@ fn max_chunk_rows(config: &SessionConfig) -> usize {
     let row_bytes = config.codec.encoded_bytes_max(1, config.hidden_size).max(1);
     let in_frame = config.dialer.limits.max_frame_bytes / 2 / row_bytes;
     config.prompt_chunk_positions.min(in_frame).max(1)
-}
-
-/// In `[0, 1)`. The standard library's hash keys are the only randomness that this crate needs.
-fn jitter() -> f64 {
-    let bits = RandomState::new().build_hasher().finish() >> 32;
-    f64::from(u32::try_from(bits).unwrap_or_default()) / f64::from(u32::MAX)
 }

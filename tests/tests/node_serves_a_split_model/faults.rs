@@ -172,7 +172,10 @@ impl Edges {
         for _ in 0..EDGES {
             let (client, request) = (client.clone(), request.clone());
             let (is_over, tokens) = (Arc::clone(&edges.is_over), Arc::clone(&edges.tokens));
-            let stream = async move { stream(client, request, &is_over, &tokens).await };
+            let stream = async move {
+                let streamed = stream(client, request, &is_over, &tokens).await;
+                streamed.inspect_err(|error| tell(&format!("a stream has ended: {error:#}")))
+            };
             edges.streams.push(tokio::spawn(stream));
         }
         edges.advance().await?;
@@ -387,10 +390,12 @@ fn change(cluster: &Cluster, spec: &Value) -> Result<()> {
 
 /// Names of the tails' pods that are not leaving.
 fn pods(cluster: &Cluster) -> Result<BTreeSet<String>> {
-    let fields =
-        "-o=jsonpath={range .items[?(!@.metadata.deletionTimestamp)]}{.metadata.name} {end}";
-    let names = block_in_place(|| kubectl(cluster, &["get", "pods", fields]))?;
-    Ok(names.split_whitespace().map(str::to_owned).collect())
+    let pods = block_in_place(|| kubectl(cluster, &["get", "pods", "-o=json"]))?;
+    let pods: Value = serde_json::from_str(&pods)?;
+    let staying = pods["items"].as_array().into_iter().flatten();
+    let staying = staying.filter(|pod| pod["metadata"]["deletionTimestamp"].is_null());
+    let names = staying.filter_map(|pod| pod["metadata"]["name"].as_str());
+    Ok(names.map(str::to_owned).collect())
 }
 
 /// Waits until every tail runs the newest spec, and no other is left.
