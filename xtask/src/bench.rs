@@ -5,6 +5,7 @@ use clap::Subcommand;
 
 mod autoscale;
 mod concurrency;
+mod dashboard;
 mod drafts;
 mod edge;
 mod fleet;
@@ -26,6 +27,8 @@ pub enum Command {
     Autoscale(autoscale::Arguments),
     /// What a tail does with up to 64 sessions at a time, and what drafts and prefixes save it.
     Concurrency(concurrency::Arguments),
+    /// What the chart's dashboard shows of a real node under load, asked of a real Prometheus.
+    Dashboard(dashboard::Arguments),
     /// What guesses of the next tokens do to the speed of a split model over slow round trips.
     Drafts(drafts::Arguments),
     /// Prompt and decode speed on the CPU, beside llama.cpp on the same file.
@@ -60,6 +63,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Autoscale(arguments) => autoscale::run(&arguments),
         Command::Concurrency(arguments) => concurrency::run(&arguments),
+        Command::Dashboard(arguments) => dashboard::run(&arguments),
         Command::Drafts(arguments) => drafts::run(&arguments),
         Command::Edge(arguments) => edge::run(&arguments),
         Command::Fleet(arguments) => fleet::run(&arguments),

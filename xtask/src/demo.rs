@@ -8,7 +8,7 @@ use crate::model;
 use crate::paths::program;
 use crate::processes::{self, Tail};
 
-mod cluster;
+pub mod cluster;
 
 /// Options of `demo`.
 #[derive(clap::Args)]

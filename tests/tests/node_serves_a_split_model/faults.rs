@@ -159,8 +159,11 @@ impl Streamed {
 struct Edges {
     is_over: Arc<AtomicBool>,
     tokens: Arc<AtomicUsize>,
-    streams: Vec<JoinHandle<Result<(Vec<Answer>, Duration)>>>,
+    streams: Vec<JoinHandle<Result<Stream>>>,
 }
+
+/// The answers of one device, and the longest that it waited for a token.
+type Stream = (Vec<Answer>, Duration);
 
 impl Edges {
     async fn start(client: &Client, request: &GenerateRequest) -> Result<Self> {
@@ -216,7 +219,7 @@ async fn stream(
     request: GenerateRequest,
     is_over: &AtomicBool,
     count: &AtomicUsize,
-) -> Result<(Vec<Answer>, Duration)> {
+) -> Result<Stream> {
     let (mut answers, mut longest) = (Vec::new(), Duration::ZERO);
     let mut renewed = 0;
     while answers.is_empty() || !is_over.load(Ordering::Relaxed) {

@@ -14,7 +14,7 @@ use crate::{images, model, processes};
 const NAMESPACE: &str = "headway-system";
 /// The example, and the SplitModel in it.
 const EXAMPLE: &str = "examples/volume.yaml";
-const SPLIT_MODEL: &str = "smollm2-volume";
+pub const SPLIT_MODEL: &str = "smollm2-volume";
 /// The port of every tail's Service.
 const TAIL_PORT: u16 = 8089;
 
@@ -24,9 +24,26 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(obstacle) = node::obstacle()? {
         bail!(obstacle);
     }
-    let demo = Demo {
-        started: Instant::now(),
-    };
+    let demo = Demo::new();
+    let cluster = prepared(&demo)?;
+    serve(&demo, &cluster)?;
+    demo.kubectl(
+        &cluster,
+        &["get", "pods", "--all-namespaces", "--output=wide"],
+    )?;
+    demo.kubectl(&cluster, &["get", "services"])?;
+    demo.step("edge-lite, outside the cluster, asks the Service");
+    println!("> {}\n", arguments.prompt);
+    answer(&url(&cluster)?, arguments)?;
+    demo.kubectl(&cluster, &["get", "splitmodels"])?;
+    demo.step("stopping everything");
+    drop(cluster);
+    demo.step("done");
+    Ok(())
+}
+
+/// A cluster of one real node with the chart installed; ends when dropped.
+pub fn prepared(demo: &Demo) -> anyhow::Result<Cluster> {
     demo.step("building operator, tail-server and edge-lite, and their images");
     processes::build_all()?;
     let archives = images::local()?;
@@ -38,30 +55,21 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         demo.step(&format!("importing {}", archive.display()));
         cluster.import_image(archive)?;
     }
-    install(&demo, &cluster)?;
-    demo.kubectl(
-        &cluster,
-        &[
-            "apply",
-            "--server-side",
-            "--filename",
-            &path(&root().join(EXAMPLE))?,
-        ],
-    )?;
-    demo.kubectl(
-        &cluster,
-        &[
-            "wait",
-            "--for=condition=Ready",
-            &format!("splitmodel/{SPLIT_MODEL}"),
-            "--timeout=180s",
-        ],
-    )?;
-    demo.kubectl(
-        &cluster,
-        &["get", "pods", "--all-namespaces", "--output=wide"],
-    )?;
-    demo.kubectl(&cluster, &["get", "services"])?;
+    install(demo, &cluster)?;
+    Ok(cluster)
+}
+
+/// Applies the example and waits until it serves.
+pub fn serve(demo: &Demo, cluster: &Cluster) -> anyhow::Result<()> {
+    let example = path(&root().join(EXAMPLE))?;
+    demo.kubectl(cluster, &["apply", "--server-side", "--filename", &example])?;
+    let name = format!("splitmodel/{SPLIT_MODEL}");
+    let wait = ["wait", "--for=condition=Ready", &name, "--timeout=180s"];
+    demo.kubectl(cluster, &wait)
+}
+
+/// Where the example's Service is.
+pub fn url(cluster: &Cluster) -> anyhow::Result<String> {
     let mut get = cluster.kubectl(&[
         "get",
         "service",
@@ -71,14 +79,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let output = get.output().context("running kubectl")?;
     ensure!(output.status.success(), "the SplitModel has no Service");
     let address = String::from_utf8(output.stdout)?;
-    demo.step("edge-lite, outside the cluster, asks the Service");
-    println!("> {}\n", arguments.prompt);
-    answer(&format!("ws://{address}:{TAIL_PORT}"), arguments)?;
-    demo.kubectl(&cluster, &["get", "splitmodels"])?;
-    demo.step("stopping everything");
-    drop(cluster);
-    demo.step("done");
-    Ok(())
+    Ok(format!("ws://{address}:{TAIL_PORT}"))
 }
 
 fn install(demo: &Demo, cluster: &Cluster) -> anyhow::Result<()> {
@@ -109,16 +110,25 @@ fn path(path: &Path) -> anyhow::Result<String> {
 }
 
 /// Tells a person what happens, and when.
-struct Demo {
+pub struct Demo {
     started: Instant,
 }
 
 impl Demo {
-    fn step(&self, what: &str) {
+    /// Begins now.
+    pub fn new() -> Self {
+        Self {
+            started: Instant::now(),
+        }
+    }
+
+    /// Says what comes next.
+    pub fn step(&self, what: &str) {
         println!("\n== {:.1} s  {what}", self.started.elapsed().as_secs_f64());
     }
 
-    fn kubectl(&self, cluster: &Cluster, words: &[&str]) -> anyhow::Result<()> {
+    /// Runs kubectl, and shows it.
+    pub fn kubectl(&self, cluster: &Cluster, words: &[&str]) -> anyhow::Result<()> {
         self.command("kubectl", words, &mut cluster.kubectl(words))
     }
 
