@@ -2,12 +2,13 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use e2e::device::{finish, prose, request, unsplit};
 use e2e::program::program;
-use e2e::smollm2;
 use e2e::tail::Tail;
+use e2e::{PATIENCE, smollm2};
 use edge_lite::{Prompt, Report, Route, SamplingParams, WeightDtype};
 use serde_json::Value;
 
@@ -152,19 +153,42 @@ async fn a_plan_names_every_alternative_and_is_what_then_runs() -> Result<()> {
     Ok(())
 }
 
+/// Milliseconds of latency that a millisecond of the tail is worth. So many that what a busy machine adds to every step is
+/// little beside it.
+const PRICE: u32 = 19;
+
+/// What a row of a prompt and a row of an answer cost the tail, a layer, once they are apart: while other tests keep the
+/// machine busy, a prompt may look as dear as an answer, and the tail is measured again.
+async fn row_costs_us(cache_dir: &Path, tail: &Tail) -> Result<(f64, f64)> {
+    let late = Instant::now() + PATIENCE;
+    loop {
+        let (_, load) = tail.get("/v1/load").await?;
+        let load: Value = serde_json::from_str(&load)?;
+        let cost_us = |name: &str| load["costs"][name].as_f64().context("a cost");
+        let (prompt, answer) = (
+            cost_us("prefill_row_layer_us")?,
+            cost_us("decode_row_layer_us")?,
+        );
+        if 2.0 * prompt < answer {
+            return Ok((prompt, answer));
+        }
+        assert!(Instant::now() < late, "{load}");
+        let url = tail.url();
+        stdout(cache_dir, &["profile", "--tail", &url, "--seconds", "1"])?;
+    }
+}
+
 /// Makes the stored profile say that layers cost this device next to nothing, and that a row of hidden states takes the
-/// uplink longer than the tail takes for a row of the prompt, and less than it takes for one of the answer, both at their
-/// price of one millisecond a millisecond.
-async fn pretend_a_slow_uplink(cache_dir: &Path, tail: &Tail) -> Result<()> {
-    let (_, load) = tail.get("/v1/load").await?;
-    let load: Value = serde_json::from_str(&load)?;
-    let cost_us = |name: &str| load["costs"][name].as_f64().context("a cost");
-    let (prompt, answer) = (
-        cost_us("prefill_row_layer_us")?,
-        cost_us("decode_row_layer_us")?,
-    );
-    assert!(4.0 * prompt < answer, "{load}");
-    let row_ms = 2.0 * 30.0 * (prompt * answer).sqrt() / 1e3;
+/// uplink next to nothing, too, or, where it is slow, longer than the tail takes for a row of the prompt, and less than it takes for one of the answer, both at their
+/// [`PRICE`].
+async fn pretend_an_uplink(cache_dir: &Path, tail: &Tail, is_slow: bool) -> Result<()> {
+    let (prompt, answer) = row_costs_us(cache_dir, tail).await?;
+    let row_us = if is_slow {
+        (prompt * answer).sqrt()
+    } else {
+        prompt / 4.0
+    };
+    let row_ms = f64::from(1 + PRICE) * 30.0 * row_us / 1e3;
     let file = stored_profiles(cache_dir)?.pop().context("a profile")?;
     let mut profile: Value = serde_json::from_slice(&std::fs::read(&file)?)?;
     profile["tails"][0]["link"]["up_bits_per_second"] = (576.0 * 4.0 * 8e3 / row_ms).into();
@@ -186,7 +210,8 @@ async fn a_prompt_that_is_planned_as_token_ids_goes_up_so_and_no_token_changes()
     let Prompt::Raw(prompt) = prose(3000)? else {
         panic!("prose is raw")
     };
-    let objective = ["--objective", "cost=1", "--answer-tokens", "1000"];
+    let objective = format!("cost={PRICE}");
+    let objective = ["--objective", &objective, "--answer-tokens", "1000"];
     let planned = [
         &["plan", "--tail", &url, "--prompt-tokens", "700"][..],
         &objective,
@@ -208,7 +233,7 @@ async fn a_prompt_that_is_planned_as_token_ids_goes_up_so_and_no_token_changes()
         ("hidden-states", "hidden_states"),
     ] {
         // What was generated before has told the tail and the link other times.
-        pretend_a_slow_uplink(cache.path(), &tail).await?;
+        pretend_an_uplink(cache.path(), &tail, form == "token_ids").await?;
         let named = ["--prefill", named];
         let plan = json(cache.path(), &[&planned, &named[..]].concat())?;
         let best = &plan["best"];
@@ -225,7 +250,7 @@ async fn a_prompt_that_is_planned_as_token_ids_goes_up_so_and_no_token_changes()
         assert_eq!(report.token_id_positions, by_token_ids);
         assert_eq!(report.token_ids, expected.token_ids);
     }
-    pretend_a_slow_uplink(cache.path(), &tail).await?;
+    pretend_an_uplink(cache.path(), &tail, true).await?;
     let explained = stdout(cache.path(), &[&planned, &["--explain"][..]].concat())?;
     assert!(explained.contains("the prompt as token ids"), "{explained}");
     Ok(())

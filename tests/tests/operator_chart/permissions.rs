@@ -16,6 +16,7 @@ fn cluster_role_holds_exactly_what_the_operator_uses() -> Result<()> {
         rule("headway.dev", &["splitmodels"], &["list", "watch", "patch"]),
         rule("headway.dev", &["splitmodels/status"], &["patch"]),
         rule("apps", &["deployments"], &OWNED),
+        rule("apps", &["replicasets"], &["list"]),
         rule("", &["services", "serviceaccounts"], &OWNED),
         rule("networking.k8s.io", &["networkpolicies"], &OWNED),
         rule("policy", &["poddisruptionbudgets"], &OWNED),
