@@ -11,7 +11,7 @@ use crate::error::DeviceError;
 use crate::place::Place;
 
 #[cfg(feature = "cuda")]
-mod gpu;
+pub(crate) mod gpu;
 
 /// The embedding and some layers, or all with what follows them; for any number of generations. Clones share them.
 #[derive(Clone)]
@@ -116,7 +116,7 @@ pub(crate) fn name_of(place: Place) -> String {
 
 /// The GPU that was asked for, or the first one where there is one.
 #[cfg(feature = "cuda")]
-fn gpu_of(place: Place) -> Option<usize> {
+pub(crate) fn gpu_of(place: Place) -> Option<usize> {
     match place {
         Place::Cpu => None,
         Place::Cuda(ordinal) => Some(ordinal),

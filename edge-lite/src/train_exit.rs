@@ -7,6 +7,8 @@
 //! position. Nothing but this device and the model is needed.
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod gpu_writer;
 mod lens;
 mod network;
 mod optimizer;
@@ -15,7 +17,9 @@ mod product;
 mod row_operations;
 mod schedule;
 mod values;
+mod writer;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
@@ -24,6 +28,7 @@ use headway_model::artifact::identity;
 use headway_model::early_exit::{ExitWeights, INPUT_BIAS, INPUT_WEIGHT};
 use headway_model::layer_range::LayerRange;
 use headway_model::sampler::argmax;
+use headway_model::threads::alone;
 use headway_model::weights::{WeightDtype, Weights, names};
 use rayon::prelude::*;
 
@@ -33,7 +38,9 @@ use self::own_text::{AT_END, AT_SPLIT, MAX_POSITIONS, OwnText, Taps, Text};
 use self::product::product;
 use self::row_operations::{dot, inverse_rms, softmax};
 use self::schedule::{batches_of, scale, stride};
+use self::writer::{CpuWriter, Writer};
 use crate::error::{DeviceError, Error, RequestError};
+use crate::place::Place;
 use crate::vocabulary::Vocabulary;
 
 /// The largest rates; they fall to nothing in the end.
@@ -45,8 +52,8 @@ const RATES: Rates = Rates {
 const LENS_TOKENS: usize = 1 << 15;
 /// Of so many texts one is kept to measure with.
 const HELD_OUT: usize = 20;
-/// Rows of logits held at a time.
-const LOGIT_ROWS: usize = 1024;
+/// And at most so many.
+const MOST_HELD_OUT: usize = 100;
 
 /// What to train.
 #[derive(Clone, Debug)]
@@ -65,6 +72,8 @@ pub struct TrainExitConfig {
     pub epochs: usize,
     /// Selects the texts.
     pub seed: u64,
+    /// Where the text is written; training itself runs on the CPU.
+    pub place: Place,
 }
 
 /// How far training is.
@@ -100,6 +109,9 @@ pub struct TrainedExit {
 
 /// Writes texts and trains an exit with them. Blocks, for minutes with a small model; `progress` is told how far it is.
 ///
+/// Each of rayon's threads trains with a text of its own. candle shares single operations among threads that wait for each
+/// other: set `CANDLE_NUM_THREADS` to 1 for the process, or 16 cores are four times slower.
+///
 /// # Errors
 /// [`RequestError::Value`] for settings that make no sense, device errors from loading and running.
 pub fn train_exit(
@@ -117,12 +129,14 @@ pub fn train_exit(
         split_layer: config.split_layer,
         exit_layers: num_layers - config.exit_layers,
     };
-    let mut own_text = OwnText::new(&decoder, &vocabulary, taps, config.seed)?;
+    let mut writer = writer(config.place, &weights, &decoder, taps)?;
+    let mut own_text = OwnText::new(&mut *writer, weights.config(), &vocabulary, config.seed)?;
     let mut texts = own_text.write(config.tokens, |tokens| {
         progress(TrainExitProgress::Written { tokens });
     })?;
-    drop(own_text);
-    let held_out = texts.split_off(texts.len() - (texts.len() / HELD_OUT).max(1));
+    drop(writer);
+    let held_out = (texts.len() / HELD_OUT).clamp(1, MOST_HELD_OUT);
+    let held_out = texts.split_off(texts.len() - held_out);
     let token_ids = frequent_tokens(&texts, config.draft_vocab_size, weights.config().vocab_size);
     let initial = ExitWeights::of_last_layers(
         &weights,
@@ -144,6 +158,30 @@ pub fn train_exit(
         agreement_percent,
         lens_agreement_percent,
     })
+}
+
+/// What writes at `place`.
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(unused_variables, reason = "a GPU's need")
+)]
+fn writer<'a>(
+    place: Place,
+    weights: &Weights,
+    decoder: &'a Decoder,
+    taps: Taps,
+) -> Result<Box<dyn Writer + 'a>, DeviceError> {
+    #[cfg(feature = "cuda")]
+    if let Some(ordinal) = crate::device_layers::gpu_of(place) {
+        return Ok(Box::new(gpu_writer::GpuWriter::new(
+            ordinal, weights, taps,
+        )?));
+    }
+    #[cfg(not(feature = "cuda"))]
+    if let Place::Cuda(_) = place {
+        return Err(DeviceError::NoCuda);
+    }
+    Ok(Box::new(CpuWriter::new(decoder, taps)))
 }
 
 fn check(config: &TrainExitConfig, weights: &Weights) -> Result<(), RequestError> {
@@ -196,15 +234,16 @@ struct Trainer {
     hidden_size: usize,
 }
 
-/// What a step needs of some texts, padded to the longest.
-struct Batch {
-    /// `[texts, positions, hidden_size]`.
+/// What a step needs of a text.
+struct Sample {
+    /// `[1, positions, hidden_size]`.
     at_split: Tensor,
-    /// Rows of `at_split` that are no padding, as if it were `[texts · positions, hidden_size]`.
-    rows: Tensor,
-    /// What the lm_head takes of the model at these rows, `[rows, hidden_size]`.
+    /// What the lm_head takes of the model, `[positions, hidden_size]`.
     normed: Tensor,
 }
+
+/// Of each trained tensor, by its name.
+type Gradients = BTreeMap<String, Tensor>;
 
 impl Trainer {
     fn new(
@@ -243,22 +282,13 @@ impl Trainer {
         epochs: usize,
         progress: &mut impl FnMut(TrainExitProgress),
     ) -> Result<(), DeviceError> {
-        // Texts of about the same length go together, so that little is padding.
-        self.texts.sort_by_key(|text| text.token_ids.len());
         let batches = batches_of(&self.texts);
         let of = batches.len() * epochs;
         let mut optimizer = Optimizer::new(&self.network.vars)?;
         for steps in 0..of {
-            // A stride that is no divisor mixes the lengths, and every epoch sees every batch once.
+            // A stride that is no divisor: every epoch sees every batch once, none in the order they were written in.
             let batch = &batches[steps * stride(batches.len()) % batches.len()];
-            let batch = self.batch(&self.texts[batch.clone()])?;
-            let out = self.network.forward(&batch.at_split)?;
-            let out = out
-                .reshape(((), self.hidden_size))?
-                .index_select(&batch.rows, 0)?;
-            let (gradient, loss) = self.output_gradient(&out.detach(), &batch.normed)?;
-            // Its gradient with respect to `out` is the loss's.
-            let gradients = (out * gradient)?.sum_all()?.backward()?;
+            let (gradients, loss) = self.batch_gradients(&self.texts[batch.clone()])?;
             let scale = scale(steps, of);
             let rates = Rates {
                 matrices: RATES.matrices * scale,
@@ -271,80 +301,87 @@ impl Trainer {
         Ok(())
     }
 
-    fn batch(&self, texts: &[Text]) -> Result<Batch, DeviceError> {
-        let positions = texts
-            .iter()
-            .map(|text| text.token_ids.len())
-            .max()
-            .unwrap_or(0);
-        let row_values = positions * self.hidden_size;
-        let mut at_split = vec![0.0; texts.len() * row_values];
-        let mut rows = Vec::new();
-        let mut at_end = Vec::new();
-        for (index, text) in texts.iter().enumerate() {
-            let states = &text.hidden_states[AT_SPLIT];
-            for (to, from) in at_split[index * row_values..].iter_mut().zip(states) {
-                *to = from.to_f32();
-            }
-            let first = u32::try_from(index * positions).expect("a batch of few rows");
-            rows.extend((first..).take(text.token_ids.len()));
-            at_end.extend(
-                text.hidden_states[AT_END]
-                    .iter()
-                    .map(|value| value.to_f32()),
-            );
-        }
+    /// The gradients of the mean cross-entropy over all positions of `texts`, and that mean in nats.
+    ///
+    /// Each thread goes there and back with one text at a time: what lies between stays in its cache.
+    fn batch_gradients(&self, texts: &[Text]) -> Result<(Gradients, f32), DeviceError> {
+        let positions: usize = texts.iter().map(|text| text.token_ids.len()).sum();
+        #[expect(clippy::cast_precision_loss, reason = "positions of a step")]
+        let share = 1.0 / positions as f32;
+        texts
+            .par_iter()
+            .map(|text| alone(|| self.gradients(text, share)))
+            .try_reduce_with(|(mut sums, sum), (gradients, loss)| {
+                for (name, gradient) in gradients {
+                    let total = match sums.get(&name) {
+                        Some(sum) => (sum + gradient)?,
+                        None => gradient,
+                    };
+                    sums.insert(name, total);
+                }
+                Ok((sums, sum + loss))
+            })
+            .unwrap_or_else(|| Ok((Gradients::new(), 0.0)))
+    }
+
+    /// The gradients of a text's summed cross-entropy, times `share`, and that sum, times `share`.
+    fn gradients(&self, text: &Text, share: f32) -> Result<(Gradients, f32), DeviceError> {
+        let sample = self.sample(text)?;
+        let out = self.network.forward(&sample.at_split)?.squeeze(0)?;
+        let (gradient, loss) = self.output_gradient(&out.detach(), &sample.normed, share)?;
+        // Its gradient with respect to `out` is the loss's.
+        let mut gradients = (out * gradient)?.sum_all()?.backward()?;
+        let vars = self.network.vars.iter();
+        let of_vars = vars.filter_map(|(name, var)| Some((name.clone(), gradients.remove(var)?)));
+        Ok((of_vars.collect(), loss))
+    }
+
+    fn sample(&self, text: &Text) -> Result<Sample, DeviceError> {
+        let values = |place: usize| -> Vec<f32> {
+            let states = text.hidden_states[place].iter();
+            states.map(|value| value.to_f32()).collect()
+        };
+        let mut at_end = values(AT_END);
         let eps = self.weights.config.rms_norm_eps;
         for row in at_end.chunks_exact_mut(self.hidden_size) {
             normalize(row, &self.output_norm, eps);
         }
-        let device = &Device::Cpu;
-        let num_rows = rows.len();
-        Ok(Batch {
-            at_split: Tensor::from_vec(
-                at_split,
-                (texts.len(), positions, self.hidden_size),
-                device,
-            )?,
-            rows: Tensor::from_vec(rows, num_rows, device)?,
-            normed: Tensor::from_vec(at_end, (num_rows, self.hidden_size), device)?,
+        let shape = (text.token_ids.len(), self.hidden_size);
+        let at_split = Tensor::from_vec(values(AT_SPLIT), shape, &Device::Cpu)?;
+        Ok(Sample {
+            at_split: at_split.unsqueeze(0)?,
+            normed: Tensor::from_vec(at_end, shape, &Device::Cpu)?,
         })
     }
 
-    /// The gradient of the mean cross-entropy with respect to `out`, `[rows, hidden_size]`, and that mean in nats.
-    fn output_gradient(&self, out: &Tensor, normed: &Tensor) -> Result<(Tensor, f32), DeviceError> {
-        let rows = out.dim(0)?;
-        #[expect(clippy::cast_precision_loss, reason = "rows of a step")]
-        let share = 1.0 / rows as f32;
-        let (mut gradients, mut loss) = (Vec::new(), 0.0);
-        for first in (0..rows).step_by(LOGIT_ROWS) {
-            let count = LOGIT_ROWS.min(rows - first);
-            let logits = |states: &Tensor| {
-                let logits = product(&states.narrow(0, first, count)?, &self.lm_head)?;
-                logits.flatten_all()?.to_vec1::<f32>()
-            };
-            let (mut guessed, mut right) = (logits(out)?, logits(normed)?);
-            let vocab_size = self.weights.token_ids.len();
-            let pairs = guessed
-                .par_chunks_exact_mut(vocab_size)
-                .zip(right.par_chunks_exact_mut(vocab_size));
-            loss += pairs
-                .map(|(guessed, right)| cross_entropy(guessed, right, share))
-                .sum::<f32>();
-            let gradient = Tensor::from_vec(guessed, (count, vocab_size), &Device::Cpu)?;
-            gradients.push(product(&gradient, &self.network.lm_head)?);
-        }
-        Ok((Tensor::cat(&gradients, 0)?, loss))
+    /// The gradient of the summed cross-entropy, times `share`, with respect to `out`, `[positions, hidden_size]`, and that
+    /// sum, times `share`.
+    fn output_gradient(
+        &self,
+        out: &Tensor,
+        normed: &Tensor,
+        share: f32,
+    ) -> Result<(Tensor, f32), DeviceError> {
+        let logits = |states: &Tensor| product(states, &self.lm_head)?.flatten_all()?.to_vec1();
+        let (mut guessed, mut right): (Vec<f32>, Vec<f32>) = (logits(out)?, logits(normed)?);
+        let vocab_size = self.weights.token_ids.len();
+        let pairs = guessed
+            .par_chunks_exact_mut(vocab_size)
+            .zip(right.par_chunks_exact_mut(vocab_size));
+        let loss = pairs
+            .map(|(guessed, right)| cross_entropy(guessed, right, share))
+            .sum::<f32>();
+        let gradient = Tensor::from_vec(guessed, (out.dim(0)?, vocab_size), &Device::Cpu)?;
+        Ok((product(&gradient, &self.network.lm_head)?, loss))
     }
 
     /// The share of positions at which the exit's first choice is the model's, in percent.
     fn agreement_percent(&self, texts: &[Text], decoder: &Decoder) -> Result<f64, Error> {
         let (mut agreed, mut positions) = (0_u32, 0_u32);
         for text in texts {
-            let batch = self.batch(std::slice::from_ref(text))?;
+            let sample = self.sample(text)?;
             let logits = || {
-                let out = self.network.forward(&batch.at_split)?;
-                let out = out.reshape(((), self.hidden_size))?;
+                let out = self.network.forward(&sample.at_split)?.squeeze(0)?;
                 out.detach().matmul(&self.lm_head)?.to_vec2::<f32>()
             };
             let guessed = logits().map_err(DeviceError::from)?;
@@ -352,8 +389,10 @@ impl Trainer {
                 .iter()
                 .map(|value| value.to_f32())
                 .collect();
-            for (guessed, at_end) in guessed.iter().zip(at_end.chunks_exact(self.hidden_size)) {
-                let right = argmax(&decoder.logits(at_end).map_err(DeviceError::from)?);
+            let right = decoder.logits(&at_end).map_err(DeviceError::from)?;
+            let right = right.chunks_exact(right.len() / guessed.len());
+            for (guessed, right) in guessed.iter().zip(right) {
+                let right = argmax(right);
                 let guess = self.weights.token_ids[argmax(guessed) as usize];
                 agreed += u32::from(guess == right);
                 positions += 1;

@@ -8,7 +8,7 @@
     reason = "workers borrow the caller's closure for as long as the caller waits"
 )]
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, TryLockError};
@@ -37,13 +37,30 @@ fn cores() -> usize {
     *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
+thread_local! {
+    /// This thread's kernels run on it alone.
+    static IS_ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `work`, whose kernels do not share their work: for callers that keep every core busy with threads of their own.
+pub fn alone<T>(work: impl FnOnce() -> T) -> T {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            IS_ALONE.set(self.0);
+        }
+    }
+    let _restore = Restore(IS_ALONE.replace(true));
+    work()
+}
+
 /// Runs `work` on consecutive pieces of `0..items`, on all threads.
 ///
 /// `pieces_per_thread`: more than one lets a fast thread take work from a slow one, at the price of more
-/// hand-overs. While another caller has the workers, the work is done on this thread alone.
+/// hand-overs. While another caller has the workers, or in [`alone`], the work is done on this thread.
 pub(crate) fn parallel(items: usize, pieces_per_thread: usize, work: impl Fn(Range<usize>) + Sync) {
     let threads = threads();
-    if threads == 1 || items < 2 {
+    if threads == 1 || items < 2 || IS_ALONE.get() {
         return work(0..items);
     }
     let mut workers = match POOL.workers.try_lock() {
@@ -224,6 +241,17 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn alone_all_pieces_are_done_here() {
+        let here = std::thread::current().id();
+        let is_here = |_: Range<usize>| assert_eq!(std::thread::current().id(), here);
+        alone(|| {
+            alone(|| parallel(1000, 4, is_here));
+            parallel(1000, 4, is_here);
+        });
+        assert!(!IS_ALONE.get());
     }
 
     #[test]

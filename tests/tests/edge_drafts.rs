@@ -8,7 +8,7 @@ use e2e::smollm2;
 use e2e::tail::Tail;
 use edge_lite::train_exit::{TrainExitConfig, train_exit};
 use edge_lite::{
-    Client, ClientConfig, DraftModelFile, Drafting, Prompt, SamplingParams, WeightDtype,
+    Client, ClientConfig, DraftModelFile, Drafting, Place, Prompt, SamplingParams, WeightDtype,
 };
 
 /// Text that repeats itself, so that the model goes on with what stands in it.
@@ -160,6 +160,7 @@ async fn guesses_of_an_early_exit_change_no_token() -> Result<()> {
         tokens: 3000,
         epochs: 2,
         seed: 1,
+        place: Place::Cpu,
     };
     let file = path.clone();
     tokio::task::spawn_blocking(move || -> Result<()> {

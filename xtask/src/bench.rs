@@ -4,11 +4,13 @@
 use clap::Subcommand;
 
 mod autoscale;
+mod cluster_load;
 mod concurrency;
 mod dashboard;
 mod drafts;
 mod edge;
 mod fleet;
+mod ledger;
 mod memory;
 mod operator;
 mod plan;
@@ -35,6 +37,8 @@ pub enum Command {
     Edge(edge::Arguments),
     /// A million devices on thousands of tails, simulated with measured costs: what that takes, and what ends first.
     Fleet(fleet::Arguments),
+    /// The savings in a status beside what devices counted, while tails of a real node are killed.
+    Ledger(ledger::Arguments),
     /// What the planner predicts over emulated networks, beside what is measured, and its choice beside fixed plans.
     Plan(plan::Arguments),
     /// What a companion answers of mixed prompts, with which agreement, and what that saves the tail.
@@ -67,6 +71,7 @@ pub fn run(command: Command) -> anyhow::Result<()> {
         Command::Drafts(arguments) => drafts::run(&arguments),
         Command::Edge(arguments) => edge::run(&arguments),
         Command::Fleet(arguments) => fleet::run(&arguments),
+        Command::Ledger(arguments) => ledger::run(&arguments),
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Router(arguments) => router::run(&arguments),
         Command::Savings(arguments) => savings::run(&arguments),

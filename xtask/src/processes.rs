@@ -34,6 +34,12 @@ pub fn build() -> anyhow::Result<()> {
     ])
 }
 
+/// Waits.
+pub fn wait(time: Duration) {
+    let (_never, woken) = mpsc::sync_channel::<()>(1);
+    let _ = woken.recv_timeout(time);
+}
+
 /// Runs cargo in the repository's root.
 pub fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
     let mut command = Command::new("cargo");

@@ -26,6 +26,11 @@ const RESERVE_BYTES: usize = 512 << 20;
 /// time, see `headway_cuda`.
 static TURN: Mutex<()> = Mutex::new(());
 
+/// Waits for this process's turn on the GPUs.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Layers on a GPU. Clones share them.
 #[derive(Clone)]
 pub(crate) struct GpuLayers {
@@ -181,7 +186,7 @@ impl GpuSequence {
             input: Input::TokenIds(token_ids),
             table: &self.table,
         };
-        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = turn();
         let tail = &mut running.tail;
         tail.start(&[segment], wanted)?;
         let taken = take(tail)?;

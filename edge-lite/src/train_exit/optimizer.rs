@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
+use headway_model::threads::alone;
+use rayon::prelude::*;
 
 use super::product::product;
 
@@ -61,14 +62,15 @@ impl Optimizer {
     pub(super) fn step(
         &mut self,
         vars: &BTreeMap<String, Var>,
-        gradients: &GradStore,
+        gradients: &BTreeMap<String, Tensor>,
         rates: Rates,
     ) -> Result<()> {
         self.steps += 1;
-        for (name, state) in &mut self.states {
+        let steps = self.steps;
+        self.states.par_iter_mut().try_for_each(|(name, state)| {
             let var = &vars[name];
-            let Some(gradient) = gradients.get(var) else {
-                continue;
+            let Some(gradient) = gradients.get(name) else {
+                return Ok(());
             };
             let change = match state {
                 State::Matrix { momentum } => {
@@ -78,22 +80,20 @@ impl Optimizer {
                     #[expect(clippy::cast_precision_loss, reason = "a matrix's side")]
                     // As large as Adam's steps, whatever the shape (arXiv:2502.16982).
                     let size = 0.2 * (rows.max(columns) as f64).sqrt();
-                    (orthogonal(&ahead)? * (size * rates.matrices))?
+                    (alone(|| orthogonal(&ahead))? * (size * rates.matrices))?
                 }
                 State::Vector { mean, mean_square } => {
                     let (keep, keep_square) = BETAS;
                     *mean = ((&*mean * keep)? + (gradient * (1.0 - keep))?)?;
                     *mean_square = ((&*mean_square * keep_square)?
                         + (gradient.sqr()? * (1.0 - keep_square))?)?;
-                    let mean = (&*mean / (1.0 - keep.powi(self.steps)))?;
-                    let deviation =
-                        (&*mean_square / (1.0 - keep_square.powi(self.steps)))?.sqrt()?;
+                    let mean = (&*mean / (1.0 - keep.powi(steps)))?;
+                    let deviation = (&*mean_square / (1.0 - keep_square.powi(steps)))?.sqrt()?;
                     ((mean / (deviation + EPSILON)?)? * rates.vectors)?
                 }
             };
-            var.set(&(var.as_tensor() - change)?)?;
-        }
-        Ok(())
+            var.set(&(var.as_tensor() - change)?)
+        })
     }
 }
 
@@ -164,7 +164,11 @@ mod tests {
                 matrices: rate,
                 vectors: rate,
             };
-            let gradients = loss().backward().unwrap();
+            let mut found = loss().backward().unwrap();
+            let vars_of = vars.iter();
+            let gradients = vars_of
+                .map(|(name, var)| (name.clone(), found.remove(var).unwrap()))
+                .collect();
             optimizer.step(&vars, &gradients, rates).unwrap();
         }
         let after = loss().to_scalar::<f32>().unwrap();

@@ -6,21 +6,23 @@
 //! beginning of a text.
 
 use half::bf16;
+use headway_model::KvTable;
 use headway_model::chat_template::ChatMessage;
-use headway_model::decoder::Segment;
-use headway_model::kv_cache::store::{BlockId, KvStore};
+use headway_model::config::ModelConfig;
+use headway_model::kv_cache::store::BlockId;
+use headway_model::layer_range::LayerRange;
 use headway_model::sampler::{Sampler, SamplingParams};
-use headway_model::{Decoder, KvTable};
 use rayon::prelude::*;
 
+use super::writer::{Part, Writer};
 use crate::error::{DeviceError, Error, RequestError};
 use crate::request::Prompt;
 use crate::vocabulary::Vocabulary;
 
-/// Texts that are written at a time: a step's matrix products then cost little more than reading the weights.
-const TEXTS_AT_A_TIME: usize = 64;
 /// The most positions of a text.
 pub(super) const MAX_POSITIONS: usize = 384;
+/// The most rows of a step, more than a text has positions.
+pub(super) const MAX_ROWS: usize = 4096;
 /// Tokens of a question.
 const MAX_QUESTION_TOKENS: usize = 96;
 /// How questions are drawn.
@@ -55,10 +57,9 @@ pub(super) const AT_END: usize = 2;
 
 /// Writes texts.
 pub(super) struct OwnText<'a> {
-    decoder: &'a Decoder,
+    writer: &'a mut dyn Writer,
+    config: &'a ModelConfig,
     vocabulary: &'a Vocabulary,
-    taps: Taps,
-    store: KvStore,
     max_positions: usize,
     /// Where every question begins; `None` for a model without a chat template.
     before_question: Option<Vec<u32>>,
@@ -75,22 +76,25 @@ struct Draft {
     temperature: f32,
 }
 
+impl Draft {
+    /// Those that no cache holds yet.
+    fn new_tokens(&self) -> &[u32] {
+        &self.text.token_ids[self.table.len()..]
+    }
+}
+
 impl<'a> OwnText<'a> {
     pub(super) fn new(
-        decoder: &'a Decoder,
+        writer: &'a mut dyn Writer,
+        config: &'a ModelConfig,
         vocabulary: &'a Vocabulary,
-        taps: Taps,
         seed: u64,
     ) -> Result<Self, Error> {
-        let max_positions = MAX_POSITIONS.min(decoder.config().max_positions);
-        let columns = KvTable::columns_for(max_positions);
-        let blocks = TEXTS_AT_A_TIME * columns * decoder.layers().len();
         Ok(Self {
-            decoder,
+            writer,
+            config,
             vocabulary,
-            taps,
-            max_positions,
-            store: KvStore::new(decoder.config(), blocks),
+            max_positions: max_positions(config),
             before_question: before_question(vocabulary)?,
             begun: 0,
             seed,
@@ -103,7 +107,7 @@ impl<'a> OwnText<'a> {
         tokens: usize,
         mut progress: impl FnMut(usize),
     ) -> Result<Vec<Text>, Error> {
-        let mut drafts = (0..TEXTS_AT_A_TIME)
+        let mut drafts = (0..self.writer.texts_at_a_time())
             .map(|slot| self.begin(self.table(slot)))
             .collect::<Result<Vec<_>, _>>()?;
         let (mut texts, mut written) = (Vec::new(), 0);
@@ -111,7 +115,7 @@ impl<'a> OwnText<'a> {
             let sampled = self.step(&mut drafts)?;
             for (draft, token_id) in drafts.iter_mut().zip(sampled) {
                 if self.push(draft, token_id)? {
-                    let mut table = KvTable::new(self.decoder.layers());
+                    let mut table = KvTable::new(self.layers());
                     std::mem::swap(&mut table, &mut draft.table);
                     table.truncate(0);
                     let done = std::mem::replace(draft, self.begin(table)?);
@@ -124,14 +128,20 @@ impl<'a> OwnText<'a> {
         Ok(texts)
     }
 
-    /// The blocks of one slot.
+    fn layers(&self) -> LayerRange {
+        LayerRange::new(0, self.config.num_layers)
+    }
+
+    /// The blocks of one slot: those of a layer, of all slots, follow one another.
     fn table(&self, slot: usize) -> KvTable {
-        let layers = self.decoder.layers().len();
         let columns = KvTable::columns_for(self.max_positions);
-        let mut table = KvTable::new(self.decoder.layers());
+        let of_layer = self.writer.texts_at_a_time() * columns;
+        let mut table = KvTable::new(self.layers());
         for column in 0..columns {
-            let first = (slot * columns + column) * layers;
-            let blocks: Vec<_> = (first..first + layers)
+            let blocks: Vec<_> = self
+                .layers()
+                .iter()
+                .map(|layer| layer * of_layer + slot * columns + column)
                 .map(|block| BlockId(u32::try_from(block).expect("a store of few blocks")))
                 .collect();
             table.push_column(&blocks);
@@ -177,50 +187,60 @@ impl<'a> OwnText<'a> {
 
     /// Runs what no draft's cache holds yet; the next token of each.
     fn step(&mut self, drafts: &mut [Draft]) -> Result<Vec<u32>, DeviceError> {
-        let decoder = self.decoder;
-        let hidden_size = decoder.config().hidden_size;
-        let new: Vec<u32> = drafts
+        let mut sampled = Vec::with_capacity(drafts.len());
+        let mut rest = drafts;
+        while !rest.is_empty() {
+            let mut rows = 0;
+            let together = rest.iter().take_while(|draft| {
+                rows += draft.new_tokens().len();
+                rows <= MAX_ROWS
+            });
+            let together = together.count().max(1);
+            let (group, behind) = rest.split_at_mut(together);
+            sampled.extend(self.step_together(group)?);
+            rest = behind;
+        }
+        Ok(sampled)
+    }
+
+    fn step_together(&mut self, drafts: &mut [Draft]) -> Result<Vec<u32>, DeviceError> {
+        let (hidden_size, vocab_size) = (self.config.hidden_size, self.config.vocab_size);
+        let parts: Vec<_> = drafts
             .iter()
-            .flat_map(|draft| draft.text.token_ids[draft.table.len()..].iter().copied())
+            .map(|draft| Part {
+                token_ids: draft.new_tokens(),
+                table: &draft.table,
+            })
             .collect();
-        let mut hidden_states = decoder.embed(&new)?;
-        let rows = |draft: &Draft| draft.text.token_ids.len() - draft.table.len();
-        let counts: Vec<usize> = drafts.iter().map(rows).collect();
-        for layer in 0..=decoder.config().num_layers {
-            if layer == self.taps.split_layer {
-                take(AT_SPLIT, drafts, &hidden_states, hidden_size);
-            }
-            if layer == self.taps.exit_layers {
-                take(AT_EXIT_LAYERS, drafts, &hidden_states, hidden_size);
-            }
-            if layer == decoder.config().num_layers {
-                take(AT_END, drafts, &hidden_states, hidden_size);
-                break;
-            }
-            let segments: Vec<_> = drafts
-                .iter()
-                .zip(&counts)
-                .map(|(draft, rows)| Segment {
-                    table: &draft.table,
-                    rows: *rows,
-                })
-                .collect();
-            decoder.forward_layer(layer, &mut hidden_states, &segments, &mut self.store)?;
-        }
-        let mut last = Vec::with_capacity(drafts.len() * hidden_size);
-        let mut end = 0;
+        let counts: Vec<usize> = parts.iter().map(|part| part.token_ids.len()).collect();
+        let mut states: [Vec<bf16>; 3] = Default::default();
+        let mut sampled = Vec::new();
+        self.writer.step(
+            &parts,
+            &mut |place, rows| {
+                let rows = rows.par_iter().map(|value| bf16::from_f32(*value));
+                states[place].par_extend(rows);
+            },
+            &mut |logits| {
+                let of_drafts = logits.par_chunks_exact_mut(vocab_size).zip(&*drafts);
+                sampled = of_drafts
+                    .map(|(logits, draft)| {
+                        let position = draft.text.token_ids.len();
+                        draft.sampler.sample(logits, position).token_id
+                    })
+                    .collect();
+            },
+        )?;
+        let mut first = 0;
         for (draft, rows) in drafts.iter_mut().zip(counts) {
+            let of_draft = first * hidden_size..(first + rows) * hidden_size;
+            for (to, from) in draft.text.hidden_states.iter_mut().zip(&states) {
+                to.extend_from_slice(&from[of_draft.clone()]);
+            }
             draft.table.advance(rows);
-            end += rows;
-            last.extend_from_slice(&hidden_states[(end - 1) * hidden_size..end * hidden_size]);
+            first += rows;
         }
-        let mut logits = decoder.logits(&last)?;
-        let vocab_size = decoder.config().vocab_size;
-        let drafts: &[Draft] = drafts;
-        let sampled = logits.par_chunks_exact_mut(vocab_size).zip(drafts);
-        Ok(sampled
-            .map(|(logits, draft)| draft.sampler.sample(logits, draft.table.len()).token_id)
-            .collect())
+        Ok(sampled)
     }
 
     /// Takes a draft's next token; true where the text is done.
@@ -253,7 +273,7 @@ impl<'a> OwnText<'a> {
         let kept = same.min(prompt.len() - 1);
         draft.table.truncate(kept);
         for states in &mut text.hidden_states {
-            states.truncate(kept * self.decoder.config().hidden_size);
+            states.truncate(kept * self.config.hidden_size);
         }
         draft.sampler = self.sampler(draft.temperature, prompt.len())?;
         text.token_ids = prompt;
@@ -262,16 +282,9 @@ impl<'a> OwnText<'a> {
     }
 }
 
-/// Copies the new rows of each draft.
-fn take(place: usize, drafts: &mut [Draft], hidden_states: &[f32], hidden_size: usize) {
-    let mut rest = hidden_states;
-    for draft in drafts {
-        let rows = draft.text.token_ids.len() - draft.table.len();
-        let (rows, behind) = rest.split_at(rows * hidden_size);
-        let states = &mut draft.text.hidden_states[place];
-        states.extend(rows.iter().map(|value| bf16::from_f32(*value)));
-        rest = behind;
-    }
+/// The most positions of a text of this model.
+pub(super) fn max_positions(config: &ModelConfig) -> usize {
+    MAX_POSITIONS.min(config.max_positions)
 }
 
 /// What stands before a user's first message, whatever it is.

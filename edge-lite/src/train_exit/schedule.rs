@@ -7,18 +7,15 @@ const STEP_TOKENS: usize = 4096;
 /// Steps in which the rates rise.
 const WARM_UP_STEPS: usize = 20;
 
-/// Consecutive texts of about [`STEP_TOKENS`] positions with their padding.
+/// Consecutive texts of about [`STEP_TOKENS`] positions.
 pub(super) fn batches_of(texts: &[Text]) -> Vec<std::ops::Range<usize>> {
     let mut batches = Vec::new();
-    let mut first = 0;
-    for end in 1..=texts.len() {
-        let is_last = end == texts.len();
-        let with_next = texts
-            .get(end)
-            .map_or(0, |next| next.token_ids.len() * (end + 1 - first));
-        if is_last || with_next > STEP_TOKENS {
-            batches.push(first..end);
-            first = end;
+    let (mut first, mut positions) = (0, 0);
+    for (index, text) in texts.iter().enumerate() {
+        positions += text.token_ids.len();
+        if positions >= STEP_TOKENS || index + 1 == texts.len() {
+            batches.push(first..index + 1);
+            (first, positions) = (index + 1, 0);
         }
     }
     batches

@@ -15,6 +15,7 @@ fn config() -> TrainExitConfig {
         tokens: 20_000,
         epochs: 2,
         seed: 3,
+        place: Place::Cpu,
     }
 }
 

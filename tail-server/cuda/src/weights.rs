@@ -132,6 +132,15 @@ impl TailWeights {
         Self::from_source(gpu, config, layers, dtype, &mut source)
     }
 
+    /// The layers alone: they give hidden states, also where they end the model.
+    #[must_use]
+    pub fn without_end(mut self) -> Self {
+        if let Some(end) = self.end.take() {
+            self.bytes -= end.lm_head.bytes();
+        }
+        self
+    }
+
     /// For comparisons: all matrices but the embedding quantised when they are read, or in e4m3 without a
     /// `quantization`. `is_widened`: to bf16 again, so that other kernels multiply with the same values.
     pub(crate) fn quantized(

@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{bail, ensure};
-use cluster_rig::{Cluster, node};
+use cluster_rig::node;
 
 use self::panel::{Drawn, Panel};
 use self::prometheus::Prometheus;
-use crate::demo::cluster::{Demo, SPLIT_MODEL, prepared, serve, url};
+use super::cluster_load;
+use crate::demo::cluster::{Demo, prepared, serve, url};
 use crate::paths::root;
+use crate::processes;
 
-mod load;
 mod panel;
 mod picture;
 mod prometheus;
+mod targets;
 
 const DASHBOARD: &str = "charts/headway/files/dashboards/headway.json";
 
@@ -45,8 +47,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let demo = Demo::new();
     let cluster = prepared(&demo)?;
     serve(&demo, &cluster)?;
-    change(
-        &demo,
+    demo.change(
         &cluster,
         r#"{"replicas": 2, "edge": {"onDeviceAnswers": true}, "pricing": {"gpuHour": "2.49", "currency": "EUR"}}"#,
     )?;
@@ -54,31 +55,22 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let prometheus = Prometheus::start(&cluster)?;
     let began = SystemTime::now();
     demo.step(&format!("devices ask for {} s", arguments.seconds));
-    load::run(
-        &url(&cluster)?,
-        Duration::from_secs(arguments.seconds),
-        || {
-            // In the middle, so that sessions move.
-            change(
-                &demo,
-                &cluster,
-                r#"{"tail": {"podAnnotations": {"example.com/rollout": "1"}}}"#,
-            )
-        },
-    )?;
+    let half = Duration::from_secs(arguments.seconds) / 2;
+    cluster_load::run(&url(&cluster)?, || {
+        processes::wait(half);
+        // In the middle, so that sessions move.
+        demo.change(
+            &cluster,
+            r#"{"tail": {"podAnnotations": {"example.com/rollout": "1"}}}"#,
+        )?;
+        processes::wait(half);
+        Ok(())
+    })?;
     demo.step("asking for every panel");
     let drawn = ask(&prometheus, &root().join(DASHBOARD), began)?;
     picture::write(&arguments.output, &drawn)?;
     demo.step(&format!("{} is written", arguments.output.display()));
     Ok(())
-}
-
-fn change(demo: &Demo, cluster: &Cluster, spec: &str) -> anyhow::Result<()> {
-    let (name, patch) = (
-        format!("splitmodel/{SPLIT_MODEL}"),
-        format!(r#"--patch={{"spec": {spec}}}"#),
-    );
-    demo.kubectl(cluster, &["patch", &name, "--type=merge", &patch])
 }
 
 /// What every panel shows since `began`.

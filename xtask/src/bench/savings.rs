@@ -7,7 +7,6 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -184,14 +183,14 @@ impl Bench<'_> {
         let mut answers = Vec::new();
         for conversation in &device.conversations {
             let prompt = &self.prompts[conversation.prompt];
-            wait(conversation.think_ms[0]);
+            processes::wait(Duration::from_millis(conversation.think_ms[0]));
             let mut messages = prompt.messages();
             let max_tokens = prompt.max_tokens.min(self.arguments.max_tokens);
             let answer = player.ask(&messages, max_tokens)?;
             messages.push(message("assistant", &answer.text));
             answers.push(answer);
             if let Some(follow_up) = conversation.follow_up {
-                wait(conversation.think_ms[1]);
+                processes::wait(Duration::from_millis(conversation.think_ms[1]));
                 messages.push(message("user", FOLLOW_UPS[follow_up]));
                 answers.push(player.ask(&messages, self.arguments.max_tokens)?);
             }
@@ -208,11 +207,6 @@ fn message(role: &str, content: &str) -> ChatMessage {
 }
 
 /// A user thinks.
-fn wait(milliseconds: u64) {
-    let (_never, woken) = mpsc::sync_channel::<()>(1);
-    let _ = woken.recv_timeout(Duration::from_millis(milliseconds));
-}
-
 /// A device's process.
 struct Player {
     child: Child,

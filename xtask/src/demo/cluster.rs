@@ -132,6 +132,15 @@ impl Demo {
         self.command("kubectl", words, &mut cluster.kubectl(words))
     }
 
+    /// Changes what the SplitModel asks for, by a JSON merge patch of its `spec`.
+    pub fn change(&self, cluster: &Cluster, spec: &str) -> anyhow::Result<()> {
+        let (name, patch) = (
+            format!("splitmodel/{SPLIT_MODEL}"),
+            format!(r#"--patch={{"spec": {spec}}}"#),
+        );
+        self.kubectl(cluster, &["patch", &name, "--type=merge", &patch])
+    }
+
     fn command(&self, name: &str, words: &[&str], command: &mut Command) -> anyhow::Result<()> {
         self.step(&format!("{name} {}", words.join(" ")));
         let status = command

@@ -374,6 +374,10 @@ pub struct TrainExitArgs {
     /// Selects the text
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Where the text is written: cpu, cuda:N for an NVIDIA GPU, or auto for the first GPU where there is one; training
+    /// itself runs on the CPU
+    #[arg(long, default_value = "auto")]
+    pub device: Place,
     /// Where downloaded models are kept [default: the user's cache folder]
     #[arg(long)]
     pub cache_dir: Option<PathBuf>,

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use edge_lite::train_exit::{TrainExitConfig, TrainExitProgress, train_exit};
@@ -12,8 +13,14 @@ use crate::engine::model_path;
 /// Steps of training, and thousands of tokens of text, between two lines of progress.
 const EVERY: usize = 20;
 
+/// By this candle has its single operations done by so many threads: one pool, for which all callers wait.
+const CANDLE_THREADS: &str = "CANDLE_NUM_THREADS";
+
 /// `threads`: 0 is one for each core.
 pub fn run(args: &TrainExitArgs, threads: usize) -> Result<()> {
+    if std::env::var_os(CANDLE_THREADS).is_none() {
+        return run_again();
+    }
     // The matrix products of training run on rayon's threads, the model's layers on its own.
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -32,6 +39,7 @@ pub fn run(args: &TrainExitArgs, threads: usize) -> Result<()> {
         tokens: args.tokens,
         epochs: args.epochs,
         seed: args.seed,
+        place: args.device,
     };
     let mut thousands = 0;
     let trained = train_exit(&config, |progress| match progress {
@@ -58,4 +66,24 @@ pub fn run(args: &TrainExitArgs, threads: usize) -> Result<()> {
         trained.lens_agreement_percent,
     )?;
     Ok(())
+}
+
+/// Runs this program again, in its own place, so that candle's single operations are done by whoever asks: training keeps each
+/// core busy with a text of its own. A variable can be set for a new program alone.
+fn run_again() -> Result<()> {
+    let mut command = Command::new(std::env::current_exe().context("this program")?);
+    command
+        .args(std::env::args_os().skip(1))
+        .env(CANDLE_THREADS, "1");
+    #[cfg(unix)]
+    {
+        use std::os::unix::process::CommandExt as _;
+        Err(command.exec()).context("this program cannot be run")
+    }
+    #[cfg(not(unix))]
+    {
+        let status = command.status().context("this program cannot be run")?;
+        anyhow::ensure!(status.success(), "training ended with {status}");
+        Ok(())
+    }
 }

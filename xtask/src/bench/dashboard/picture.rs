@@ -158,13 +158,14 @@ fn shown(value: f64, unit: &str) -> String {
         format!("{value:.digits$}{name}")
     };
     match unit {
+        "percentunit" if value != 0.0 && value.abs() < 0.01 => format!("{:.2} %", value * 100.0),
         "percentunit" => format!("{:.0} %", value * 100.0),
         "s" if value.abs() < 1.0 => format!("{:.1} ms", value * 1e3),
         "s" => format!("{value:.1} s"),
         "bytes" => scaled(value, [" B", " KiB", " MiB", " GiB"], 1024.0),
         "Bps" => scaled(value, [" B/s", " kB/s", " MB/s", " GB/s"], 1000.0),
         "ops" => format!("{}/s", scaled(value, ["", " k", " M", " G"], 1000.0)),
-        "none" => format!("{value:.6}"),
+        "none" => format!("{value:.4}"),
         _ => scaled(value, ["", " k", " M", " G"], 1000.0),
     }
 }

@@ -1,7 +1,8 @@
-//! A Prometheus of this machine's, which finds the pods of the cluster by itself.
+//! A Prometheus of this machine's, which watches the cluster's pods.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,6 +10,9 @@ use anyhow::{Context as _, ensure};
 use cluster_rig::Cluster;
 use serde::Deserialize;
 use tempfile::TempDir;
+
+use super::targets::{self, Targets};
+use crate::processes;
 
 const SCRAPE_INTERVAL: &str = "5s";
 const STEP: &str = "5s";
@@ -22,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(super) struct Prometheus {
     child: Child,
     url: String,
+    _targets: Targets,
     _folder: TempDir,
 }
 
@@ -51,20 +56,15 @@ pub(super) fn check_program() -> anyhow::Result<()> {
 }
 
 /// What the Prometheus operator makes of the chart's PodMonitors and ServiceMonitor, in short.
-fn configuration(cluster: &Cluster) -> String {
-    let kubeconfig = cluster.kubeconfig().display();
-    let job = |name: &str, port: &str| {
+fn configuration(folder: &Path) -> String {
+    let job = |name: &str, is_honored: bool| {
+        let file = targets::file(folder, name);
         format!(
             "- job_name: {name}
-  kubernetes_sd_configs: [{{role: pod, kubeconfig_file: '{kubeconfig}'}}]
-  relabel_configs:
-  - {{source_labels: [__meta_kubernetes_pod_label_app_kubernetes_io_component], regex: {name}, action: keep}}
-  - {{source_labels: [__meta_kubernetes_pod_container_port_name], regex: {port}, action: keep}}
-  - {{source_labels: [__meta_kubernetes_pod_phase], regex: Running, action: keep}}
-  - {{source_labels: [__meta_kubernetes_pod_label_headway_dev_splitmodel], target_label: headway_dev_splitmodel}}
-  - {{source_labels: [__meta_kubernetes_namespace], target_label: namespace}}
-  - {{source_labels: [__meta_kubernetes_pod_name], target_label: pod}}
-"
+  honor_labels: {is_honored}
+  file_sd_configs: [{{files: ['{}']}}]
+",
+            file.display()
         )
     };
     format!(
@@ -72,11 +72,8 @@ fn configuration(cluster: &Cluster) -> String {
 scrape_configs:
 {}{}",
         // The metrics of an operator name other namespaces than its own.
-        job("operator", "http").replace(
-            "  relabel_configs:",
-            "  honor_labels: true\n  relabel_configs:"
-        ),
-        job("tail", "tail"),
+        job("operator", true),
+        job("tail", false),
     )
 }
 
@@ -84,7 +81,8 @@ impl Prometheus {
     pub(super) fn start(cluster: &Cluster) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let file = folder.path().join("prometheus.yaml");
-        std::fs::write(&file, configuration(cluster))?;
+        std::fs::write(&file, configuration(folder.path()))?;
+        let targets = Targets::follow(cluster, folder.path())?;
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
             .local_addr()?
             .port();
@@ -103,15 +101,13 @@ impl Prometheus {
         let prometheus = Self {
             child,
             url: format!("http://{address}"),
+            _targets: targets,
             _folder: folder,
         };
         let late = Instant::now() + PATIENCE;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .build()?;
         while prometheus.range("up == 1", SystemTime::now())?.len() < PODS {
             ensure!(Instant::now() < late, "Prometheus reaches too few pods");
-            runtime.block_on(tokio::time::sleep(INTERVAL));
+            processes::wait(INTERVAL);
         }
         Ok(prometheus)
     }
@@ -127,7 +123,8 @@ impl Prometheus {
             .output()
             .context("running promtool")?;
         let said = String::from_utf8_lossy(&output.stderr);
-        if said.contains("connection refused") {
+        // It starts.
+        if said.contains("connection refused") || said.contains("Service Unavailable") {
             return Ok(Vec::new());
         }
         ensure!(output.status.success(), "{query}: {said}");
