@@ -2,8 +2,13 @@
 
 use std::path::Path;
 
+use candle_core::{Device, Tensor};
 use headway_model::EarlyExit;
 
+use super::network::Network;
+use super::own_text::MAX_POSITIONS;
+use super::schedule::stride;
+use super::trainer::cross_entropy;
 use super::*;
 
 fn config() -> TrainExitConfig {
