@@ -22,7 +22,7 @@ const DEFAULT_PATH: &str = "/dev/termination-log";
 const MAX_BYTES: usize = 4095;
 
 /// The most that a tail which is killed has done and not written down. A write takes some microseconds.
-const KEEP_INTERVAL: Duration = Duration::from_millis(250);
+const KEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Stands where an error was cut.
 const CUT: &str = "…";
@@ -56,6 +56,12 @@ impl LastWords {
         }
     }
 
+    /// What it tells of.
+    #[must_use]
+    pub const fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// Keeps the message up to date, for the case that the process is killed. Ends where it cannot be written,
     /// and with the last words.
     pub async fn keep(self: Arc<Self>) {
@@ -63,12 +69,17 @@ impl LastWords {
         interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             interval.tick().await;
-            let words = Arc::clone(&self);
-            match tokio::task::spawn_blocking(move || words.write_so_far()).await {
-                Ok(true) => {}
-                _ => return,
+            if !Arc::clone(&self).keep_now().await {
+                return;
             }
         }
+    }
+
+    /// Brings the message up to date: what is counted now is known even if the process is killed next. Returns whether to
+    /// go on.
+    pub(crate) async fn keep_now(self: Arc<Self>) -> bool {
+        let written = tokio::task::spawn_blocking(move || self.write_so_far());
+        written.await.unwrap_or(false)
     }
 
     /// Writes what has been done so far, unless that is in the file already. Returns whether to go on.

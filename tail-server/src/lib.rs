@@ -121,8 +121,8 @@ pub enum RunError {
     Server(#[source] tokio::task::JoinError),
 }
 
-/// Serves `model` on `listener`, counting in `metrics`, until `shutdown` is done and the sessions have left
-/// or `config.drain` has passed.
+/// Serves `model` on `listener`, counting in the metrics of `last_words`, until `shutdown` is done and the sessions have
+/// left or `config.drain` has passed.
 ///
 /// The listener is ready for connections before this is called; the tail is ready when it is.
 ///
@@ -132,7 +132,7 @@ pub async fn run(
     listener: TcpListener,
     config: Config,
     model: LoadedModel,
-    metrics: Arc<Metrics>,
+    last_words: Arc<LastWords>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
     let steps = Steps {
@@ -140,7 +140,7 @@ pub async fn run(
         are_deterministic: config.deterministic,
     };
     let device = move |layers, kv_parts: &[PoolPart]| on_its_device(layers, kv_parts, steps);
-    run_on(device, listener, config, model, metrics, shutdown).await
+    run_on(device, listener, config, model, last_words, shutdown).await
 }
 
 /// [`run`] on the device that `device` makes of the tail layers and numbers of blocks of KV cache.
@@ -149,9 +149,10 @@ async fn run_on<D: Device>(
     listener: TcpListener,
     config: Config,
     model: LoadedModel,
-    metrics: Arc<Metrics>,
+    last_words: Arc<LastWords>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), RunError> {
+    let metrics = Arc::clone(last_words.metrics());
     let Guarded {
         authenticator,
         tls,
@@ -171,9 +172,8 @@ async fn run_on<D: Device>(
         commit,
     } = model;
     let report = announce(&metrics, &manifest.model_digest, commit.as_deref());
-    metrics
-        .weight_bytes
-        .set(capacity::gauge_value(layers.weight_bytes()));
+    let weight_bytes = capacity::gauge_value(layers.weight_bytes());
+    metrics.weight_bytes.set(weight_bytes);
     let watchdog = Arc::new(Watchdog::new(config.stall, Arc::clone(&metrics)));
     let savings = Arc::new(Savings::new(layers.num_layers(), Arc::clone(&metrics)));
     let (engine, engine_thread) = EngineHandle::start(
@@ -194,7 +194,7 @@ async fn run_on<D: Device>(
     let max_draft_tokens = max_draft_tokens(&config, limits);
     let load_limits = load_limits(&config, limits, max_draft_tokens);
     let on_device_answers =
-        OnDeviceAnswers::new(&manifest, Arc::clone(&savings), config.timeouts.headers);
+        OnDeviceAnswers::new(&manifest, &savings, last_words, config.timeouts.headers);
     let sessions = SessionService {
         admission: Admission::new(manifest, config.codecs, max_draft_tokens),
         room,

@@ -23,13 +23,13 @@ fn main() -> anyhow::Result<()> {
         let identity = tail_server::print_identity(&Config::try_from(args)?)?;
         return Ok(writeln!(std::io::stdout(), "{identity}")?);
     }
-    let last_words = LastWords::new(args.termination_message.clone(), Arc::clone(&metrics));
+    let last_words = LastWords::new(args.termination_message.clone(), metrics);
     let last_words = Arc::new(last_words);
     let runtime = Runtime::new()?;
     let telemetry = telemetry::install(&args.telemetry, &runtime)
         .inspect_err(|error| last_words.write(Some(error)))?;
     runtime.spawn(Arc::clone(&last_words).keep());
-    let ended = runtime.block_on(load_and_serve(args, metrics));
+    let ended = runtime.block_on(load_and_serve(args, Arc::clone(&last_words)));
     last_words.write(ended.as_ref().err().map(AsRef::as_ref));
     runtime.block_on(telemetry.finish());
     // A task that did not end in time must not keep the process.
@@ -37,7 +37,7 @@ fn main() -> anyhow::Result<()> {
     ended
 }
 
-async fn load_and_serve(args: Args, metrics: Arc<Metrics>) -> anyhow::Result<()> {
+async fn load_and_serve(args: Args, last_words: Arc<LastWords>) -> anyhow::Result<()> {
     let config = Config::try_from(args)?;
     headway_model::threads::set_threads(config.threads);
     // Before the address is announced, so that a signal right after that is not lost.
@@ -49,12 +49,12 @@ async fn load_and_serve(args: Args, metrics: Arc<Metrics>) -> anyhow::Result<()>
     let listener = TcpListener::bind(config.listen).await;
     let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
-    let loading = tail_server::load(&listener, &config, &metrics, shutdown.as_mut());
+    let loading = tail_server::load(&listener, &config, last_words.metrics(), shutdown.as_mut());
     let Some(model) = loading.await? else {
         return Ok(());
     };
     let scheme = config.access.scheme();
     // Not through the log, whose filter could hide the line that scripts wait for.
     writeln!(std::io::stderr(), "listening on {scheme}://{address}")?;
-    Ok(tail_server::run(listener, config, model, metrics, shutdown).await?)
+    Ok(tail_server::run(listener, config, model, last_words, shutdown).await?)
 }

@@ -9,6 +9,8 @@
 //! that got no answer sends the same report under the same id again. `output_tokens` are those of the answer,
 //! without the token that ended the turn.
 //!
+//! A report is answered when it is in the file of [`LastWords`]: a tail that is killed afterwards loses none of it.
+//!
 //! # What is not covered
 //! - Ids are remembered by this process alone. A report whose answer was lost, and that is sent again to
 //!   another tail or to this one after its restart, is counted twice.
@@ -29,6 +31,7 @@ use headway_model::manifest::Manifest;
 use serde::{Deserialize, Serialize};
 
 use crate::auth::Tenant;
+use crate::last_words::LastWords;
 use crate::savings::Savings;
 
 #[cfg(test)]
@@ -106,17 +109,24 @@ pub(crate) struct OnDeviceAnswers {
     max_positions: usize,
     body_timeout: Duration,
     savings: Arc<Savings>,
+    last_words: Arc<LastWords>,
     seen: Mutex<SeenReports>,
 }
 
 impl OnDeviceAnswers {
     /// `body_timeout`: for a report to come, from its headers on.
-    pub(crate) fn new(manifest: &Manifest, savings: Arc<Savings>, body_timeout: Duration) -> Self {
+    pub(crate) fn new(
+        manifest: &Manifest,
+        savings: &Arc<Savings>,
+        last_words: Arc<LastWords>,
+        body_timeout: Duration,
+    ) -> Self {
         Self {
             is_allowed: manifest.allows_on_device_answers(),
             max_positions: manifest.identity.config.max_positions,
             body_timeout,
-            savings,
+            savings: Arc::clone(savings),
+            last_words,
             seen: Mutex::default(),
         }
     }
@@ -147,6 +157,7 @@ impl OnDeviceAnswers {
                 self.savings
                     .count_on_device_answer(answer.prompt_tokens, answer.output_tokens);
             }
+            Arc::clone(&self.last_words).keep_now().await;
         }
         Ok(Received { counted })
     }

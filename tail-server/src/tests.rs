@@ -37,7 +37,7 @@ async fn start(options: &[&str]) -> (Server, SyncSender<Fault>, TempDir) {
             launch.listener,
             launch.config,
             launch.model,
-            launch.metrics,
+            launch.last_words,
             launch.shutdown,
         ))
     };

@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use axum::body::Body;
 
 use super::*;
@@ -26,11 +28,18 @@ fn tenant(name: &str) -> Tenant {
 }
 
 fn on_device_answers(body_timeout: Duration) -> OnDeviceAnswers {
+    written_down_in(None, body_timeout)
+}
+
+/// `file`: of the last words.
+fn written_down_in(file: Option<PathBuf>, body_timeout: Duration) -> OnDeviceAnswers {
+    let metrics = Arc::new(Metrics::new().unwrap());
     OnDeviceAnswers {
         is_allowed: true,
         max_positions: MAX_POSITIONS,
         body_timeout,
-        savings: Arc::new(Savings::new(2, Arc::new(Metrics::new().unwrap()))),
+        savings: Arc::new(Savings::new(2, Arc::clone(&metrics))),
+        last_words: Arc::new(LastWords::new(file, metrics)),
         seen: Mutex::default(),
     }
 }
@@ -203,6 +212,18 @@ async fn a_body_that_breaks_off_is_refused() {
     let body = Body::from_stream(futures_util::stream::iter([broken]));
     let refused = answers.receive(&tenant("acme"), Request::new(body)).await;
     assert_eq!(refused, Err(ReportError::BrokenOff));
+}
+
+#[tokio::test]
+async fn a_report_is_answered_when_it_is_written_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("termination-log");
+    let answers = written_down_in(Some(file.clone()), Duration::from_secs(60));
+    let report = Request::new(Body::from(json(ID, &[(3, 4), (5, 6)])));
+    answers.receive(&tenant("acme"), report).await.unwrap();
+    let words: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+    assert_eq!(words["on_device_output_tokens"], 10);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use headway_wire::frame::{decode_server_frame, encode_client_frame};
 use headway_wire::message::server_frame::Message as Answer;
 use headway_wire::message::{ClientFrame, Open, Opened, Refusal, Step, StepResult, TokenIds, step};
 use headway_wire::{Codec, Limits, PROTOCOL_VERSION, codec};
-use tail_server::{Args, Config, LoadedModel, Metrics, RunError, Timeouts};
+use tail_server::{Args, Config, LastWords, LoadedModel, Metrics, RunError, Timeouts};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -48,7 +48,7 @@ pub struct Launch {
     pub listener: TcpListener,
     pub config: Config,
     pub model: LoadedModel,
-    pub metrics: Arc<Metrics>,
+    pub last_words: Arc<LastWords>,
     pub shutdown: BoxFuture<'static, ()>,
 }
 
@@ -111,7 +111,7 @@ impl Server {
                 launch.listener,
                 launch.config,
                 launch.model,
-                launch.metrics,
+                launch.last_words,
                 launch.shutdown,
             ))
         };
@@ -161,11 +161,13 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let (shutdown, signalled) = oneshot::channel();
         let metrics = Arc::new(Metrics::new().unwrap());
+        let message = cache_dir.join("termination-message");
+        let last_words = LastWords::new(Some(message), Arc::clone(&metrics));
         let running = run(Launch {
             listener,
             config,
             model,
-            metrics: Arc::clone(&metrics),
+            last_words: Arc::new(last_words),
             shutdown: signalled.map(Result::unwrap).boxed(),
         });
         let cache_dir = cache_dir.to_owned();
