@@ -178,7 +178,9 @@ async fn count_splitmodels(cache: &Store<SplitModel>, metrics: &Metrics) {
     let mut interval = tokio::time::interval(COUNT_INTERVAL);
     loop {
         interval.tick().await;
-        metrics.set_splitmodels(SplitModelCounts::of(&cache.state()));
+        let splitmodels = cache.state();
+        metrics.set_splitmodels(SplitModelCounts::of(&splitmodels));
+        metrics.show_statuses(splitmodels);
     }
 }
 

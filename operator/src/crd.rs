@@ -11,12 +11,14 @@ pub mod auth;
 pub mod autoscaling;
 pub mod edge;
 pub mod expose;
+pub mod limits;
 pub mod model;
 pub mod pricing;
 pub mod rollout;
 pub mod split;
 pub mod status;
 pub mod tail;
+pub mod telemetry;
 
 #[cfg(test)]
 mod tests;
@@ -76,6 +78,9 @@ use tail::Tail;
     validation = Rule::new("self.autoscaling.provider != 'none' || self.replicas <= self.autoscaling.max")
         .message("replicas is above autoscaling.max; lower replicas or raise autoscaling.max")
         .field_path(".replicas"),
+    validation = Rule::new("!has(self.auth.clientCaConfigMapRef) || has(self.expose.tlsSecretRef)")
+        .message("auth.clientCaConfigMapRef takes expose.tlsSecretRef: devices show certificates where TLS ends, which must be at the tails")
+        .field_path(".auth.clientCaConfigMapRef"),
 )]
 pub struct SplitModelSpec {
     /// The model, and how its weights reach the pods.

@@ -9,14 +9,14 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-use self::savings::SavingsCollector;
 use self::scaling::Scaling;
+use self::status::StatusCollector;
 use crate::crd::SplitModel;
 use crate::kinds::OwnedKind;
 use crate::savings::shelf::Key;
 
-mod savings;
 mod scaling;
+mod status;
 
 pub(crate) use self::scaling::Scaled;
 
@@ -31,7 +31,7 @@ pub struct Metrics {
     leader: IntGauge,
     watch_errors: IntCounterVec,
     scrapes: IntCounterVec,
-    savings: SavingsCollector,
+    statuses: StatusCollector,
     scaling: Scaling,
 }
 
@@ -119,7 +119,7 @@ impl Metrics {
                 ),
                 &["result"],
             )?,
-            savings: SavingsCollector::new()?,
+            statuses: StatusCollector::new()?,
             scaling: Scaling::new()?,
         };
         let all: [Box<dyn prometheus::core::Collector>; 9] = [
@@ -131,7 +131,7 @@ impl Metrics {
             Box::new(metrics.leader.clone()),
             Box::new(metrics.watch_errors.clone()),
             Box::new(metrics.scrapes.clone()),
-            Box::new(metrics.savings.clone()),
+            Box::new(metrics.statuses.clone()),
         ];
         for collector in all.into_iter().chain(metrics.scaling.collectors()) {
             metrics.registry.register(collector)?;
@@ -171,7 +171,7 @@ impl Metrics {
         self.leader.set(i64::from(is_leader));
         if !is_leader {
             self.splitmodels.reset();
-            self.savings.show(Vec::new());
+            self.statuses.show(Vec::new());
             self.scaling.reset();
         }
     }
@@ -181,9 +181,9 @@ impl Metrics {
         self.scrapes.with_label_values(&[result]).inc();
     }
 
-    /// Savings as the API server holds them, which no restart takes back.
-    pub(crate) fn show_savings(&self, splitmodels: Vec<Arc<SplitModel>>) {
-        self.savings.show(splitmodels);
+    /// Statuses as the API server holds them: no restart takes back what they say.
+    pub(crate) fn show_statuses(&self, splitmodels: Vec<Arc<SplitModel>>) {
+        self.statuses.show(splitmodels);
     }
 
     pub(crate) fn show_scaled(&self, key: &Key, scaled: Scaled) {
@@ -239,7 +239,7 @@ mod tests {
         metrics.show_scaled(&key, scaled);
         metrics.scaled(&key, true);
         metrics.told_starting(&key);
-        metrics.show_savings(vec![Arc::new(savings::tests::splitmodel())]);
+        metrics.show_statuses(vec![Arc::new(status::tests::splitmodel())]);
         let gathered = metrics.registry.gather();
         let live: BTreeSet<String> = gathered
             .iter()

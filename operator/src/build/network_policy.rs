@@ -1,4 +1,6 @@
-//! The NetworkPolicy: in only on the tail's port, out only to where weights come from.
+//! The NetworkPolicy: in only on the tail's port, out only on the ports of what tails ask for.
+
+use std::collections::BTreeSet;
 
 use k8s_openapi::api::networking::v1::{
     NetworkPolicy, NetworkPolicyEgressRule, NetworkPolicyIngressRule, NetworkPolicyPort,
@@ -9,11 +11,13 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use super::{json, metadata, selector};
+use crate::crd::SplitModelSpec;
 use crate::kinds::OwnedKind;
 use crate::names;
 use crate::validate::ValidSpec;
 
 const DNS_PORT: i32 = 53;
+const HTTP_PORT: i32 = 80;
 const HTTPS_PORT: i32 = 443;
 
 pub(super) fn build(valid: &ValidSpec) -> Value {
@@ -32,35 +36,54 @@ pub(super) fn build(valid: &ValidSpec) -> Value {
                 )]),
                 ..NetworkPolicyIngressRule::default()
             }]),
-            egress: Some(egress(&valid.spec.model.source)),
+            egress: Some(egress(&valid.spec)),
         }),
     })
 }
 
 /// Weights on a volume need no network at all.
-fn egress(source: &str) -> Vec<NetworkPolicyEgressRule> {
-    if source.starts_with("pvc://") {
+fn egress(spec: &SplitModelSpec) -> Vec<NetworkPolicyEgressRule> {
+    let ports: BTreeSet<i32> = addresses(spec).filter_map(port_of).collect();
+    if ports.is_empty() {
         return Vec::new();
     }
+    let dns = ["UDP", "TCP"].map(|protocol| port(protocol, IntOrString::Int(DNS_PORT)));
+    let others = ports
+        .into_iter()
+        .map(|number| port("TCP", IntOrString::Int(number)));
     vec![NetworkPolicyEgressRule {
-        ports: Some(vec![
-            port("UDP", IntOrString::Int(DNS_PORT)),
-            port("TCP", IntOrString::Int(DNS_PORT)),
-            port("TCP", IntOrString::Int(https_port(source))),
-        ]),
+        ports: Some(dns.into_iter().chain(others).collect()),
         ..NetworkPolicyEgressRule::default()
     }]
 }
 
-/// The port in `https://host:port/path`.
-fn https_port(source: &str) -> i32 {
-    let authority = source
-        .strip_prefix("https://")
-        .and_then(|rest| rest.split('/').next());
-    authority
+/// What tails ask for: weights, an issuer's keys, a collector of traces.
+fn addresses(spec: &SplitModelSpec) -> impl Iterator<Item = &str> {
+    let oidc = spec.auth.oidc.as_ref();
+    [
+        Some(spec.model.source.as_str()),
+        oidc.map(|oidc| oidc.issuer.as_str()),
+        oidc.and_then(|oidc| oidc.jwks_url.as_deref()),
+        spec.tail.tracing.otlp_endpoint.as_deref(),
+    ]
+    .into_iter()
+    .flatten()
+}
+
+/// The port in `https://host:port/path`; `None` for a volume, which has none.
+fn port_of(address: &str) -> Option<i32> {
+    let (scheme, rest) = address.split_once("://")?;
+    let default = match scheme {
+        "https" | "hf" => HTTPS_PORT,
+        "http" => HTTP_PORT,
+        _ => return None,
+    };
+    let given = rest
+        .split('/')
+        .next()
         .and_then(|authority| authority.rsplit_once(':'))
-        .and_then(|(_, port)| port.parse::<u16>().ok())
-        .map_or(HTTPS_PORT, i32::from)
+        .and_then(|(_, port)| port.parse::<u16>().ok());
+    Some(given.map_or(default, i32::from))
 }
 
 fn port(protocol: &str, port: IntOrString) -> NetworkPolicyPort {
@@ -76,9 +99,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn port_of_the_source_is_let_out() {
-        assert_eq!(https_port("https://host/model.gguf"), 443);
-        assert_eq!(https_port("https://host:8443/model.gguf"), 8443);
-        assert_eq!(https_port("hf://org/model"), 443);
+    fn ports_of_addresses() {
+        assert_eq!(port_of("https://host/model.gguf"), Some(443));
+        assert_eq!(port_of("https://host:8443/model.gguf"), Some(8443));
+        assert_eq!(port_of("hf://org/model"), Some(443));
+        assert_eq!(port_of("http://collector:4318"), Some(4318));
+        assert_eq!(port_of("http://collector"), Some(80));
+        assert_eq!(port_of("pvc://claim/model.gguf"), None);
     }
 }

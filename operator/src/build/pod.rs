@@ -209,6 +209,9 @@ fn volumes(valid: &ValidSpec) -> Vec<Volume> {
     if let Some(secret) = &spec.auth.secret_ref {
         volumes.push(secret_volume("headway-auth", &secret.name));
     }
+    if let Some(authorities) = &spec.auth.client_ca_config_map_ref {
+        volumes.push(config_map_volume("headway-client-ca", authorities));
+    }
     volumes.extend(spec.tail.extra_volumes.iter().map(extra_volume));
     volumes
 }
@@ -216,22 +219,12 @@ fn volumes(valid: &ValidSpec) -> Vec<Volume> {
 /// What the tail needs to get its model. As files, because a file that is put right is read at the next attempt; and
 /// optional, because the tail says in a condition what is missing, and a pod that cannot start says it in an event.
 fn delivery_volumes(model: &Model) -> Vec<Volume> {
-    let item = |key: &str| {
-        Some(vec![KeyToPath {
-            key: key.to_owned(),
-            path: key.to_owned(),
-            mode: None,
-        }])
-    };
-    let config_map = |name: &str, source: &ConfigMapKeyRef| Volume {
-        name: name.to_owned(),
-        config_map: Some(ConfigMapVolumeSource {
-            name: source.name.clone(),
-            items: item(&source.key),
-            optional: Some(true),
-            ..ConfigMapVolumeSource::default()
-        }),
-        ..Volume::default()
+    let optional = |name: &str, source: &ConfigMapKeyRef| {
+        let mut volume = config_map_volume(name, source);
+        if let Some(source) = &mut volume.config_map {
+            source.optional = Some(true);
+        }
+        volume
     };
     let token = model.credentials_secret_ref.as_ref().map(|source| Volume {
         name: "headway-hub".to_owned(),
@@ -244,9 +237,9 @@ fn delivery_volumes(model: &Model) -> Vec<Volume> {
         ..Volume::default()
     });
     let identity = model.identity_config_map_ref.as_ref();
-    let identity = identity.map(|source| config_map("headway-identity", source));
+    let identity = identity.map(|source| optional("headway-identity", source));
     let ca = model.ca_config_map_ref.as_ref();
-    let ca = ca.map(|source| config_map("headway-ca", source));
+    let ca = ca.map(|source| optional("headway-ca", source));
     [token, identity, ca].into_iter().flatten().collect()
 }
 
@@ -282,6 +275,9 @@ fn mounts(valid: &ValidSpec) -> Vec<VolumeMount> {
     }
     if spec.auth.secret_ref.is_some() {
         mounts.push(mount("headway-auth", folder::AUTH, true));
+    }
+    if spec.auth.client_ca_config_map_ref.is_some() {
+        mounts.push(mount("headway-client-ca", folder::CLIENT_CA, true));
     }
     mounts.extend(spec.tail.extra_volume_mounts.iter().cloned());
     mounts
@@ -327,6 +323,27 @@ fn secret_volume(name: &str, secret: &str) -> Volume {
         }),
         ..Volume::default()
     }
+}
+
+fn config_map_volume(name: &str, source: &ConfigMapKeyRef) -> Volume {
+    Volume {
+        name: name.to_owned(),
+        config_map: Some(ConfigMapVolumeSource {
+            name: source.name.clone(),
+            items: item(&source.key),
+            ..ConfigMapVolumeSource::default()
+        }),
+        ..Volume::default()
+    }
+}
+
+/// One key of a Secret or ConfigMap, as a file of that name.
+fn item(key: &str) -> Option<Vec<KeyToPath>> {
+    Some(vec![KeyToPath {
+        key: key.to_owned(),
+        path: key.to_owned(),
+        mode: None,
+    }])
 }
 
 fn extra_volume(extra: &ExtraVolume) -> Volume {

@@ -2,8 +2,10 @@
 
 use std::num::NonZero;
 
+use crate::crd::auth::Auth;
+use crate::crd::limits::{Limits, Quota};
 use crate::crd::model::Model;
-use crate::crd::tail::Accelerator;
+use crate::crd::tail::{Accelerator, Tail};
 use crate::names;
 use crate::validate::ValidSpec;
 
@@ -17,6 +19,7 @@ pub(super) mod folder {
     pub(crate) const HUB: &str = "/hub";
     pub(crate) const IDENTITY: &str = "/identity";
     pub(crate) const CA: &str = "/ca";
+    pub(crate) const CLIENT_CA: &str = "/client-ca";
 }
 
 /// Before a tail tries again to get its model. It stays, and says why not in a condition.
@@ -27,7 +30,6 @@ const AUTH_KEY: &str = "keys";
 
 pub(super) fn tail_arguments(valid: &ValidSpec) -> Vec<String> {
     let spec = &valid.spec;
-    let limits = &spec.tail.limits;
     let mut arguments = Arguments::default();
     arguments.option("model", model_argument(&spec.model));
     delivery(&spec.model, &mut arguments);
@@ -37,13 +39,10 @@ pub(super) fn tail_arguments(valid: &ValidSpec) -> Vec<String> {
         arguments.option("device", device(accelerator));
     }
     arguments.option("dtype", spec.tail.dtype.name());
+    arguments.flag_if(spec.tail.deterministic, "deterministic");
     arguments.option("split-min", spec.split.min.to_string());
-    if let Some(max) = spec.split.max {
-        arguments.option("split-max", max.to_string());
-    }
-    if let Some(default) = spec.split.default {
-        arguments.option("split-default", default.to_string());
-    }
+    arguments.option_if("split-max", spec.split.max);
+    arguments.option_if("split-default", spec.split.default);
     let quantizations = spec.edge.quantizations.iter().map(|each| each.name());
     arguments.option("head-quantizations", list(quantizations));
     arguments.option(
@@ -52,25 +51,61 @@ pub(super) fn tail_arguments(valid: &ValidSpec) -> Vec<String> {
     );
     arguments.flag_if(!spec.edge.token_upload, "no-token-upload");
     arguments.flag_if(spec.edge.on_device_answers, "on-device-answers");
-    arguments.option("max-sessions", limits.sessions.to_string());
-    // The tail knows better what its device can do.
-    if let Some(kv_bytes) = valid.kv_bytes {
-        arguments.option("max-kv-bytes", kv_bytes.to_string());
-    }
-    if let Some(step_tokens) = limits.step_tokens {
-        arguments.option("step-tokens", step_tokens.to_string());
-    }
-    arguments.option("max-queue", limits.queue.to_string());
+    limits(&spec.tail.limits, valid.kv_bytes, &mut arguments);
     arguments.option("drain-seconds", spec.rollout.drain_seconds.to_string());
     if spec.expose.tls_secret_ref.is_some() {
         arguments.option("tls-cert", format!("{}/tls.crt", folder::TLS));
         arguments.option("tls-key", format!("{}/tls.key", folder::TLS));
     }
-    if spec.auth.secret_ref.is_some() {
+    access(&spec.auth, &mut arguments);
+    telemetry(&spec.tail, &mut arguments);
+    arguments.0
+}
+
+/// What is absent is left to the tail, which knows better what its device can do.
+fn limits(limits: &Limits, kv_bytes: Option<u64>, arguments: &mut Arguments) {
+    arguments.option("max-sessions", limits.sessions.to_string());
+    arguments.option_if("max-kv-bytes", kv_bytes);
+    arguments.option_if("step-tokens", limits.step_tokens);
+    arguments.option("max-queue", limits.queue.to_string());
+    arguments.option_if("max-draft-tokens", limits.draft_tokens);
+    arguments.option_if("evict-idle-seconds", limits.evict_idle_seconds);
+    arguments.option_if("prefix-retention-seconds", limits.prefix_retention_seconds);
+    for (who, quota) in [("tenant", limits.per_tenant), ("device", limits.per_device)] {
+        let Quota {
+            sessions,
+            tokens_per_second,
+        } = quota;
+        arguments.option_if(&format!("{who}-max-sessions"), sessions);
+        arguments.option_if(&format!("{who}-tokens-per-second"), tokens_per_second);
+    }
+}
+
+fn access(auth: &Auth, arguments: &mut Arguments) {
+    if auth.secret_ref.is_some() {
         arguments.option("auth-keys", format!("{}/{AUTH_KEY}", folder::AUTH));
     }
-    arguments.flag_if(spec.auth.allow_anonymous, "allow-anonymous");
-    arguments.0
+    if let Some(oidc) = &auth.oidc {
+        arguments.option("oidc-issuer", &oidc.issuer);
+        arguments.option("oidc-audience", &oidc.audience);
+        arguments.option_if("oidc-jwks", oidc.jwks_url.as_ref());
+        arguments.option_if("oidc-tenant-claim", oidc.tenant_claim.as_ref());
+    }
+    if let Some(authorities) = &auth.client_ca_config_map_ref {
+        let file = format!("{}/{}", folder::CLIENT_CA, authorities.key);
+        arguments.option("tls-client-ca", file);
+    }
+    arguments.flag_if(auth.allow_anonymous, "allow-anonymous");
+    if !auth.allowed_origins.is_empty() {
+        arguments.option("allowed-origins", list(&auth.allowed_origins));
+    }
+}
+
+fn telemetry(tail: &Tail, arguments: &mut Arguments) {
+    let format = tail.log.format.map(|format| format.name());
+    arguments.option_if("log-format", format);
+    arguments.option_if("log-filter", tail.log.filter.as_ref());
+    arguments.option_if("otlp-endpoint", tail.tracing.otlp_endpoint.as_ref());
 }
 
 fn delivery(model: &Model, arguments: &mut Arguments) {
@@ -99,6 +134,12 @@ impl Arguments {
     /// One word each, so that a value that begins with a dash stays a value.
     fn option(&mut self, name: &str, value: impl AsRef<str>) {
         self.0.push(format!("--{name}={}", value.as_ref()));
+    }
+
+    fn option_if(&mut self, name: &str, value: Option<impl ToString>) {
+        if let Some(value) = value {
+            self.option(name, value.to_string());
+        }
     }
 
     fn flag_if(&mut self, given: bool, name: &str) {

@@ -12,6 +12,9 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::limits::Limits;
+use super::telemetry::{Log, Tracing};
+
 /// The pods that run the later layers.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -25,8 +28,8 @@ use serde::{Deserialize, Serialize};
     validation = Rule::new("!has(self.extraVolumeMounts) || self.extraVolumeMounts.all(mount, has(self.extraVolumes) && self.extraVolumes.exists(volume, volume.name == mount.name))")
         .message("a mount names no volume of tail.extraVolumes; add the volume or correct the name")
         .field_path(".extraVolumeMounts"),
-    validation = Rule::new("!has(self.extraVolumeMounts) || self.extraVolumeMounts.all(mount, mount.mountPath.startsWith('/') && !['/cache', '/model', '/tls', '/auth', '/tmp'].exists(path, mount.mountPath == path || mount.mountPath.startsWith(path + '/')))")
-        .message("mountPath must be absolute, and /cache, /model, /tls, /auth and /tmp are the operator's; choose another path")
+    validation = Rule::new("!has(self.extraVolumeMounts) || self.extraVolumeMounts.all(mount, mount.mountPath.startsWith('/') && !['/cache', '/model', '/tls', '/auth', '/tmp', '/hub', '/identity', '/ca', '/client-ca'].exists(path, mount.mountPath == path || mount.mountPath.startsWith(path + '/')))")
+        .message("mountPath must be absolute, and /cache, /model, /tls, /auth, /tmp, /hub, /identity, /ca and /client-ca are the operator's; choose another path")
         .field_path(".extraVolumeMounts"),
 )]
 pub struct Tail {
@@ -44,12 +47,21 @@ pub struct Tail {
     /// Type of the weights in memory; `native` is that of the file.
     #[serde(default)]
     pub dtype: Dtype,
+    /// On a Hopper GPU: no bit of a session's logits depends on who shares its steps. Slower.
+    #[serde(default)]
+    pub deterministic: bool,
     /// The GPU of a pod; without it the tail runs on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accelerator: Option<Accelerator>,
     /// What one pod takes on; beyond it devices are refused with a time to come back.
     #[serde(default)]
     pub limits: Limits,
+    /// What the pods write to their log.
+    #[serde(default)]
+    pub log: Log,
+    /// Where the pods' traces go.
+    #[serde(default)]
+    pub tracing: Tracing,
     /// CPU and memory of a pod. The accelerator is added by itself.
     #[serde(default)]
     pub resources: Resources,
@@ -125,6 +137,8 @@ pub enum Dtype {
     F32,
     Bf16,
     F16,
+    /// 8 bits with a scale for each output, on a Hopper GPU.
+    Fp8,
 }
 
 impl Dtype {
@@ -136,6 +150,7 @@ impl Dtype {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
+            Self::Fp8 => "fp8",
         }
     }
 }
@@ -169,41 +184,6 @@ pub struct Accelerator {
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 16))]
     pub count: u32,
-}
-
-/// What one pod takes on; beyond it devices are refused with a time to come back.
-#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Limits {
-    /// The most sessions at a time.
-    #[serde(default = "sessions")]
-    #[schemars(range(min = 1, max = 65_536))]
-    pub sessions: u32,
-    /// The most memory for KV caches, such as `16Gi`. Without it the tail takes what its GPU has free behind the
-    /// weights, less a reserve, and 2Gi on the CPU.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 12), regex(pattern = r"^[1-9][0-9]{0,8}(Mi|Gi)$"))]
-    pub kv_memory: Option<String>,
-    /// The most tokens of one engine step. More is faster for prompts and slower for those who wait. Without it the
-    /// tail takes 1024 on a GPU and 128 on the CPU.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 2, max = 65_536))]
-    pub step_tokens: Option<u32>,
-    /// The most sessions whose prompts wait for a step.
-    #[serde(default = "queue")]
-    #[schemars(range(min = 1, max = 65_536))]
-    pub queue: u32,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            sessions: sessions(),
-            kv_memory: None,
-            step_tokens: None,
-            queue: queue(),
-        }
-    }
 }
 
 /// CPU and memory of a pod.
@@ -256,12 +236,4 @@ pub struct ExtraVolume {
 
 fn one() -> u32 {
     1
-}
-
-fn sessions() -> u32 {
-    64
-}
-
-fn queue() -> u32 {
-    256
 }

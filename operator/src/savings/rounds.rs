@@ -249,7 +249,7 @@ impl Rounds {
 
     /// Shows as metrics what the API server holds.
     fn show(&self) {
-        self.metrics.show_savings(self.splitmodels.state());
+        self.metrics.show_statuses(self.splitmodels.state());
     }
 }
 

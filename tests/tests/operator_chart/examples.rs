@@ -41,7 +41,7 @@ fn every_example_is_taken_without_a_warning() -> Result<()> {
 #[test]
 fn secrets_and_claims_of_examples_are_in_them() -> Result<()> {
     // Made by others: cert-manager, say.
-    let made_by_others = ["llama-tls"];
+    let made_by_others = ["llama-tls", "smol-for-all-tls"];
     for name in names()? {
         let text = read_from_root(&format!("examples/{name}"))?;
         let objects: Vec<Value> = serde_saphyr::from_multiple(&text)?;

@@ -8,6 +8,7 @@ mod lifecycle;
 mod monitoring;
 mod permissions;
 mod restricted;
+mod tail_arguments;
 mod templates;
 mod upgrade;
 mod values;

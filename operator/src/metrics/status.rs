@@ -1,5 +1,5 @@
-//! Savings of every SplitModel as metrics. They are read from the statuses each time somebody asks, so counters go on
-//! where they were when another operator takes over.
+//! What the statuses of SplitModels say, as metrics: savings, and what is in the way. They are read each time somebody
+//! asks, so counters go on where they were when another operator takes over.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,12 +9,13 @@ use prometheus::proto::MetricFamily;
 use prometheus::{CounterVec, GaugeVec, Opts};
 
 use crate::crd::SplitModel;
+use crate::crd::pricing::Pricing;
 use crate::crd::status::{Answers, Savings, Tokens};
 use crate::savings::report::CURRENT;
 
-/// Savings of every SplitModel.
+/// What the statuses of SplitModels say.
 #[derive(Clone)]
-pub(super) struct SavingsCollector {
+pub(super) struct StatusCollector {
     splitmodels: Arc<Mutex<Vec<Arc<SplitModel>>>>,
     /// Without values, for their descriptions.
     families: Arc<Families>,
@@ -28,6 +29,7 @@ struct Families {
     unread_endings: CounterVec,
     money: GaugeVec,
     current: GaugeVec,
+    degraded: GaugeVec,
 }
 
 impl Families {
@@ -79,10 +81,17 @@ impl Families {
                 ),
                 &["namespace", "splitmodel"],
             )?,
+            degraded: GaugeVec::new(
+                Opts::new(
+                    "headway_operator_degraded",
+                    "1 for a SplitModel with the condition Degraded, by the condition's reason.",
+                ),
+                &["namespace", "splitmodel", "reason"],
+            )?,
         })
     }
 
-    fn collectors(&self) -> [&dyn Collector; 7] {
+    fn collectors(&self) -> [&dyn Collector; 8] {
         // Exhaustive, so that none is forgotten.
         let Self {
             used,
@@ -92,13 +101,22 @@ impl Families {
             unread_endings,
             money,
             current,
+            degraded,
         } = self;
-        [used, saved, tokens, answers, unread_endings, money, current]
+        [
+            used,
+            saved,
+            tokens,
+            answers,
+            unread_endings,
+            money,
+            current,
+            degraded,
+        ]
     }
 
     fn add(&self, splitmodel: &SplitModel) {
-        let status = splitmodel.status.as_ref();
-        let Some(savings) = status.and_then(|status| status.savings.as_ref()) else {
+        let Some(status) = &splitmodel.status else {
             return;
         };
         let (namespace, name) = (
@@ -106,6 +124,24 @@ impl Families {
             splitmodel.name_any(),
         );
         let own = [namespace.as_str(), name.as_str()];
+        let conditions = status.conditions.iter();
+        for condition in conditions.filter(|condition| condition.type_ == "Degraded") {
+            let labels = [&own[..], &[condition.reason.as_str()]].concat();
+            if condition.status == "True" {
+                self.degraded.with_label_values(&labels).set(1.0);
+            }
+        }
+        if let Some(savings) = &status.savings {
+            self.add_savings(&own, savings, splitmodel.spec.pricing.as_ref());
+            let mut conditions = status.conditions.iter();
+            let is_current = conditions
+                .any(|condition| condition.type_ == CURRENT && condition.status == "True");
+            let current = self.current.with_label_values(&own);
+            current.set(if is_current { 1.0 } else { 0.0 });
+        }
+    }
+
+    fn add_savings(&self, own: &[&str; 2], savings: &Savings, pricing: Option<&Pricing>) {
         let add = |family: &CounterVec, label: &[&str], value: f64| {
             let labels = [&own[..], label].concat();
             family.with_label_values(&labels).inc_by(value.max(0.0));
@@ -127,16 +163,11 @@ impl Families {
             add(&self.answers, &[route], as_f64(count));
         }
         add(&self.unread_endings, &[], as_f64(savings.unread_endings));
-        if let Some(pricing) = &splitmodel.spec.pricing {
+        if let Some(pricing) = pricing {
             let labels = [&own[..], &[pricing.currency.as_str()]].concat();
             let amount = pricing.amount(savings.saved_gpu_seconds);
             self.money.with_label_values(&labels).set(amount);
         }
-        let mut conditions = status.iter().flat_map(|status| &status.conditions);
-        let is_current =
-            conditions.any(|condition| condition.type_ == CURRENT && condition.status == "True");
-        let current = self.current.with_label_values(&own);
-        current.set(if is_current { 1.0 } else { 0.0 });
     }
 }
 
@@ -157,7 +188,7 @@ fn as_f64(count: i64) -> f64 {
     count as f64
 }
 
-impl SavingsCollector {
+impl StatusCollector {
     pub(super) fn new() -> prometheus::Result<Self> {
         Ok(Self {
             splitmodels: Arc::default(),
@@ -165,7 +196,7 @@ impl SavingsCollector {
         })
     }
 
-    /// From now on, shows the savings of `splitmodels`.
+    /// From now on, shows the statuses of `splitmodels`.
     pub(super) fn show(&self, splitmodels: Vec<Arc<SplitModel>>) {
         *self
             .splitmodels
@@ -174,7 +205,7 @@ impl SavingsCollector {
     }
 }
 
-impl Collector for SavingsCollector {
+impl Collector for StatusCollector {
     fn desc(&self) -> Vec<&Desc> {
         let all = self.families.collectors().into_iter();
         all.flat_map(|family| family.desc()).collect()
@@ -222,6 +253,9 @@ pub(super) mod tests {
                 "conditions": [{
                     "type": "SavingsCurrent", "status": "True", "reason": "AllScraped", "message": "",
                     "lastTransitionTime": "2026-01-01T00:00:00Z",
+                }, {
+                    "type": "Degraded", "status": "True", "reason": "RolloutStopped", "message": "",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
                 }],
             },
         });
@@ -230,7 +264,7 @@ pub(super) mod tests {
 
     #[test]
     fn values_are_those_of_the_status_however_often_they_are_asked_for() {
-        let collector = SavingsCollector::new().unwrap();
+        let collector = StatusCollector::new().unwrap();
         collector.show(vec![Arc::new(splitmodel())]);
         let registry = prometheus::Registry::new();
         registry.register(Box::new(collector.clone())).unwrap();
@@ -245,6 +279,7 @@ pub(super) mod tests {
                 "headway_operator_answers_total{namespace=\"ml\",route=\"split\",splitmodel=\"smol\"} 3",
                 "headway_operator_money_saved{currency=\"EUR\",namespace=\"ml\",splitmodel=\"smol\"} 2.4",
                 "headway_operator_savings_current{namespace=\"ml\",splitmodel=\"smol\"} 1",
+                "headway_operator_degraded{namespace=\"ml\",reason=\"RolloutStopped\",splitmodel=\"smol\"} 1",
                 "# TYPE headway_operator_used_gpu_seconds_total counter",
             ] {
                 assert!(text.contains(line), "{line} is not in\n{text}");
