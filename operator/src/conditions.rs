@@ -148,7 +148,10 @@ fn progressing(outcome: &Outcome<'_>, observed: &Observed) -> Verdict {
                 .and_then(|status| status.updated_replicas)
                 .unwrap_or(0);
             let wanted = applied.replicas.or(observed.wanted_replicas).unwrap_or(1);
-            let message = format!("{updated} of {wanted} tails run the newest spec");
+            let mut message = format!("{updated} of {wanted} tails have the newest spec");
+            if let Some((pod, report)) = &observed.delivery.on_its_way {
+                message += &format!("; pod {pod}: {}", report.message);
+            }
             (true, "RollingOut", message)
         }
     };

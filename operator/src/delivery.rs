@@ -115,8 +115,7 @@ impl Deliveries {
     }
 
     async fn ask_all(&self, scraper: &Scraper, splitmodels: &Store<SplitModel>, pods: &[Arc<Pod>]) {
-        let uids: BTreeSet<String> = pods.iter().filter_map(|pod| pod.uid()).collect();
-        self.lock().retain(|uid, _| uids.contains(uid));
+        self.forget_all_but(&pods.iter().filter_map(|pod| pod.uid()).collect());
         let wanted = pods.iter().filter(|pod| self.is_wanted(pod));
         let asked = stream::iter(wanted.map(async |pod| {
             let (key, target) = (key_of(pod)?, target(pod, splitmodels)?);
@@ -155,12 +154,23 @@ impl Deliveries {
     }
 
     fn heard(&self, uid: &str, said: Said) {
-        let splitmodel = ObjectRef::new(&said.key.1).within(&said.key.0);
         let before = self.lock().insert(uid.to_owned(), said.clone());
         if before.as_ref() != Some(&said) {
-            // Full: somebody looks soon anyway, and then sees all there is.
-            let _ = self.news.try_send(splitmodel);
+            self.tell(&said.key);
         }
+    }
+
+    /// Forgets pods that have gone: what they failed of is in nobody's way any more.
+    fn forget_all_but(&self, uids: &BTreeSet<String>) {
+        let mut reports = self.lock();
+        for (_, said) in reports.extract_if(.., |uid, _| !uids.contains(uid)) {
+            self.tell(&said.key);
+        }
+    }
+
+    fn tell(&self, (namespace, name): &Key) {
+        // Full: somebody looks soon anyway, and then sees all there is.
+        let _ = self.news.try_send(ObjectRef::new(name).within(namespace));
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Said>> {

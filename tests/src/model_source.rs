@@ -1,10 +1,11 @@
 //! A web server with a model's files: byte ranges, ETags, and a gate at which bodies wait.
 
 use std::convert::Infallible;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::Router;
@@ -14,16 +15,30 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::stream;
-use tokio::net::TcpListener;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{ServerConfig, crypto};
+use tokio_rustls::server::TlsStream;
 
 /// What a body is sent in.
 const PIECE_BYTES: usize = 64 << 10;
+
+/// After a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The longest that a handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// A web server with the files of one folder; it ends with the runtime.
 pub struct ModelSource {
     /// Where it listens.
     pub address: SocketAddr,
+    scheme: &'static str,
     shared: Arc<Shared>,
 }
 
@@ -44,13 +59,30 @@ impl ModelSource {
     pub async fn start(folder: &Path) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
-        let source = Self::new(folder, address);
+        let source = Self::new(folder, "http", address);
         let router = source.router();
         tokio::spawn(async move { axum::serve(listener, router).await });
         Ok(source)
     }
 
-    fn new(folder: &Path, address: SocketAddr) -> Self {
+    /// The same over TLS, on a free port of `host`; and the authority of its certificate, in PEM.
+    ///
+    /// # Errors
+    /// Where there is no port.
+    pub async fn start_tls(folder: &Path, host: IpAddr) -> Result<(Self, String)> {
+        let listener = TcpListener::bind((host, 0)).await?;
+        let source = Self::new(folder, "https", listener.local_addr()?);
+        let (config, authority) = tls_config(host)?;
+        let listener = TlsListener {
+            listener,
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+        };
+        let router = source.router();
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        Ok((source, authority))
+    }
+
+    fn new(folder: &Path, scheme: &'static str, address: SocketAddr) -> Self {
         let shared = Shared {
             folder: folder.to_owned(),
             gate: watch::Sender::new(u64::MAX),
@@ -59,6 +91,7 @@ impl ModelSource {
         };
         Self {
             address,
+            scheme,
             shared: Arc::new(shared),
         }
     }
@@ -72,7 +105,7 @@ impl ModelSource {
     /// The address of a file; of the folder where `file` is empty.
     #[must_use]
     pub fn url(&self, file: &str) -> String {
-        format!("http://{}/{file}", self.address)
+        format!("{}://{}/{file}", self.scheme, self.address)
     }
 
     /// Lets nothing behind this byte of a file through.
@@ -96,6 +129,51 @@ impl ModelSource {
     pub fn requests(&self) -> Vec<(String, String)> {
         let requests = self.shared.requests.lock();
         requests.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Of a server at `host`; and the authority of its certificate, in PEM.
+fn tls_config(host: IpAddr) -> Result<(ServerConfig, String)> {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = vec![SanType::IpAddress(host)];
+    let key = KeyPair::generate()?;
+    let certificate = params.signed_by(&key, &authority)?;
+    let certificate = CertificateDer::from_pem_slice(certificate.pem().as_bytes())?;
+    let key = PrivateKeyDer::from_pem_slice(key.serialize_pem().as_bytes())?;
+    let provider = Arc::new(crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)?;
+    Ok((config, authority.pem()))
+}
+
+struct TlsListener {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl axum::serve::Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            let Ok((stream, address)) = self.listener.accept().await else {
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            if let Ok(Ok(stream)) = timeout(HANDSHAKE, self.acceptor.accept(stream)).await {
+                return (stream, address);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
     }
 }
 

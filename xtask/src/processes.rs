@@ -42,8 +42,16 @@ pub fn wait(time: Duration) {
 
 /// Runs cargo in the repository's root.
 pub fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+    let status = cargo_command().args(arguments).status();
+    let status = status.context("running cargo")?;
+    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
+}
+
+/// Cargo in the repository's root.
+pub fn cargo_command() -> Command {
     let mut command = Command::new("cargo");
-    command.args(arguments).current_dir(root());
+    command.current_dir(root());
     // `cargo run` describes xtask in the environment; ring's build script watches these variables, and a
     // change builds all of TLS again.
     for (name, _) in std::env::vars_os() {
@@ -52,9 +60,7 @@ pub fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
             command.env_remove(&name);
         }
     }
-    let status = command.status().context("running cargo")?;
-    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
-    Ok(())
+    command
 }
 
 /// What `edge-lite` prints with one thread.

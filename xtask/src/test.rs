@@ -1,5 +1,7 @@
 //! `cargo xtask test`: everything that must hold before a change lands.
 
+mod test_programs;
+
 use anyhow::ensure;
 use cluster_rig::{EXISTING_VARIABLE, crds, programs};
 
@@ -17,15 +19,13 @@ pub struct Arguments {
 
 /// Runs formatting, lints, house rules and all tests; the first failure ends it.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let mut test = vec!["test", "--release", "--workspace", "--no-fail-fast"];
-    // Cargo passes it on to the tests.
-    let variable = format!("env.{EXISTING_VARIABLE}=\"1\"");
+    let mut variables = Vec::new();
     if arguments.existing {
         ensure!(
             std::env::var_os("KUBECONFIG").is_some_and(|path| !path.is_empty()),
             "--existing needs KUBECONFIG, which says which cluster to use"
         );
-        test.extend(["--config", &variable]);
+        variables.push((EXISTING_VARIABLE, "1"));
     }
     step("format", || cargo(&["fmt", "--all", "--check"]))?;
     step("house rules", tidy::run)?;
@@ -51,7 +51,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         programs::dns()?;
         crds::paths().map(drop)
     })?;
-    step("tests", || cargo(&test))
+    step("tests", || test_programs::run(&variables))
 }
 
 fn step(name: &str, run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {

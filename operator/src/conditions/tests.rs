@@ -153,7 +153,7 @@ fn new_template_is_not_up_to_date_before_the_deployment_says_so() {
     assert_eq!(of(&all, "Progressing").reason, "RollingOut");
     assert_eq!(
         of(&all, "Progressing").message,
-        "0 of 1 tails run the newest spec"
+        "0 of 1 tails have the newest spec"
     );
 }
 

@@ -97,6 +97,19 @@ async fn only_what_is_new_wakes_anybody() {
 }
 
 #[tokio::test]
+async fn what_a_pod_that_has_gone_failed_of_is_in_nobodys_way() {
+    let (deliveries, news) = Deliveries::new();
+    let mut news = std::pin::pin!(news);
+    deliveries.heard("a", said("pod-a", failed()));
+    assert!(news.next().now_or_never().is_some());
+    deliveries.forget_all_but(&BTreeSet::from(["a".to_owned()]));
+    assert!(news.next().now_or_never().is_none());
+    deliveries.forget_all_but(&BTreeSet::new());
+    assert_eq!(news.next().await.unwrap().name, "smol");
+    assert_eq!(deliveries.of("default", "smol"), Delivery::default());
+}
+
+#[tokio::test]
 async fn a_tail_that_waits_for_its_model_is_understood() {
     // Another test may have been first.
     let _ = rustls::crypto::ring::default_provider().install_default();

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use OwnedKind::{Deployment, HttpRoute, PodMonitor, ScaledObject, Service};
 
+mod auth;
 mod model;
 mod tail;
 
@@ -34,10 +35,13 @@ pub fn all() -> Vec<Row> {
         model::model(),
         model::split_and_edge(),
         tail::tail(),
+        tail::limits(),
+        tail::telemetry(),
         tail::placement(),
         tail::volumes(),
         autoscaling(),
         expose(),
+        auth::auth(),
         rest(),
     ];
     groups.into_iter().flatten().collect()
@@ -288,7 +292,6 @@ fn expose() -> Vec<Row> {
 }
 
 fn rest() -> Vec<Row> {
-    let keys = || json!({"auth": {"allowAnonymous": false, "secretRef": {"name": "keys"}}});
     vec![
         row(
             "replicas",
@@ -297,19 +300,6 @@ fn rest() -> Vec<Row> {
             "/spec/replicas",
             json!(2),
         ),
-        row(
-            "auth.secretRef.name",
-            keys(),
-            Deployment,
-            VOLUMES,
-            json!([{"name": "headway-auth", "secret": {"secretName": "keys"}}]),
-        ),
-        argument(
-            "auth.allowAnonymous",
-            json!({"auth": {"allowAnonymous": true, "secretRef": null}}),
-            "--allow-anonymous",
-        )
-        .from(keys()),
         row(
             "rollout.maxSurge",
             json!({"rollout": {"maxSurge": "50%"}}),

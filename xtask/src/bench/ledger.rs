@@ -50,6 +50,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     demo.kubectl(&cluster, &changed)?;
     let rolled_out = ["rollout", "status", &tails, "--timeout=180s"];
     demo.kubectl(&cluster, &rolled_out)?;
+    without_leaving_tails(&cluster)?;
     let began = Instant::now();
     let got = cluster_load::run(&url(&cluster)?, || {
         for kill in 1..=arguments.kills {
@@ -65,6 +66,25 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let savings = settled(&cluster)?;
     print(arguments.kills, took, got, &savings);
     Ok(())
+}
+
+/// Waits for the tails that do not allow answers on devices to be gone: one that leaves may still take a device.
+fn without_leaving_tails(cluster: &Cluster) -> anyhow::Result<()> {
+    let late = Instant::now() + PATIENCE;
+    let leaving = |pod: &Value| !pod["metadata"]["deletionTimestamp"].is_null();
+    loop {
+        let pods = get(cluster, &["pods", "--selector", TAILS])?;
+        if !pods["items"]
+            .as_array()
+            .context("pods")?
+            .iter()
+            .any(leaving)
+        {
+            return Ok(());
+        }
+        ensure!(Instant::now() < late, "a tail does not leave");
+        processes::wait(INTERVAL);
+    }
 }
 
 /// Kills the process of a pod that serves, and says which.

@@ -1,6 +1,6 @@
 //! Rows of `spec.tail`.
 
-use headway_operator::kinds::OwnedKind::{Deployment, ResourceClaimTemplate};
+use headway_operator::kinds::OwnedKind::{Deployment, NetworkPolicy, ResourceClaimTemplate};
 use serde_json::{Value, json};
 
 use super::{LIMITS, Row, VOLUMES, argument, removal, row};
@@ -86,24 +86,9 @@ pub(super) fn tail() -> Vec<Row> {
         )
         .from(claim),
         argument(
-            "tail.limits.sessions",
-            json!({"tail": {"limits": {"sessions": 7}}}),
-            "--max-sessions=7",
-        ),
-        argument(
-            "tail.limits.kvMemory",
-            json!({"tail": {"limits": {"kvMemory": "1Gi"}}}),
-            "--max-kv-bytes=1073741824",
-        ),
-        argument(
-            "tail.limits.stepTokens",
-            json!({"tail": {"limits": {"stepTokens": 64}}}),
-            "--step-tokens=64",
-        ),
-        argument(
-            "tail.limits.queue",
-            json!({"tail": {"limits": {"queue": 9}}}),
-            "--max-queue=9",
+            "tail.deterministic",
+            json!({"tail": {"deterministic": true}}),
+            "--deterministic",
         ),
         row(
             "tail.resources.requests",
@@ -192,6 +177,93 @@ pub(super) fn placement() -> Vec<Row> {
             json!({"podAnnotations": {"example.com/a": "b"}}),
             "/spec/template/metadata/annotations",
             &json!({"example.com/a": "b"}),
+        ),
+    ]
+}
+
+pub(super) fn limits() -> Vec<Row> {
+    let limit = |leaf, limits: Value, expected: &str| {
+        argument(leaf, json!({"tail": {"limits": limits}}), expected)
+    };
+    vec![
+        limit(
+            "tail.limits.sessions",
+            json!({"sessions": 7}),
+            "--max-sessions=7",
+        ),
+        limit(
+            "tail.limits.kvMemory",
+            json!({"kvMemory": "1Gi"}),
+            "--max-kv-bytes=1073741824",
+        ),
+        limit(
+            "tail.limits.stepTokens",
+            json!({"stepTokens": 64}),
+            "--step-tokens=64",
+        ),
+        limit("tail.limits.queue", json!({"queue": 9}), "--max-queue=9"),
+        limit(
+            "tail.limits.draftTokens",
+            json!({"draftTokens": 0}),
+            "--max-draft-tokens=0",
+        ),
+        limit(
+            "tail.limits.evictIdleSeconds",
+            json!({"evictIdleSeconds": 5}),
+            "--evict-idle-seconds=5",
+        ),
+        limit(
+            "tail.limits.prefixRetentionSeconds",
+            json!({"prefixRetentionSeconds": 0}),
+            "--prefix-retention-seconds=0",
+        ),
+        limit(
+            "tail.limits.perTenant.sessions",
+            json!({"perTenant": {"sessions": 3}}),
+            "--tenant-max-sessions=3",
+        ),
+        limit(
+            "tail.limits.perTenant.tokensPerSecond",
+            json!({"perTenant": {"tokensPerSecond": 300}}),
+            "--tenant-tokens-per-second=300",
+        ),
+        limit(
+            "tail.limits.perDevice.sessions",
+            json!({"perDevice": {"sessions": 1}}),
+            "--device-max-sessions=1",
+        ),
+        limit(
+            "tail.limits.perDevice.tokensPerSecond",
+            json!({"perDevice": {"tokensPerSecond": 20}}),
+            "--device-tokens-per-second=20",
+        ),
+    ]
+}
+
+pub(super) fn telemetry() -> Vec<Row> {
+    let collector = || json!({"tail": {"tracing": {"otlpEndpoint": "http://collector:4318"}}});
+    vec![
+        argument(
+            "tail.log.format",
+            json!({"tail": {"log": {"format": "json"}}}),
+            "--log-format=json",
+        ),
+        argument(
+            "tail.log.filter",
+            json!({"tail": {"log": {"filter": "debug"}}}),
+            "--log-filter=debug",
+        ),
+        argument(
+            "tail.tracing.otlpEndpoint",
+            collector(),
+            "--otlp-endpoint=http://collector:4318",
+        ),
+        row(
+            "tail.tracing.otlpEndpoint",
+            collector(),
+            NetworkPolicy,
+            "/spec/egress",
+            json!([{"ports": [{"port": 4318}]}]),
         ),
     ]
 }
