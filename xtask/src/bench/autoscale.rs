@@ -1,6 +1,6 @@
-//! `cargo xtask bench autoscale`: the operator's decisions on simulated fleets under ten loads and the workload of the tree, beside
-//! a reference after Knative's description and an oracle. The decisions are those of the operator's own function; all else
-//! is simulated, and the same seed gives the same numbers.
+//! `cargo xtask bench autoscale`: the operator's decisions on simulated fleets under ten made-up loads, the workload of the tree
+//! and two recorded loads, beside a reference after Knative's description and an oracle. The decisions are those of the
+//! operator's own function; all else is simulated, and the same seed gives the same numbers.
 
 mod fleet;
 mod plot;
@@ -8,6 +8,7 @@ mod policies;
 mod recorded;
 mod results;
 mod shapes;
+mod traces;
 
 use std::path::PathBuf;
 
@@ -39,6 +40,7 @@ const DECISION_S: f64 = 2.0;
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut shapes = shapes::all(arguments.seed);
     shapes.push(recorded::shape()?);
+    shapes.extend(traces::shapes()?);
     let outcomes: Vec<[Outcome; 4]> = shapes.iter().map(simulate).collect();
     results::print(&shapes, &outcomes);
     let folder = arguments.plots.clone();

@@ -8,9 +8,9 @@ use super::fleet::Outcome;
 use super::policies::target_sessions;
 use super::shapes::Shape;
 
-const SIZE: (u32, u32) = (1000, 1140);
+const SIZE: (u32, u32) = (1000, 1520);
 const COLUMNS: usize = 2;
-const ROWS: usize = 3;
+const ROWS: usize = 4;
 const LOAD: RGBColor = RGBColor(190, 190, 190);
 /// As [`super::POLICIES`], without the last: it differs from the one before only on the way down.
 const LINES: [(usize, &str, RGBColor); 3] = [
