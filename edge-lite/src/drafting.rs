@@ -5,17 +5,15 @@
 //! distributions). What followed the same tokens before is sent behind the last token's row and verified in its step;
 //! what is guessed while a result is on its way runs ahead of that in steps of its own.
 
-mod length;
-mod lookup;
 mod model;
 
 use std::time::Duration;
 
-use self::length::{DraftLength, Source, class_of_confidence, class_of_match};
-use self::lookup::{Match, longest_match};
+use headway_model::drafting::length::{DraftLength, Source, class_of_confidence, class_of_match};
+use headway_model::drafting::lookup::{Match, longest_match};
 
-pub(crate) use self::length::Outlook;
 pub(crate) use self::model::{DraftModel, DraftPass};
+pub(crate) use headway_model::drafting::length::Outlook;
 
 /// Where guesses come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -216,17 +214,13 @@ impl Drafter {
 
 /// The `tokens` tokens that followed the match.
 fn looked_up(sequence: &[u32], found: Match, tokens: usize) -> Draft {
-    let Match { next, matched } = found;
-    let mut guesses: Vec<Guess> = Vec::with_capacity(tokens + 1);
-    for index in next..=next + tokens {
-        // Behind the end of the sequence, what was guessed follows.
-        let known = sequence.get(index).copied();
-        guesses.push(Guess {
-            token_id: known.unwrap_or_else(|| guesses[index - sequence.len()].token_id),
-            source: Source::Lookup,
-            class: class_of_match(matched),
-        });
-    }
+    let guess = |token_id| Guess {
+        token_id,
+        source: Source::Lookup,
+        class: class_of_match(found.matched),
+    };
+    let following = found.following(sequence, tokens + 1).into_iter();
+    let mut guesses: Vec<Guess> = following.map(guess).collect();
     let unsent = guesses.pop();
     Draft { guesses, unsent }
 }

@@ -176,6 +176,7 @@ impl TestTail {
             prefill_token_ids: false,
             max_ahead_steps: self.max_draft_tokens,
             free_running: false,
+            tail_drafts: false,
         }
     }
 

@@ -19,6 +19,7 @@ pub mod block;
 pub mod chat_template;
 pub mod config;
 pub mod decoder;
+pub mod drafting;
 pub mod early_exit;
 pub mod error;
 pub mod kv_cache;

@@ -79,6 +79,13 @@ pub(crate) enum StepInput {
     HiddenStates(Vec<f32>),
 }
 
+/// Whose guesses a step verifies. What the tail's own save is nobody's credit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drafter {
+    Device,
+    Tail,
+}
+
 /// One step of a session: consecutive positions.
 pub(crate) struct StepRequest {
     pub(crate) input: StepInput,
@@ -90,6 +97,7 @@ pub(crate) struct StepRequest {
     pub(crate) sample: bool,
     /// Guesses: the token ids of the rows but the first one. Empty where nothing is guessed.
     pub(crate) draft: Vec<u32>,
+    pub(crate) drafter: Drafter,
     /// Of the session's next blocks, as far as the rows complete them.
     pub(crate) digests: Vec<PrefixDigest>,
     pub(crate) phase: Phase,
@@ -106,6 +114,8 @@ pub(crate) struct StepOutput {
     pub(crate) positions: usize,
     /// Draft tokens that are right, and the token after them; empty where no sample was asked for.
     pub(crate) sampled: Vec<Sampled>,
+    /// As in the request.
+    pub(crate) drafter: Drafter,
     pub(crate) phase: Phase,
     pub(crate) rows: usize,
     pub(crate) compute_us: u64,

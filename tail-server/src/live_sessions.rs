@@ -81,6 +81,13 @@ impl LiveSessions {
         }
     }
 
+    /// Sessions that have a step in the engine.
+    pub(crate) fn busy(&self) -> usize {
+        let table = lock(&self.table);
+        let entries = table.sessions.values();
+        entries.filter(|entry| entry.idle_since.is_none()).count()
+    }
+
     /// Tells the session that has been idle longest, and at least `min_idle`, to end; false where there is none.
     ///
     /// No session is told so twice, so that each newcomer that asks gets another one's room. One that was asked to

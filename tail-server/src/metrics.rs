@@ -70,6 +70,7 @@ pub struct Metrics {
     /// Positions that sessions found computed.
     pub(crate) reused_positions: IntCounter,
     draft_tokens: IntCounterVec,
+    own_draft_tokens: IntCounterVec,
     on_device_tokens: IntCounterVec,
     answers: IntCounterVec,
     /// Sent to devices.
@@ -124,6 +125,7 @@ impl Metrics {
         }
         for verdict in DRAFT_VERDICTS {
             metrics.draft_tokens.with_label_values(&[verdict]);
+            metrics.own_draft_tokens.with_label_values(&[verdict]);
         }
         for part in ANSWER_PARTS {
             metrics.on_device_tokens.with_label_values(&[part]);
@@ -207,11 +209,12 @@ impl Metrics {
 
     /// A verified draft of `guessed` tokens.
     pub(crate) fn record_draft(&self, guessed: usize, accepted: usize) {
-        for (verdict, tokens) in DRAFT_VERDICTS.iter().zip([accepted, guessed - accepted]) {
-            self.draft_tokens
-                .with_label_values(&[verdict])
-                .inc_by(tokens as u64);
-        }
+        record_verdicts(&self.draft_tokens, guessed, accepted);
+    }
+
+    /// A verified draft of the tail's own, of `guessed` tokens.
+    pub(crate) fn record_own_draft(&self, guessed: usize, accepted: usize) {
+        record_verdicts(&self.own_draft_tokens, guessed, accepted);
     }
 
     /// An answer has begun.
@@ -350,4 +353,11 @@ pub(crate) enum TokenTime {
 )]
 fn seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
+}
+
+fn record_verdicts(counters: &IntCounterVec, guessed: usize, accepted: usize) {
+    for (verdict, tokens) in DRAFT_VERDICTS.iter().zip([accepted, guessed - accepted]) {
+        let counter = counters.with_label_values(&[verdict]);
+        counter.inc_by(tokens as u64);
+    }
 }

@@ -94,6 +94,11 @@ impl Savings {
         saved_ns
     }
 
+    /// A verified draft of the tail's own, of `guessed` tokens: it saves what nobody is credited with.
+    pub(crate) fn count_own_draft(&self, guessed: usize, accepted: usize) {
+        self.metrics.record_own_draft(guessed, accepted);
+    }
+
     /// Positions that a new session found computed.
     pub(crate) fn count_reused_prefix(&self, entry_layer: usize, positions: usize) {
         if positions == 0 {

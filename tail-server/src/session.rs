@@ -8,6 +8,7 @@
 mod ahead;
 mod connection;
 mod free_run;
+mod guesser;
 mod replies;
 mod running;
 mod steps;
@@ -27,6 +28,7 @@ use tracing::Instrument as _;
 use self::ahead::Ahead;
 use self::connection::Connection;
 use self::free_run::FreeRunning;
+use self::guesser::Guesser;
 use self::running::{RunningSession, WaitingPrompt};
 use self::steps::StepChecker;
 pub(crate) use self::steps::StepError;
@@ -141,6 +143,7 @@ impl SessionService {
         };
         let trace = SessionTrace::new(headers, facts);
         let span = trace.span().clone();
+        let guesses_itself = open.split_layer == 0 && self.admission.max_draft_tokens() > 0;
         let running = RunningSession {
             service: self,
             connection,
@@ -154,7 +157,11 @@ impl SessionService {
             live: self.room.live.enter(Instant::now()),
             pending: FuturesOrdered::new(),
             ahead: Ahead::default(),
-            free_running: FreeRunning::default(),
+            free_running: if guesses_itself {
+                FreeRunning::guessing(Guesser::new(reused_positions))
+            } else {
+                FreeRunning::default()
+            },
             may_run_free: open.split_layer == 0,
             token_times,
             route: Route::of_session(open.split_layer),
@@ -173,6 +180,7 @@ impl SessionService {
             max_ahead_steps: self.admission.max_ahead_steps(),
             // Those of split layer 0 send token ids, which are what the tail samples.
             free_running: open.split_layer == 0,
+            tail_drafts: guesses_itself,
         };
         running.run(granted, stage, access).instrument(span).await
     }

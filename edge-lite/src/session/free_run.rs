@@ -75,7 +75,8 @@ impl Session<'_> {
             return Ok(());
         }
         let mut until = most_rows;
-        if let Some(drafter) = &self.drafter {
+        let drafter = self.drafter.as_ref();
+        if let Some(drafter) = drafter.filter(|_| !connection.opened.tail_drafts) {
             self.ahead.end(&drafter.would_guess(&self.sequence));
             let round_trip = connection.round_trip();
             let granted = self.pace.granted(round_trip);

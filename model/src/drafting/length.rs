@@ -31,7 +31,7 @@ const CLASSES: usize = 6;
 
 /// Where guesses come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub enum Source {
     /// A place where the same tokens stood before; classes by their number.
     Lookup,
     /// A model on this device; classes by its own probability of the guess.
@@ -52,13 +52,13 @@ const CONFIDENCES: [(f32, f64); CLASSES] = [
 ];
 
 /// The class of a guess founded on a match of `matched` tokens.
-pub(super) fn class_of_match(matched: usize) -> usize {
+pub fn class_of_match(matched: usize) -> usize {
     let found = MATCHES.iter().position(|(least, _)| matched >= *least);
     found.unwrap_or(CLASSES - 1)
 }
 
 /// The class of a guess that a model gives this probability.
-pub(super) fn class_of_confidence(probability: f32) -> usize {
+pub fn class_of_confidence(probability: f32) -> usize {
     let found = CONFIDENCES
         .iter()
         .position(|(least, _)| probability >= *least);
@@ -67,7 +67,7 @@ pub(super) fn class_of_confidence(probability: f32) -> usize {
 
 /// What is known about guesses and times.
 #[derive(Clone, Debug)]
-pub(super) struct DraftLength {
+pub struct DraftLength {
     lookup: Known,
     model: Known,
     /// Of the model's guesses of all classes.
@@ -120,7 +120,7 @@ impl Default for DraftLength {
 
 /// Guesses ahead, which are made as long as all of them may be right.
 #[derive(Clone, Debug)]
-pub(crate) struct Outlook {
+pub struct Outlook {
     probabilities: [f64; CLASSES],
     /// How likely all guesses so far are right, those included that were sent before.
     alive: f64,
@@ -130,7 +130,7 @@ pub(crate) struct Outlook {
 
 impl Outlook {
     /// Adds a guess of `class` where it is worth to be made; false where it is not.
-    pub(super) fn add(&mut self, class: usize) -> bool {
+    pub fn add(&mut self, class: usize) -> bool {
         let alive = self.alive * self.probabilities[class];
         if self.is_full() || alive < self.least {
             return false;
@@ -141,29 +141,29 @@ impl Outlook {
     }
 
     /// True where the step takes no further guess.
-    pub(crate) const fn is_full(&self) -> bool {
+    pub const fn is_full(&self) -> bool {
         self.left == 0
     }
 }
 
 impl DraftLength {
     /// How likely a guess is right where those before it are.
-    pub(super) fn probability(&self, source: Source, class: usize) -> f64 {
+    pub fn probability(&self, source: Source, class: usize) -> f64 {
         self.known(source).classes[class].probability()
     }
 
     /// The same of a model's guesses in the mean.
-    pub(super) fn model_probability(&self) -> f64 {
+    pub fn model_probability(&self) -> f64 {
         self.model_guesses.probability()
     }
 
     /// The best number of guesses by lookup behind the row of the last token, at most `most`.
-    pub(super) fn best(&self, class: usize, most: usize) -> usize {
+    pub fn best(&self, class: usize, most: usize) -> usize {
         self.best_step(class, most).0
     }
 
     /// Tokens a second of a step with that number of guesses; `step`: what one of one row takes, where none was measured.
-    pub(super) fn tokens_a_second(&self, class: usize, most: usize, step: Duration) -> f64 {
+    pub fn tokens_a_second(&self, class: usize, most: usize, step: Duration) -> f64 {
         let (_, tokens, cost) = self.best_step(class, most);
         let one_row = self.one_row.unwrap_or(step.as_secs_f64());
         tokens / (cost * one_row.max(1e-6))
@@ -189,7 +189,7 @@ impl DraftLength {
 
     /// For at most `most` guesses of a step that runs ahead, where those that were sent before are all right with
     /// probability `alive`.
-    pub(super) fn outlook(&self, source: Source, alive: f64, most: usize) -> Outlook {
+    pub fn outlook(&self, source: Source, alive: f64, most: usize) -> Outlook {
         let known = self.known(source);
         let least = self.row_cost(source) / 2.0;
         Outlook {
@@ -202,7 +202,7 @@ impl DraftLength {
 
     /// Rows of a model that go together in a step ahead, so that no more than `max_steps` are on their way where the rows
     /// of a whole round trip are.
-    pub(super) fn rows_together(&self, max_steps: usize) -> usize {
+    pub fn rows_together(&self, max_steps: usize) -> usize {
         let in_round_trip = 1.0 / self.row_cost(Source::Model).max(1e-3);
         let rows = (in_round_trip / float(max_steps.max(1))).ceil();
         (1..MOST_TOGETHER)
@@ -211,7 +211,7 @@ impl DraftLength {
     }
 
     /// A guess was right or not, and all before it were.
-    pub(super) fn seen(&mut self, source: Source, class: usize, is_right: bool) {
+    pub fn seen(&mut self, source: Source, class: usize, is_right: bool) {
         self.known_mut(source).classes[class].add(is_right);
         if source == Source::Model {
             self.model_guesses.add(is_right);
@@ -219,7 +219,7 @@ impl DraftLength {
     }
 
     /// A step of the last token's row with `guesses` by lookup behind it took `time`.
-    pub(super) fn took(&mut self, guesses: usize, time: Duration) {
+    pub fn took(&mut self, guesses: usize, time: Duration) {
         let seconds = time.as_secs_f64();
         match (guesses, self.one_row) {
             (0, _) => self.one_row = Some(mean(self.one_row, seconds)),
@@ -232,7 +232,7 @@ impl DraftLength {
     }
 
     /// To guess `rows` tokens and run the layers on them took `time`.
-    pub(super) fn made(&mut self, source: Source, rows: usize, time: Duration) {
+    pub fn made(&mut self, source: Source, rows: usize, time: Duration) {
         let each = time.as_secs_f64() / float(rows.max(1));
         let known = self.known_mut(source);
         known.further_row = Some(mean(known.further_row, each));

@@ -5,16 +5,16 @@ const MOST_MATCHED: usize = 16;
 
 /// A place at which the sequence's last tokens stand, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Match {
+pub struct Match {
     /// The index of the token behind it; before the sequence's end.
-    pub(super) next: usize,
+    pub next: usize,
     /// How many tokens are the same, at least one.
-    pub(super) matched: usize,
+    pub matched: usize,
 }
 
 /// The longest match; of several the last one, whose surroundings are those of the answer. Goes through the sequence
 /// once, which takes microseconds.
-pub(super) fn longest_match(sequence: &[u32]) -> Option<Match> {
+pub fn longest_match(sequence: &[u32]) -> Option<Match> {
     let mut best: Option<Match> = None;
     for next in (1..sequence.len()).rev() {
         let pairs = sequence[..next].iter().rev().zip(sequence.iter().rev());
@@ -27,6 +27,19 @@ pub(super) fn longest_match(sequence: &[u32]) -> Option<Match> {
         }
     }
     best
+}
+
+impl Match {
+    /// The first `count` tokens that followed in `sequence`; behind its end, those that were taken before follow.
+    #[must_use]
+    pub fn following(self, sequence: &[u32], count: usize) -> Vec<u32> {
+        let mut tokens = Vec::with_capacity(count);
+        for index in self.next..self.next + count {
+            let known = sequence.get(index).copied();
+            tokens.push(known.unwrap_or_else(|| tokens[index - sequence.len()]));
+        }
+        tokens
+    }
 }
 
 #[cfg(test)]
@@ -54,6 +67,13 @@ mod tests {
         assert_eq!(longest_match(&[]), None);
         assert_eq!(longest_match(&[1]), None);
         assert_eq!(longest_match(&[1, 2, 3]), None);
+    }
+
+    #[test]
+    fn what_followed_goes_on_beyond_the_end() {
+        let sequence = [1, 2, 1, 2, 1, 2];
+        let found = longest_match(&sequence).unwrap();
+        assert_eq!(found.following(&sequence, 5), [1, 2, 1, 2, 1]);
     }
 
     #[test]

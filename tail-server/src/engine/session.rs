@@ -8,8 +8,8 @@ use tokio::sync::oneshot;
 
 use super::device::{Member, MemberRows, Sampling, TakenIn};
 use super::{
-    EngineError, MAX_PIPELINED_STEPS, OpenSession, SessionId, StepInput, StepOutput, StepReply,
-    StepRequest,
+    Drafter, EngineError, MAX_PIPELINED_STEPS, OpenSession, SessionId, StepInput, StepOutput,
+    StepReply, StepRequest,
 };
 use crate::accounting::Rows;
 use crate::batcher::{Phase, Ready};
@@ -121,6 +121,12 @@ impl Session {
         })
     }
 
+    /// Whose guesses the session's first step verifies; `None` where there are none.
+    pub(super) fn drafter(&self) -> Option<Drafter> {
+        let request = &self.waiting.front()?.request;
+        (!request.draft.is_empty()).then_some(request.drafter)
+    }
+
     /// Notes that the next `rows` rows enter an engine step, takes their blocks, and shows them to the sampler.
     /// `None` where nothing waits.
     pub(super) fn begin(&mut self, rows: usize, now: Instant) -> Result<Option<Begun>, OutOfRoom> {
@@ -222,6 +228,7 @@ impl Session {
         let output = StepOutput {
             positions: self.room.table().len(),
             sampled,
+            drafter: request.drafter,
             phase,
             rows: request.rows,
             compute_us: whole_us(&mut unreported.compute_ns, used.compute_ns),

@@ -164,6 +164,7 @@ fn request(input: StepInput, rows: usize) -> StepRequest {
         history: Vec::new(),
         sample: true,
         draft: Vec::new(),
+        drafter: Drafter::Device,
         digests: Vec::new(),
         phase,
         arrived: Instant::now(),

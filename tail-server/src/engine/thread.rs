@@ -13,7 +13,7 @@ use super::arrivals::{Arrival, Arrivals};
 use super::device::{Device, DeviceError, StepRun, TakeIn, TakenIn};
 use super::gather::Gather;
 use super::session::{Session, Used};
-use super::{Command, EngineError, SessionId};
+use super::{Command, Drafter, EngineError, SessionId};
 use crate::accounting::{Rows, Share};
 use crate::batcher::{Batcher, Chunk, Phase, Ready};
 use crate::capacity::OutOfRoom;
@@ -296,13 +296,16 @@ impl<D: Device> Engine<D> {
             };
             let phase = session.ready(id).map(|ready| ready.phase);
             are_rows &= phase == Some(Phase::Decode);
-            if phase == Some(Phase::Verify) {
-                used.draft_saved_ns = self.savings.count_draft(
-                    session.entry_layer(),
-                    rows - 1,
-                    sampled.len().saturating_sub(1),
-                    share.compute_ns,
-                );
+            let accepted = sampled.len().saturating_sub(1);
+            match session.drafter() {
+                Some(Drafter::Device) => {
+                    let (entry_layer, used_ns) = (session.entry_layer(), share.compute_ns);
+                    let savings = &self.savings;
+                    used.draft_saved_ns =
+                        savings.count_draft(entry_layer, rows - 1, accepted, used_ns);
+                }
+                Some(Drafter::Tail) => self.savings.count_own_draft(rows - 1, accepted),
+                None => {}
             }
             let is_answered = !sampled.is_empty();
             session.end_chunk(rows, used, sampled, now);

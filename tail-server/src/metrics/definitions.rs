@@ -137,6 +137,11 @@ impl Metrics {
                 "Guessed tokens that were verified.",
                 "verdict",
             )?,
+            own_draft_tokens: counters(
+                "headway_tail_own_draft_tokens_total",
+                "Tokens that the tail guessed by itself and verified.",
+                "verdict",
+            )?,
             on_device_tokens: counters(
                 "headway_tail_on_device_tokens_total",
                 "Tokens of answers that devices gave without the tail, as they report them.",
@@ -226,6 +231,7 @@ impl Metrics {
             kv_blocks,
             reused_positions,
             draft_tokens,
+            own_draft_tokens,
             on_device_tokens,
             answers,
             output_tokens,
@@ -267,6 +273,7 @@ impl Metrics {
             Box::new(kv_blocks.clone()),
             Box::new(reused_positions.clone()),
             Box::new(draft_tokens.clone()),
+            Box::new(own_draft_tokens.clone()),
             Box::new(on_device_tokens.clone()),
             Box::new(answers.clone()),
             Box::new(output_tokens.clone()),

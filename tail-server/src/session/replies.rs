@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use headway_wire::message::{DraftLogprobs, GoAway, StepResult, TokenLogprob};
 
-use crate::engine::StepOutput;
+use crate::engine::{Drafter, StepOutput};
 use crate::trace::{StepFacts, StepMoments};
 
 /// Why sessions are asked to move: the tail goes.
@@ -22,8 +22,31 @@ pub(super) fn go_away(deadline: tokio::time::Instant, reason: &str) -> GoAway {
     }
 }
 
+/// The answer to a step of the device; to one that the tail has taken by itself, one for each token.
+pub(super) fn step_results(mut output: StepOutput) -> Vec<StepResult> {
+    if output.drafter == Drafter::Device || output.sampled.len() < 2 {
+        return vec![step_result(output)];
+    }
+    let sampled = std::mem::take(&mut output.sampled);
+    let before = output.positions - sampled.len();
+    let each = sampled.into_iter().enumerate().map(|(index, sampled)| {
+        let output = StepOutput {
+            positions: before + index + 1,
+            sampled: vec![sampled],
+            // The first one tells what they took together.
+            compute_us: std::mem::take(&mut output.compute_us),
+            saved_us: std::mem::take(&mut output.saved_us),
+            queue_us: std::mem::take(&mut output.queue_us),
+            draft_saved_us: 0,
+            ..output
+        };
+        step_result(output)
+    });
+    each.collect()
+}
+
 /// The answer to a step. `output.sampled`: the draft tokens that are right, and the token after them.
-pub(super) fn step_result(output: StepOutput) -> StepResult {
+fn step_result(output: StepOutput) -> StepResult {
     // Bounded by the session's `max_positions` and the step's draft, which came as u32s.
     let wire = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     let mut accepted = output.sampled;

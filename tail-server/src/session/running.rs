@@ -12,18 +12,22 @@ use tokio::time::{MissedTickBehavior, interval_at};
 use super::ahead::{Ahead, Verdict};
 use super::connection::Connection;
 use super::free_run::FreeRunning;
-use super::replies::{LEAVING, SPREADING, go_away, passed_over, step_result, traced};
+use super::replies::{LEAVING, SPREADING, go_away, passed_over, step_results, traced};
 use super::steps::StepChecker;
 use super::token_times::TokenTimes;
 use super::{Access, SessionService, StepError};
 use crate::capacity::QueuePlace;
 use crate::drain::Stage;
-use crate::engine::{EngineError, EngineSession, MAX_PIPELINED_STEPS, StepReply};
+use crate::engine::{Drafter, EngineError, EngineSession, MAX_PIPELINED_STEPS, StepReply};
 use crate::error::Error;
 use crate::live_sessions::{LiveSession, Notice};
 use crate::metrics::{Route, TokenTime};
 use crate::tenant_limits::TenantSession;
 use crate::trace::SessionTrace;
+
+/// Guesses of the tail's own that one engine step verifies, of all sessions together: beyond so many rows a step takes
+/// noticeably longer, also on a GPU.
+const MOST_OWN_GUESSES: usize = 32;
 
 /// A session that has been opened.
 pub(super) struct RunningSession<'a> {
@@ -127,7 +131,7 @@ impl RunningSession<'_> {
             if !self.ahead.is_empty() {
                 return Err(StepError::AheadUnanswered { position }.into());
             }
-            return self.take(step).await;
+            return self.take(step, Drafter::Device).await;
         }
         if self.service.admission.max_ahead_steps() == 0 {
             return Err(StepError::Ahead { position }.into());
@@ -142,7 +146,7 @@ impl RunningSession<'_> {
             && let Some(verdict) = self.ahead.next()
         {
             match verdict {
-                Verdict::Compute(step) => self.take(*step).await?,
+                Verdict::Compute(step) => self.take(*step, Drafter::Device).await?,
                 Verdict::PassOver => {
                     let result = passed_over(self.checker.received());
                     self.connection.send(result).await?;
@@ -171,14 +175,22 @@ impl RunningSession<'_> {
     /// Takes the row of the token that was sampled last, where the device has said so and nothing else is to be done.
     async fn go_on(&mut self) -> Result<(), Error> {
         let is_free = self.pending.is_empty() && self.ahead.is_empty() && self.read_at.is_none();
-        match self.free_running.next_step().filter(|_| is_free) {
-            Some(step) => self.take(step).await,
+        if !is_free {
+            return Ok(());
+        }
+        let admission = &self.service.admission;
+        let most_rows = admission.limits().max_step_positions;
+        let most = admission.max_draft_tokens().min(most_rows - 1) as usize;
+        let sessions = self.service.room.live.busy() + 1;
+        let most = most.min(MOST_OWN_GUESSES / sessions);
+        match self.free_running.next_step(most, Instant::now()) {
+            Some(step) => self.take(step, Drafter::Tail).await,
             None => Ok(()),
         }
     }
 
     /// Hands a step to the engine.
-    async fn take(&mut self, step: Step) -> Result<(), Error> {
+    async fn take(&mut self, step: Step, drafter: Drafter) -> Result<(), Error> {
         let arrived = Instant::now();
         let kib = self.checker.memory_kib(&step);
         let queued_rows_kib = Arc::clone(&self.service.queued_rows_kib);
@@ -187,15 +199,26 @@ impl RunningSession<'_> {
             .await
             .map_err(|_| EngineError::Stopped)?;
         let position = step.position as usize;
-        let request = self.checker.check(step, arrived, memory)?;
-        let end = position + request.rows;
-        let wait = self.tenant_session.charge(request.rows, Instant::now())?;
+        self.free_running.taken(&step);
+        let mut request = self.checker.check(step, arrived, memory)?;
+        request.drafter = drafter;
+        // Guesses that nobody asked for are charged where they are right.
+        let charged = match drafter {
+            Drafter::Device => request.rows,
+            Drafter::Tail => request.rows - request.draft.len(),
+        };
+        self.charge(charged)?;
+        self.live.note_busy(position + request.rows);
+        self.pending.push_back(self.session.step(request).await?);
+        Ok(())
+    }
+
+    /// Charges the tenant for rows.
+    fn charge(&mut self, rows: usize) -> Result<(), Error> {
+        let wait = self.tenant_session.charge(rows, Instant::now())?;
         if !wait.is_zero() {
             self.read_at = Some(tokio::time::Instant::now() + wait);
         }
-        self.live.note_busy(end);
-        self.free_running.taken();
-        self.pending.push_back(self.session.step(request).await?);
         Ok(())
     }
 
@@ -221,8 +244,14 @@ impl RunningSession<'_> {
         let tokens = output.sampled.len();
         let token_id = output.sampled.last().map(|sampled| sampled.token_id);
         self.ahead.given(output.positions, token_id);
-        self.free_running.given(output.positions, token_id);
-        self.connection.send(step_result(output)).await?;
+        self.free_running
+            .given(output.positions, &output.sampled, Instant::now());
+        if output.drafter == Drafter::Tail {
+            self.charge(tokens.saturating_sub(1))?;
+        }
+        for result in step_results(output) {
+            self.connection.send(result).await?;
+        }
         moments.sent = Instant::now();
         if tokens > 0 {
             let metrics = &self.service.metrics;

@@ -12,7 +12,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::admission::{Admission, Admitted};
 use crate::batcher::Phase;
-use crate::engine::{StepInput, StepRequest};
+use crate::engine::{Drafter, StepInput, StepRequest};
 
 #[cfg(test)]
 mod tests;
@@ -211,6 +211,7 @@ impl StepChecker {
             sample: step.sample,
             phase: self.phase(position, rows, !draft.is_empty()),
             draft,
+            drafter: Drafter::Device,
             digests: std::mem::take(&mut self.digests),
             arrived,
             memory,

@@ -1,6 +1,6 @@
 //! A tail that goes on by itself gives what it gives step by step.
 
-use headway_wire::message::{FreeRun, Open, RefusalCode, Sampling, StepResult};
+use headway_wire::message::{FreeRun, LogitBias, Open, RefusalCode, Sampling, StepResult};
 
 use crate::rig::{Client, PROMPT, Server, token_ids};
 
@@ -92,6 +92,45 @@ async fn a_tail_that_runs_free_gives_the_tokens_that_it_gives_step_by_step() {
         client.send(until(TOKENS)).await;
         some.extend(results(&mut client, TOKENS - 6).await);
         assert_eq!(some, alone, "{sampling:?}");
+    }
+}
+
+/// Says one token again and again, with draws that do not matter.
+fn monotonous() -> Sampling {
+    Sampling {
+        temperature: 0.5,
+        logprobs: true,
+        seed: 5,
+        logit_bias: vec![LogitBias {
+            token_id: 42,
+            bias: 100.0,
+        }],
+        ..Sampling::default()
+    }
+}
+
+#[tokio::test]
+async fn what_the_tail_guesses_by_itself_changes_no_result() {
+    let guessing = Server::start(&[]).await;
+    let plain = Server::start(&["--max-draft-tokens", "0"]).await;
+    let free = async |server: &Server, sampling: &Option<Sampling>| {
+        let mut client = asked(server, sampling.as_ref()).await;
+        client.send(until(TOKENS)).await;
+        results(&mut client, TOKENS).await
+    };
+    for sampling in samplings().into_iter().chain([Some(monotonous())]) {
+        let guessed = free(&guessing, &sampling).await;
+        assert_eq!(guessed, free(&plain, &sampling).await, "{sampling:?}");
+    }
+    let accepted = "headway_tail_own_draft_tokens_total{verdict=\"accepted\"}";
+    assert!(guessing.metric(accepted).await > 0.0);
+    assert!(plain.metric(accepted).await.abs() < 0.5);
+    let saved = "headway_tail_saved_seconds_total{term=\"accepted_drafts\"}";
+    assert!(guessing.metric(saved).await.abs() < 1e-9, "nobody's credit");
+    // As many rows are charged and as many tokens are counted as the device gets.
+    for server in [&guessing, &plain] {
+        let tokens = server.metric("headway_tail_output_tokens_total").await;
+        assert!((tokens - 4.0 * TOKENS as f64).abs() < 0.5, "{tokens}");
     }
 }
 
